@@ -1,0 +1,74 @@
+"""The Stiefel manifold St(d, K) = {U ∈ R^{d×K} : UᵀU = I} with the embedded metric ⟨V, W⟩ = tr(VᵀW).
+
+Source: Absil, Mahony & Sepulchre, *Optimization Algorithms on Matrix Manifolds* (2008), chapters 3–5;
+Boumal, *An Introduction to Optimization on Smooth Manifolds* (2023), section 7.3.
+
+A tangent vector at U is `V = UΩ + N` with Ω skew and `UᵀN = 0`: `UᵀV` is skew, and nothing else is asked.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cholesky, eigh, qr, solve_triangular
+
+Array = NDArray[np.float64]
+
+
+def sym(B: Array) -> Array:
+    """The symmetric part (B + Bᵀ)/2."""
+    return 0.5 * (B + B.T)
+
+
+def skew(B: Array) -> Array:
+    """The skew part (B − Bᵀ)/2."""
+    return 0.5 * (B - B.T)
+
+
+def project(U: Array, Z: Array) -> Array:
+    """The orthogonal projection of Z (d, K) onto the tangent space at U: `Z − U sym(UᵀZ)`."""
+    return Z - U @ sym(U.T @ Z)
+
+
+def retract_polar(U: Array, V: Array) -> Array:
+    """The polar factor of U + V, (d, K): a second-order retraction, and the nearest point of the manifold.
+
+    For a tangent V, `(U+V)ᵀ(U+V) = I + VᵀV` is well conditioned, so its square root may be taken by eigh.
+    """
+    Y = U + V
+    eigenvalues, Q = eigh(Y.T @ Y)
+    return Y @ ((Q / np.sqrt(eigenvalues)) @ Q.T)
+
+
+def retract_qr(U: Array, V: Array) -> Array:
+    """The Q factor of U + V, (d, K), by Cholesky: a first-order retraction, cheaper than the polar one."""
+    Y = U + V
+    R = cholesky(Y.T @ Y, check_finite=False)
+    return np.ascontiguousarray(solve_triangular(R, Y.T, trans="T", check_finite=False).T)
+
+
+def random_point(d: int, K: int, rng: np.random.Generator) -> Array:
+    """A point drawn uniformly (Haar): QR of a Gaussian matrix, signs fixed by R's diagonal (Mezzadri 2007)."""
+    Q, R = qr(rng.standard_normal((d, K)), mode="economic")
+    return Q * np.where(np.diag(R) < 0, -1.0, 1.0)
+
+
+def random_tangent(U: Array, rng: np.random.Generator) -> Array:
+    """A Gaussian tangent vector at U, scaled to unit Frobenius norm."""
+    V = project(U, rng.standard_normal(U.shape))
+    return V / np.linalg.norm(V)
+
+
+def check_point(U: Array, tolerance: float = 1e-12) -> tuple[bool, str]:
+    """Whether U lies on the manifold, and the reason: `‖UᵀU − I‖_F ≤ tolerance · √K`."""
+    d, K = U.shape
+    if d < K:
+        return False, f"shape ({d}, {K}) has more columns than rows, so the columns cannot be orthonormal"
+    error = float(np.linalg.norm(U.T @ U - np.eye(K)))
+    return error <= tolerance * np.sqrt(K), f"‖UᵀU − I‖_F = {error:.1e}"
+
+
+def check_tangent(U: Array, V: Array, tolerance: float = 1e-12) -> tuple[bool, str]:
+    """Whether V is tangent at U, and the reason: `‖sym(UᵀV)‖_F ≤ tolerance · max(1, ‖V‖_F)`."""
+    error = float(np.linalg.norm(sym(U.T @ V)))
+    return error <= tolerance * max(1.0, float(np.linalg.norm(V))), f"‖sym(UᵀV)‖_F = {error:.1e}"

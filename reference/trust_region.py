@@ -1,0 +1,277 @@
+"""The Riemannian trust-region method, for any smooth cost on the Stiefel manifold.
+
+Source: Absil, Baker & Gallivan, *Trust-region methods on Riemannian manifolds* (2007); Conn, Gould & Toint,
+*Trust-Region Methods* (2000), section 7.5 (truncated conjugate gradients); Boumal (2023), section 6.4.
+
+At a point U the cost is modelled on the tangent space by
+
+    m(V) = f(U) + ⟨g, V⟩ + ½⟨V, Hess f(U)[V]⟩,    ‖V‖ ≤ Δ,
+
+the subproblem's (approximate) minimiser is retracted to the manifold, and the ratio of the actual to the
+modelled decrease decides whether it is taken and how Δ changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+
+from .stiefel import Array, project, retract_polar, sym
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+class Status(Enum):
+    """How a solve ended; `advice` says what to do about it."""
+
+    CONVERGED = "converged"
+    NOT_UNIQUE = "not_unique"
+    MAX_ITERATIONS = "max_iterations"
+    RADIUS_TOO_SMALL = "radius_too_small"
+    NOT_FINITE = "not_finite"
+
+    @property
+    def advice(self) -> str:
+        return _ADVICE[self]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the point is a minimiser."""
+        return self in (Status.CONVERGED, Status.NOT_UNIQUE)
+
+
+_ADVICE = {
+    Status.CONVERGED: "the point is a minimiser to the tolerance asked for",
+    Status.NOT_UNIQUE: "the point is a minimiser, but not the only one: the one nearest to `initial` was taken, "
+    "and derivatives mean nothing here; distinct class means, or delta > 0, make it unique",
+    Status.MAX_ITERATIONS: "raise max_iterations, start nearer (a previous solution), or loosen the tolerance",
+    Status.RADIUS_TOO_SMALL: "no step decreases the cost any more: the tolerance lies below what rounding allows, "
+    "or gradient and Hessian do not belong to the cost (check them with nearest_etf.reference.taylor)",
+    Status.NOT_FINITE: "cost or gradient became infinite or NaN: rescale the problem or check its derivatives",
+}
+
+
+class Problem(Protocol):
+    """A smooth cost on St(d, K), given by its extension to R^{d×K}."""
+
+    def cost(self, U: Array) -> float:
+        """f(U)."""
+        ...
+
+    def gradient(self, U: Array) -> Array:
+        """The Euclidean gradient ∇f(U), (d, K)."""
+        ...
+
+    def hessian(self, U: Array, V: Array) -> Array | float:
+        """The Euclidean Hessian along V, D∇f(U)[V], (d, K), or 0.0 where the cost is linear."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """The quadratic model of the cost on the tangent space at `point`."""
+
+    point: Array  # U (d, K)
+    gradient: Array  # the Riemannian gradient g (d, K)
+    frame_gradient: Array  # Uᵀ∇f (K, K); its symmetric part is the multiplier of UᵀU = I
+    hessian: Callable[[Array], Array]  # V -> Hess f(U)[V] (d, K)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A subproblem's answer."""
+
+    direction: Array  # V (d, K), tangent
+    decrease: float  # m(0) − m(V), positive
+    on_boundary: bool
+    inner_iterations: int
+
+
+Subproblem = Callable[[LocalModel, float], Step]
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one outer iteration saw and did."""
+
+    cost: float
+    gradient_norm: float
+    radius: float
+    ratio: float
+    step_norm: float
+    accepted: bool
+    inner_iterations: int
+
+
+@dataclass(frozen=True)
+class TrustRegionResult:
+    """Where the method ended, how, and how it got there."""
+
+    point: Array
+    cost: float
+    gradient_norm: float
+    status: Status
+    history: tuple[Iteration, ...]
+
+    @property
+    def iterations(self) -> int:
+        return len(self.history)
+
+
+def trust_region(
+    problem: Problem,
+    initial: Array,
+    *,
+    subproblem: Subproblem | None = None,
+    escape: Callable[[LocalModel], tuple[Array, float] | None] | None = None,
+    retraction: Callable[[Array, Array], Array] = retract_polar,
+    tolerance: float = 1e-10,
+    max_iterations: int = 300,
+    radius: float | None = None,
+) -> TrustRegionResult:
+    """Minimise a smooth cost over St(d, K).
+
+    Parameters
+    ----------
+    problem : Problem
+        Cost, Euclidean gradient and Hessian-vector product.
+    initial : (d, K)
+        A point of the manifold.
+    subproblem : callable, optional
+        Minimises the model in a ball, `(LocalModel, radius) -> Step`; default `truncated_cg`.
+    escape : callable, optional
+        At a critical point, a unit tangent direction of negative curvature and that curvature, or None where
+        there is none. Without it, a start at a saddle counts as converged.
+    retraction : callable
+        `retract_polar` or `retract_qr`.
+    tolerance : float
+        On the norm of the Riemannian gradient, absolute.
+    max_iterations : int
+        Outer iterations, rejected steps included.
+    radius : float, optional
+        The first trust-region radius; default √K/2, a quarter of the largest one.
+
+    Returns
+    -------
+    TrustRegionResult
+
+    Examples
+    --------
+    The dominant subspace of a symmetric matrix, by Brockett's cost −½ tr(UᵀBU):
+
+    >>> class Subspace:
+    ...     B = np.diag([5.0, 4.0, 1.0, 0.5])
+    ...     def cost(self, U): return -0.5 * float(np.sum(U * (self.B @ U)))
+    ...     def gradient(self, U): return -self.B @ U
+    ...     def hessian(self, U, V): return -self.B @ V
+    >>> from nearest_etf.reference.stiefel import random_point
+    >>> result = trust_region(Subspace(), random_point(4, 2, np.random.default_rng(0)))
+    >>> result.status.value, round(result.cost, 6)
+    ('converged', -4.5)
+    """
+    solve = truncated_cg if subproblem is None else subproblem
+    U = np.array(initial, dtype=np.float64)
+    largest = 2.0 * np.sqrt(U.shape[1])  # the manifold's own diameter in the Frobenius norm
+    delta = largest / 4 if radius is None else min(radius, largest)
+    cost, model = problem.cost(U), local_model(problem, U)
+    norm = float(np.linalg.norm(model.gradient))
+    history: list[Iteration] = []
+
+    def ended(status: Status) -> TrustRegionResult:
+        return TrustRegionResult(U, cost, norm, status, tuple(history))
+
+    while True:
+        if not (np.isfinite(cost) and np.isfinite(norm)):
+            return ended(Status.NOT_FINITE)
+        step = None
+        if norm <= tolerance:
+            way_out = escape(model) if escape is not None else None
+            if way_out is None:
+                return ended(Status.CONVERGED)
+            direction, curvature = way_out
+            step = Step(delta * direction, -0.5 * curvature * delta**2, True, 0)
+        if len(history) == max_iterations:
+            return ended(Status.MAX_ITERATIONS)
+        if delta < EPS * largest:
+            return ended(Status.RADIUS_TOO_SMALL)
+
+        if step is None:
+            step = solve(model, delta)
+        trial = retraction(U, step.direction)
+        trial_cost = problem.cost(trial)
+        # Near the optimum both decreases drown in the rounding of f: adding that rounding to both lets the
+        # ratio tend to 1 instead of to noise (Conn, Gould & Toint, section 17.4.2).
+        rounding = 1e3 * EPS * abs(cost)
+        ratio = (cost - trial_cost + rounding) / (step.decrease + rounding) if step.decrease > 0 else -np.inf
+        accepted = bool(ratio > 0.1)
+        step_norm = float(np.linalg.norm(step.direction))
+        history.append(Iteration(cost, norm, delta, float(ratio), step_norm, accepted, step.inner_iterations))
+
+        if not ratio >= 0.25:  # a NaN shrinks too
+            delta = 0.25 * min(delta, step_norm) if step_norm > 0 else 0.25 * delta
+        elif ratio > 0.75 and step.on_boundary:
+            delta = min(2.0 * delta, largest)
+        if accepted:
+            U, cost, model = trial, trial_cost, local_model(problem, trial)
+            norm = float(np.linalg.norm(model.gradient))
+
+
+def local_model(problem: Problem, U: Array) -> LocalModel:
+    """Riemannian gradient and Hessian from the Euclidean ones (Absil et al. 2008, section 5.3; Boumal, 7.3).
+
+    `g = ∇f − U S` and `Hess[V] = Proj_U(D∇f[V] − V S)` with `S = sym(Uᵀ∇f)`.
+    """
+    euclidean = problem.gradient(U)
+    frame_gradient = U.T @ euclidean
+    S = sym(frame_gradient)
+
+    def hessian(V: Array) -> Array:
+        return project(U, problem.hessian(U, V) - V @ S)
+
+    return LocalModel(U, euclidean - U @ S, frame_gradient, hessian)
+
+
+def truncated_cg(model: LocalModel, radius: float, *, kappa: float = 0.1, theta: float = 1.0) -> Step:
+    """Steihaug's and Toint's conjugate gradients, stopped at the ball, at negative curvature or when exact enough.
+
+    The residual falls to `‖g‖ · min(‖g‖^θ, κ)`: θ = 1 makes the outer method converge quadratically.
+    """
+    V = np.zeros_like(model.gradient)
+    HV = np.zeros_like(V)
+    residual = model.gradient
+    direction = -residual
+    rr = rr_first = float(np.vdot(residual, residual))
+    target = np.sqrt(rr_first) * min(rr_first ** (theta / 2), kappa)
+    vv = vp = 0.0  # ‖V‖² and ⟨V, direction⟩, kept up to date by recurrence
+    pp = rr
+    d, K = V.shape
+    most = d * K - K * (K + 1) // 2  # the dimension of the manifold
+
+    for inner in range(1, most + 1):
+        HP = model.hessian(direction)
+        curvature = float(np.vdot(direction, HP))
+        length = rr / curvature if curvature > 0 else np.inf
+        if curvature <= 0 or vv + 2 * length * vp + length**2 * pp >= radius**2:
+            to_boundary = (-vp + np.sqrt(vp**2 + pp * (radius**2 - vv))) / pp
+            V, HV = V + to_boundary * direction, HV + to_boundary * HP
+            return Step(V, _decrease(model, V, HV), True, inner)
+        V, HV = V + length * direction, HV + length * HP
+        residual = residual + length * HP
+        rr_next = float(np.vdot(residual, residual))
+        if np.sqrt(rr_next) <= target:
+            break
+        vv += 2 * length * vp + length**2 * pp
+        beta = rr_next / rr
+        vp = beta * (vp + length * pp)
+        pp = rr_next + beta**2 * pp
+        direction = beta * direction - residual
+        rr = rr_next
+    return Step(V, _decrease(model, V, HV), False, inner)
+
+
+def _decrease(model: LocalModel, V: Array, HV: Array) -> float:
+    return -float(np.vdot(model.gradient, V)) - 0.5 * float(np.vdot(V, HV))
