@@ -1,1 +1,5 @@
-"""..."""
+"""The layer, in PyTorch: a differentiable nearest simplex ETF, and classifier heads made of it."""
+
+from .class_means import ClassMeans
+from .heads import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead
+from .nearest_etf import nearest_etf

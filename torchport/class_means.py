@@ -1,0 +1,130 @@
+"""Moving averages of class means and global mean, over steps and processes.
+
+Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 4. Step t (from 1) mixes the batch's centred class
+means into the running ones, `H_t = α_t · batch + (1−α_t) · H_{t−1}` with `α_t = max(2/(t+1), floor)`; the gradient
+flows through the batch term only. A class that the batch does not hold keeps its running value, and one that was
+never seen is zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .distributed import all_reduce_sum
+
+
+class ClassMeans(nn.Module):
+    """Running class means of features, centred by the batch's global mean, and the running global mean.
+
+    Parameters
+    ----------
+    num_features, num_classes : int
+        d and K.
+    floor : float
+        The least weight of a new batch.
+
+    Attributes
+    ----------
+    centred : (d, K) buffer
+        `H`, class means minus the global mean.
+    global_mean : (d,) buffer
+    seen : (K,) bool buffer
+        Classes that any batch has held so far.
+    steps : int64 buffer
+        t, the number of batches.
+
+    Examples
+    --------
+    >>> means = ClassMeans(num_features=2, num_classes=2)
+    >>> H, global_mean = means(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    >>> H.tolist(), global_mean.tolist()
+    ([[0.5, -0.5], [-0.5, 0.5]], [0.5, 0.5])
+    """
+
+    def __init__(self, num_features: int, num_classes: int, floor: float = 1e-4) -> None:
+        super().__init__()
+        self.num_features, self.num_classes, self.floor = num_features, num_classes, floor
+        self.centred: Tensor
+        self.global_mean: Tensor
+        self.seen: Tensor
+        self.steps: Tensor
+        self.register_buffer("centred", torch.zeros(num_features, num_classes))
+        self.register_buffer("global_mean", torch.zeros(num_features))
+        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in a batch: features (N, d), labels (N,). Returns H (d, K) and the global mean (d,), with gradient.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, and on the CPU if a label lies outside 0…K−1 or a feature is not finite. On other
+            devices that look would make the host wait: there an invalid label is a device-side assertion, and NaN
+            propagates to the loss.
+        """
+        check_batch(features, labels, self.num_features, self.num_classes)
+        sums, counts = class_sums(features.to(self.centred.dtype), labels, self.num_classes)
+        total = counts.sum()
+        batch_mean = sums.sum(1) / total
+        present = counts > 0
+        batch = torch.where(present, sums / counts.clamp(min=1) - batch_mean[:, None], 0.0)
+
+        steps = self.steps + 1
+        alpha = (2.0 / (steps + 1)).clamp(min=self.floor).to(sums.dtype)
+        old = self.centred
+        H = torch.where(present, alpha * batch + (1 - alpha) * old, old)
+        global_mean = alpha * batch_mean + (1 - alpha) * self.global_mean
+
+        with torch.no_grad():
+            self.centred.copy_(H)
+            self.global_mean.copy_(global_mean)
+            self.seen.logical_or_(present)
+            self.steps.copy_(steps)
+        return H, global_mean
+
+    @torch.no_grad()
+    def set(self, class_means: Tensor, global_mean: Tensor | None = None) -> None:
+        """Put exact class means (K, d), uncentred, in place of the running ones; the global mean is theirs or given."""
+        mean = class_means.mean(0) if global_mean is None else global_mean
+        self.centred.copy_((class_means - mean).T)
+        self.global_mean.copy_(mean)
+        self.seen.fill_(True)
+
+
+def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Sums of features per class (d, K), and how many there are (K,), over all processes."""
+    N, d = features.shape
+    # One buffer, one all-reduce: a last column of ones counts. No N × K matrix is built.
+    with_ones = torch.cat([features, features.new_ones(N, 1)], 1)
+    sums = features.new_zeros(num_classes, d + 1).index_add(0, labels, with_ones)
+    sums = all_reduce_sum(sums)
+    return sums[:, :d].T, sums[:, d].detach()
+
+
+def check_batch(features: Tensor, labels: Tensor | None, num_features: int, num_classes: int) -> None:
+    """Refuse a batch that could only give wrong numbers; on the CPU its values are looked at too."""
+    if features.ndim != 2 or features.shape[1] != num_features:
+        raise ValueError(f"features have shape {tuple(features.shape)}; expected (N, {num_features}).")
+    if labels is None:
+        return
+    if labels.shape != features.shape[:1] or len(labels) == 0:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}; expected ({len(features)},), one per row of features, at "
+            "least one."
+        )
+    if labels.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"labels are {labels.dtype}; expected int64 class indices 0…{num_classes - 1}.")
+    if features.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if not torch.isfinite(features).all():
+        raise ValueError(
+            "features hold NaN or infinite entries: lower the learning rate, or look for the layer that made them."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"labels run from {low} to {high}; expected 0…{num_classes - 1}. Renumber them, or give the head a larger "
+            "num_classes."
+        )

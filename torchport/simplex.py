@@ -1,0 +1,99 @@
+"""The simplex equiangular tight frame in torch: canonical frames, and coordinates of the K−1 dimensions it lives in.
+
+Source: Papyan, Han & Donoho 2020 (neural collapse); Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3.
+`M = I − 11ᵀ/K` is the centring projector. A Householder reflection `R = I − 2vvᵀ` takes the first axis to
+`1/√K`; its other columns are an orthonormal basis `Q` of `1^⊥`, and multiplying by it costs only O(dK).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def centred(B: Tensor) -> Tensor:
+    """`B M`: every row of B (..., d, K) minus its mean."""
+    return B - B.mean(-1, keepdim=True)
+
+
+def simplex_etf(num_classes: int, dtype: torch.dtype | None = None) -> Tensor:
+    """The standard simplex ETF `√(K/(K−1)) · M`, (K, K), with unit columns.
+
+    Examples
+    --------
+    >>> E = simplex_etf(3)
+    >>> (E.T @ E).round(decimals=3).tolist()
+    [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
+    """
+    check_sizes(num_classes, num_classes, "gauge-free")
+    return math.sqrt(num_classes / (num_classes - 1)) * centred(torch.eye(num_classes, dtype=dtype))
+
+
+def canonical_frame(
+    num_features: int,
+    num_classes: int,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """The start of the paper's solver and the fixed head's `U`, (d, K): `eye(d, K)`.
+
+    For d = K−1, where K orthonormal columns do not fit, the partial isometry `eye(d, K−1) Qᵀ` with Helmert's
+    basis Q, as in `nearest_etf.reference`.
+    """
+    check_sizes(num_features, num_classes, "gauge-free")
+    if num_features >= num_classes:
+        return torch.eye(num_features, num_classes, dtype=dtype, device=device)
+    j = torch.arange(1, num_classes, dtype=torch.float64)
+    # Row j: j ones, then −j, then zeros, over √(j(j+1)).
+    ones = torch.ones(num_classes - 1, num_classes, dtype=torch.float64).tril()
+    helmert = (ones - torch.diag_embed(j, 1)[:-1]) / (j * (j + 1)).sqrt()[:, None]
+    return helmert.to(device=device, dtype=dtype or torch.get_default_dtype())
+
+
+def classifier_from_frame(U: Tensor) -> Tensor:
+    """`W = √(K/(K−1)) M Uᵀ`, (K, d) with unit rows, from a frame U (d, K)."""
+    K = U.shape[-1]
+    return math.sqrt(K / (K - 1)) * centred(U).mT
+
+
+def to_coordinates(B: Tensor) -> tuple[Tensor, Tensor]:
+    """`B Q` (..., d, K−1), and the part along the gauge direction, `B 1/√K` (..., d, 1)."""
+    reflected = _reflect(B)
+    return reflected[..., 1:], reflected[..., :1]
+
+
+def from_coordinates(X: Tensor, gauge: Tensor | None = None) -> Tensor:
+    """`X Qᵀ + gauge 1ᵀ/√K` (..., d, K), the inverse of `to_coordinates`; no gauge is zero."""
+    gauge = torch.zeros_like(X[..., :1]) if gauge is None else gauge
+    return _reflect(torch.cat([gauge, X], -1))
+
+
+def _reflect(B: Tensor) -> Tensor:
+    """`B (I − 2vvᵀ)` for the unit v that lies along `1/√K − e₁`."""
+    K = B.shape[-1]
+    root = math.sqrt(K)
+    # v is (1/√K − 1, 1/√K, …, 1/√K) over its length, whose square is 2 − 2/√K.
+    along = (B.sum(-1, keepdim=True) / root - B[..., :1]) / (1.0 - 1.0 / root)  # 2 Bv/‖v‖ before scaling
+    first = B[..., :1] + along * (1.0 - 1.0 / root)
+    rest = B[..., 1:] - along / root
+    return torch.cat([first, rest], -1)
+
+
+def check_sizes(num_features: int, num_classes: int, formulation: str) -> None:
+    """Refuse sizes in which no simplex ETF, or not this formulation, exists."""
+    d, K = num_features, num_classes
+    if K < 2:
+        raise ValueError(f"num_classes = {K}; a simplex ETF needs at least 2 classes.")
+    if d < K - 1:
+        raise ValueError(
+            f"{K} classes with {d} features: a simplex ETF of {K} classes spans {K - 1} dimensions and does not fit "
+            f"into {d}. Put a linear layer with at least {K} outputs before the head."
+        )
+    if d < K and formulation == "paper":
+        raise ValueError(
+            f"{K} classes with {d} features: the paper's formulation asks for {K} orthonormal columns in {d} "
+            'dimensions. Use formulation="gauge-free", which needs only K−1 features, or more features.'
+        )
