@@ -1,0 +1,109 @@
+"""Residual networks, with the stride on the 3×3 convolution of a bottleneck (He et al., arXiv 1512.03385).
+
+Two stems: "imagenet" (7×7, stride 2, then pooling), which the paper uses at every image size, and "cifar"
+(3×3, stride 1), which keeps the resolution of small images.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+DEPTHS: dict[str, tuple[bool, tuple[int, ...]]] = {  # name: (bottleneck?, blocks per stage)
+    "resnet18": (False, (2, 2, 2, 2)),
+    "resnet34": (False, (3, 4, 6, 3)),
+    "resnet50": (True, (3, 4, 6, 3)),
+    "resnet101": (True, (3, 4, 23, 3)),
+}
+
+
+def _conv(wide: int, wider: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(wide, wider, size, stride, padding=size // 2, bias=False)
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions, or 1×1, 3×3, 1×1 with a fourfold wider end, added to their input."""
+
+    def __init__(
+        self, wide: int, width: int, stride: int, *, bottleneck: bool, last_relu: bool = True
+    ) -> None:
+        super().__init__()
+        wider = 4 * width if bottleneck else width
+        self.conv1 = _conv(wide, width, 1) if bottleneck else _conv(wide, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _conv(width, width, 3, stride if bottleneck else 1)
+        self.bn2 = nn.BatchNorm2d(width)
+        if bottleneck:
+            self.conv3 = _conv(width, wider, 1)
+            self.bn3 = nn.BatchNorm2d(wider)
+        self.downsample = (
+            nn.Sequential(_conv(wide, wider, 1, stride), nn.BatchNorm2d(wider))
+            if stride > 1 or wide != wider
+            else nn.Identity()
+        )
+        self.bottleneck, self.last_relu = bottleneck, last_relu
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', H/stride, W/stride)."""
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        if self.bottleneck:
+            y = self.bn3(self.conv3(self.relu(y)))
+        y = y + self.downsample(x)
+        return self.relu(y) if self.last_relu else y
+
+
+class ResNet(nn.Module):
+    """A residual network without its classifier.
+
+    Parameters
+    ----------
+    name : {"resnet18", "resnet34", "resnet50", "resnet101"}
+    channels : int
+        Of the images.
+    stem : {"imagenet", "cifar"}
+    width : int
+        Channels of the first stage; 64 in the paper.
+    signed : bool
+        Leave out the ReLU of the last block, so that features may be negative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> ResNet("resnet18", channels=3, width=8)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 64])
+    """
+
+    def __init__(
+        self, name: str, channels: int = 3, *, stem: str = "cifar", width: int = 64, signed: bool = False
+    ) -> None:
+        super().__init__()
+        bottleneck, depths = DEPTHS[name]
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)
+            self.maxpool: nn.Module = nn.MaxPool2d(3, 2, padding=1)
+        else:
+            self.conv1 = _conv(channels, width, 3)
+            self.maxpool = nn.Identity()
+        self.bn1, self.relu = nn.BatchNorm2d(width), nn.ReLU()
+        stages, wide = [], width
+        for stage, depth in enumerate(depths):
+            blocks = []
+            for index in range(depth):
+                stride = 2 if stage and not index else 1
+                last = stage == len(depths) - 1 and index == depth - 1
+                inner = width * 2**stage
+                blocks.append(
+                    Block(wide, inner, stride, bottleneck=bottleneck, last_relu=not (last and signed))
+                )
+                wide = 4 * inner if bottleneck else inner
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.num_features = wide
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) to features (N, d)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return self.stages(x).mean(dim=(2, 3))

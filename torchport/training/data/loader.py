@@ -1,0 +1,161 @@
+"""Batches from a set that lives on the device as uint8: one gather draws, shifts and mirrors a whole batch.
+
+No worker processes and no copies per image; what crosses from the host is a few integers per image. All
+randomness comes from (seed, epoch, step), so a run can go on at any step, and with any number of processes,
+as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .images import DataError, Split
+
+Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float, labels (B,) int64
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to training images; the defaults change nothing."""
+
+    flip: bool = False
+    crop_padding: int = 0
+    rotation: float = 0.0  # degrees
+
+
+def epoch_order(labels: np.ndarray, seed: int, epoch: int, stratified: bool = False) -> np.ndarray:
+    """The order of an epoch: a permutation, with each class spread evenly over it if `stratified`.
+
+    >>> order = epoch_order(np.repeat([0, 1], 50), seed=0, epoch=0, stratified=True)
+    >>> [int(np.repeat([0, 1], 50)[order][i : i + 20].sum()) for i in range(0, 100, 20)]
+    [10, 10, 10, 10, 10]
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(labels))
+    if not stratified:
+        return order
+    place = np.empty(len(labels))  # where in 0…1 each sample falls: evenly spaced within its class
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        place[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    return np.argsort(place, kind="stable")
+
+
+def check_batch_size(batch_size: int, available: int, world: int) -> None:
+    """Refuse a batch that the split cannot fill or the processes cannot share."""
+    if batch_size > available:
+        raise DataError(f"a batch of {batch_size} is more than the {available} images: lower the batch size")
+    if batch_size % world:
+        raise DataError(f"{world} processes do not divide the batch size {batch_size}")
+
+
+class DeviceLoader:
+    """A split on the device, and batches of it.
+
+    Parameters
+    ----------
+    split : Split
+    batch_size : int
+        Images per step over all processes together.
+    mean, std : per channel, on the 0…1 scale
+    device : torch.device
+    seed : int
+    augmentation : Augmentation
+    stratified : bool
+        Spread each class evenly over an epoch's batches.
+    rank, world : int
+        This process takes the images `rank, rank + world, …` of every batch.
+
+    Raises
+    ------
+    DataError
+        If the split does not fill one batch, or `world` does not divide it.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        seed: int = 0,
+        augmentation: Augmentation = Augmentation(),
+        stratified: bool = False,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        check_batch_size(batch_size, len(split), world)
+        self.batch_size, self.seed, self.stratified = batch_size, seed, stratified
+        self.augmentation, self.device, self.rank, self.world = augmentation, device, rank, world
+        self._order_labels = split.labels
+        self.images = torch.from_numpy(np.ascontiguousarray(split.images)).to(device)  # (N, H, W, C)
+        self.labels = torch.from_numpy(split.labels).to(device)
+        channels = len(mean)
+        self._scale = (1 / (255 * torch.tensor(std))).to(device).view(1, channels, 1, 1)
+        self._shift = (-torch.tensor(mean) / torch.tensor(std)).to(device).view(1, channels, 1, 1)
+
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; the rest of the permutation waits for another one."""
+        return len(self.labels) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Training batches of one epoch from step `start`, this process's share of each."""
+        order = torch.from_numpy(epoch_order(self._order_labels, self.seed, epoch, self.stratified))
+        for step in range(start, self.steps_per_epoch()):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            rng = np.random.default_rng([self.seed, epoch, step])  # drawn for all processes, then shared out
+            random = torch.from_numpy(rng.random((len(chosen), 4), dtype=np.float32))
+            mine = slice(self.rank, None, self.world)
+            index = chosen[mine].to(self.device, non_blocking=True)
+            images = self._augmented(index, random[mine].to(self.device, non_blocking=True))
+            yield images, self.labels[index]
+
+    def ordered(self, batch_size: int = 1000) -> Iterator[Batch]:
+        """Every image once, unchanged and in order: this process's share of the split."""
+        for part in torch.arange(self.rank, len(self.labels), self.world, device=self.device).split(
+            batch_size
+        ):
+            yield self._normalised(self.images[part]), self.labels[part]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return images.permute(0, 3, 1, 2) * self._scale + self._shift  # (B, C, H, W), channels last in memory
+
+    def _augmented(self, index: Tensor, random: Tensor) -> Tensor:
+        padding = self.augmentation.crop_padding
+        if not padding and not self.augmentation.flip:
+            return self._rotated(self._normalised(self.images[index]), random)
+        _, height, width, _ = self.images.shape
+        rows = torch.arange(height, device=self.device).repeat(
+            len(index), 1
+        )  # (B, H): where pixels come from
+        columns = torch.arange(width, device=self.device).repeat(len(index), 1)
+        if self.augmentation.flip:
+            columns = torch.where(random[:, :1] < 0.5, width - 1 - columns, columns)
+        shifts = (random[:, 1:3] * (2 * padding + 1)).long() - padding  # (B, 2)
+        rows, columns = rows + shifts[:, :1], columns + shifts[:, 1:]
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+            :, None, :
+        ]
+        rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+        images = self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
+        return self._rotated(self._normalised(images * inside[..., None]), random)
+
+    def _rotated(self, images: Tensor, random: Tensor) -> Tensor:
+        if not self.augmentation.rotation:
+            return images
+        angle = (2 * random[:, 3] - 1) * math.radians(self.augmentation.rotation)
+        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+        turn = torch.stack(
+            [torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1
+        )  # (B, 2, 3)
+        grid = F.affine_grid(turn, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -1,0 +1,173 @@
+"""The folder that a run leaves behind: settings, provenance, a line of metrics per epoch, checkpoints.
+
+config.json     settings, data, versions, hardware
+metrics.jsonl   one JSON object per epoch; metrics.csv is the same as a table
+log.txt         what was printed
+last.pt         everything needed to go on from where the run stopped
+best.pt         the same at the best test accuracy so far
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import ImageData
+from .settings import Settings, SettingsError, settings_from
+
+Row = dict[str, float]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, finds either the old contents or the new, never half of
+    them.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class RunFolder:
+    """A run folder, open for writing.
+
+    Raises
+    ------
+    SettingsError
+        If the folder exists and neither `resume` nor `overwrite` says what to do with it (it is left
+        untouched), if there is nothing to resume, or if the run in it had other settings.
+    """
+
+    def __init__(
+        self, path: str | Path, settings: Settings, *, resume: bool = False, overwrite: bool = False
+    ) -> None:
+        self.path = Path(path)
+        taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        self.resumed = resume and (self.path / "last.pt").exists()
+        if resume and (self.path / "config.json").exists():
+            saved = read_settings(self.path)
+            for name, value in settings.to_dict().items():
+                if value != getattr(saved, name):
+                    raise SettingsError(
+                        f"{self.path} was trained with {name} = {getattr(saved, name)!r}, not {value!r}: "
+                        "resume with the same settings, or start a run in another folder"
+                    )
+        elif resume:
+            raise SettingsError(f"{self.path} holds no run to resume (no config.json in it)")
+        elif taken and not overwrite:
+            raise SettingsError(
+                f"{self.path} exists: choose another --output, go on with it (--resume) or replace it "
+                "(--overwrite)"
+            )
+        elif taken and not (self.path / "config.json").is_file():
+            raise SettingsError(
+                f"{self.path} is no run folder (no config.json in it), so it is not overwritten"
+            )
+        elif taken:
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, settings: Settings, data: ImageData, device: torch.device) -> None:
+        """Write config.json: all that defines the run, and where it was made."""
+        config = {
+            "settings": settings.to_dict(),
+            "data": {
+                "name": data.name,
+                "class_names": data.class_names,
+                "image_shape": data.image_shape,
+                "mean": data.mean,
+                "std": data.std,
+                "train_size": len(data.train),
+                "test_size": len(data.test),
+                "train_sha256": data.train.fingerprint(),
+                "test_sha256": data.test.fingerprint(),
+            },
+            "provenance": provenance(device),
+        }
+        write_whole(self.path / "config.json", json.dumps(config, indent=2) + "\n")
+
+    def truncate(self, epochs: int) -> None:
+        """Forget the metrics of epochs after the first `epochs`: the checkpoint does not know them."""
+        self._write_rows([row for row in read_rows(self.path) if row["epoch"] <= epochs])
+
+    def append(self, row: Row) -> None:
+        """Add the metrics of an epoch."""
+        self._write_rows([*read_rows(self.path), row])
+
+    def _write_rows(self, rows: list[Row]) -> None:
+        write_whole(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        temporary = self.path / "metrics.csv.tmp"
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path / "metrics.csv")
+
+    def log(self, text: str) -> None:
+        """Add a line to log.txt."""
+        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+def read_settings(run: str | Path) -> Settings:
+    """Settings of an existing run, from its config.json."""
+    path = Path(run) / "config.json"
+    try:
+        config: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return settings_from(config["settings"])
+    except FileNotFoundError:
+        raise SettingsError(f"{run} is no run folder: it has no config.json") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"{path} is damaged: expected JSON with the settings of a run ({error})"
+        ) from None
+
+
+def read_rows(run: str | Path) -> list[Row]:
+    """Metrics of a run, an entry per epoch; a line that a crash cut short is left out."""
+    path = Path(run) / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def epochs_to(rows: list[Row], train_accuracy: float) -> int | None:
+    """The first epoch whose measured training accuracy reaches a level, or None.
+
+    >>> epochs_to([{"epoch": 1, "train_accuracy": 0.9}, {"epoch": 2, "train_accuracy": 0.96}], 0.95)
+    2
+    """
+    reached = (int(row["epoch"]) for row in rows if row.get("train_accuracy", 0.0) >= train_accuracy)
+    return next(reached, None)
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Versions, commit, command and hardware."""
+    here = Path(__file__).parent
+    commit = subprocess.run(
+        ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
+    return {
+        "command": sys.argv,
+        "commit": commit.stdout.strip() or None,
+        "versions": {name: metadata.version(name) for name in ("nearest-etf", "torch", "numpy")},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+    }

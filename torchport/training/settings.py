@@ -1,0 +1,208 @@
+"""Everything that defines a training run, in one frozen dataclass.
+
+A recipe (`recipes/NAME.toml`) gives values for some of the fields, the command line overrides them, and what
+is left keeps the default written here. Field names are TOML keys, and command-line flags with dashes for
+underscores; each field carries its own help text and bounds. Importing this file does not import torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10", "ufm")
+BACKBONES = (
+    *("small-cnn", "mlp", "resnet18", "resnet34", "resnet50", "resnet101"),
+    *("vgg11", "vgg13", "vgg16", "vgg19"),
+)
+FOREIGN_BACKBONES = ("torchvision:", "timm:")
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message is one line that names it, what was found and the remedy."""
+
+
+def nearest_name(kind: str, found: str, known: Iterable[str]) -> str:
+    """The one-line complaint about an unknown name.
+
+    >>> nearest_name("head", "implict", ["learned", "fixed", "implicit"])
+    "unknown head 'implict': did you mean 'implicit'? (one of: learned, fixed, implicit)"
+    """
+    known = list(known)
+    close = difflib.get_close_matches(found, known, n=1, cutoff=0.0)
+    return f"unknown {kind} {found!r}: did you mean {close[0]!r}? (one of: {', '.join(known)})"
+
+
+def _option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices, "least": least, "most": most})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run; see `etf-train --help` for what each one means.
+
+    Raises
+    ------
+    SettingsError
+        For an unknown name, a value of the wrong type or out of range.
+
+    Examples
+    --------
+    >>> Settings(head="implicit", epochs=5).batch_size
+    256
+    """
+
+    recipe: str = _option("custom", "name of the recipe the settings started from")
+    seed: int = _option(0, "seed of the weights, the batches and the augmentation", least=0)
+
+    data: str = _option("digits", f"data set ({', '.join(DATA_SETS)}) or path of an image folder")
+    samples_per_class: int = _option(0, "keep this many training images per class (0: all)", least=0)
+    imbalance: str = _option(
+        "none",
+        "thin out classes: to a geometric profile, or half of them",
+        choices=("none", "exponential", "step"),
+    )
+    imbalance_ratio: float = _option(100.0, "largest class size over smallest", least=1)
+    label_noise: float = _option(0.0, "share of training labels replaced by another class", least=0, most=1)
+    stratified: bool = _option(False, "spread each class evenly over the batches of an epoch")
+    image_size: int = _option(224, "side of the images cut from an image folder", least=8)
+    flip: bool = _option(False, "augmentation: mirror half of the images")
+    crop_padding: int = _option(
+        0, "augmentation: shift by up to this many pixels, filling with zeros", least=0
+    )
+    rotation: float = _option(0.0, "augmentation: rotate by up to this many degrees", least=0, most=180)
+    workers: int = _option(4, "worker processes that read an image folder", least=0)
+
+    backbone: str = _option(
+        "small-cnn", f"{', '.join(BACKBONES)}, or torchvision:NAME and timm:NAME where these are installed"
+    )
+    width: int = _option(
+        64, "channels of the first stage, of resnet and vgg; 2, 4, 8 times that later", least=1
+    )
+    stem: str = _option(
+        "cifar", "resnet: 7x7 stride 2 with pooling, or 3x3 stride 1", choices=("imagenet", "cifar")
+    )
+    features: str = _option("relu", "the last activation before pooling, or none", choices=("relu", "signed"))
+
+    head: str = _option(
+        "implicit", "the classifier on the features", choices=("learned", "fixed", "implicit")
+    )
+    temperature: float = _option(5.0, "norm tau that features are scaled to", least=1e-6)
+    delta: float = _option(1e-3, "implicit: weight of the proximal term", least=0)
+    formulation: str = _option(
+        "paper", "implicit: the problem that is solved", choices=("paper", "gauge-free")
+    )
+    gradient: bool = _option(True, "implicit: differentiate through the solution")
+    method: str = _option("auto", "implicit: how the polar factor is computed")
+    initial: str = _option("canonical", "implicit: the frame before the first step")
+
+    loss: str = _option("cross-entropy", "training loss", choices=("cross-entropy", "dot-regression"))
+    optimiser: str = _option(
+        "sgd", "agd is automatic gradient descent, without parameters", choices=("sgd", "adamw", "agd")
+    )
+    lr: float = _option(0.1, "peak learning rate (for agd: its gain)", least=0)
+    momentum: float = _option(0.9, "sgd: Nesterov momentum", least=0, most=1)
+    weight_decay: float = _option(5e-4, "on matrices and kernels of the backbone, nothing else", least=0)
+    schedule: str = _option(
+        "none", "learning rate over the run", choices=("none", "step", "cosine", "one-cycle")
+    )
+    epochs: int = _option(200, "passes over the training set (ufm: iterations)", least=1)
+    batch_size: int = _option(256, "images per step, over all processes together", least=2)
+    accumulation: int = _option(1, "parts that a batch is split into, to save memory", least=1)
+    clip: float = _option(0.0, "largest gradient norm (0: no clipping)", least=0)
+
+    eval_interval: int = _option(1, "epochs between evaluations; the last epoch always has one", least=1)
+    precision: str = _option(
+        "float32", "arithmetic of the backbone", choices=("float32", "bfloat16", "float16")
+    )
+    channels_last: bool = _option(False, "memory layout that convolutions prefer on GPUs")
+    compile: bool = _option(False, "torch.compile the backbone")
+
+    num_classes: int = _option(10, "ufm: number of classes K", least=2)
+    num_features: int = _option(
+        512, "ufm: feature dimension d; mlp and small-cnn: features they end in", least=1
+    )
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value: Any = getattr(self, f.name)
+            kind: type = type(f.default)
+            if kind is float and type(value) is int:
+                object.__setattr__(self, f.name, value := float(value))
+            if type(value) is not kind:
+                raise SettingsError(f"{f.name} is {value!r}, but has to be of type {kind.__name__}")
+            choices, least, most = (f.metadata[k] for k in ("choices", "least", "most"))
+            if choices and value not in choices:
+                raise SettingsError(nearest_name(f.name, value, choices))
+            if least is not None and not value >= least:
+                raise SettingsError(f"{f.name} is {value}, but has to be at least {least}")
+            if most is not None and not value <= most:
+                raise SettingsError(f"{f.name} is {value}, but has to be at most {most}")
+        if self.backbone not in BACKBONES and not self.backbone.startswith(FOREIGN_BACKBONES):
+            raise SettingsError(nearest_name("backbone", self.backbone, BACKBONES))
+        if self.batch_size % self.accumulation:
+            raise SettingsError(
+                f"accumulation {self.accumulation} does not divide the batch size {self.batch_size}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, as plain values that JSON, TOML and checkpoints hold."""
+        return asdict(self)
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """Settings from named values; an unknown name is refused with the nearest valid one.
+
+    >>> settings_from({"batchsize": 64}) Traceback (most recent call last): ...
+    nearest_etf.torchport.training.settings.SettingsError: unknown setting 'batchsize': did you mean
+    'batch_size'?
+    """
+    known = [f.name for f in fields(Settings)]
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise SettingsError(f"unknown setting {name!r}: did you mean {close!r}?")
+    return Settings(**values)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, sorted."""
+    folder = resources.files(__package__) / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def recipe_text(name: str) -> str:
+    """The TOML text of a recipe, by its name or by the path of a TOML file of one's own."""
+    if name.endswith(".toml"):
+        try:
+            return Path(name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"cannot read the recipe {name}: {error.strerror}") from error
+    if name not in recipe_names():
+        raise SettingsError(nearest_name("recipe", name, recipe_names()))
+    return (resources.files(__package__) / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Settings of a recipe with `overrides` on top.
+
+    >>> load_recipe("digits", {"head": "fixed"}).head
+    'fixed'
+    """
+    try:
+        values = tomllib.loads(recipe_text(name))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"recipe {name} is not valid TOML: {error}") from error
+    return settings_from({**values, "recipe": Path(name).stem, **(overrides or {})})
