@@ -40,7 +40,6 @@ def build_head(
         formulation=settings.formulation,
         gradient=settings.gradient,
         method=settings.method,
-        initial=settings.initial,
     )
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from .agd import AGD
 from .settings import Settings
 
 
@@ -14,8 +15,10 @@ def build_optimiser(settings: Settings, model: nn.Module) -> torch.optim.Optimiz
     """The optimiser that the settings name.
 
     Weight decay leaves vectors (biases, batch-norm scales) and the head alone: a learned head's rows are
-    re-normalised after every step, so that decay could not change them.
+    re-normalised after every step, so that decay could not change them. Automatic gradient descent has no decay.
     """
+    if settings.optimiser == "agd":
+        return AGD(model, gain=settings.lr)
     decayed = [p for p in model.get_submodule("backbone").parameters() if p.ndim > 1]
     known = {id(p) for p in decayed}
     plain = [p for p in model.parameters() if id(p) not in known]

@@ -105,8 +105,9 @@ class Settings:
         "paper", "implicit: the problem that is solved", choices=("paper", "gauge-free")
     )
     gradient: bool = _option(True, "implicit: differentiate through the solution")
-    method: str = _option("auto", "implicit: how the polar factor is computed")
-    initial: str = _option("canonical", "implicit: the frame before the first step")
+    method: str = _option(
+        "auto", "implicit: how the polar factor is computed", choices=("auto", "svd", "eigh")
+    )
 
     loss: str = _option("cross-entropy", "training loss", choices=("cross-entropy", "dot-regression"))
     optimiser: str = _option(
