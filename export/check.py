@@ -1,0 +1,280 @@
+"""Hold an exported file against the PyTorch model that it came from, on real images, at several batch sizes.
+
+The PyTorch side is the live `head(backbone(x))` with its own normalisation of pixels, not the frozen constants, so
+that every step of the export is under test.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from .errors import ExportError, InputError
+from .freeze import Frozen, freeze
+from .predict import OnnxClassifier
+
+BATCH_SIZES = (1, 7, 64)
+COMPARED = ("logits", "probabilities", "cosine")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a precision has to keep; None leaves a figure free.
+
+    Attributes
+    ----------
+    logits : float or None
+        Largest absolute error of a logit at τ = 5, the paper's; it grows in proportion above.
+    agreement : float
+        Least share of images with the same label.
+    accuracy_loss : float or None
+        Largest loss of accuracy, 0…1.
+    """
+
+    logits: float | None
+    agreement: float
+    accuracy_loss: float | None = None
+
+
+BOUNDS = {
+    "fp64": Bound(logits=1e-5, agreement=1.0),
+    "fp32": Bound(logits=1e-5, agreement=1.0),
+    "fp16": Bound(logits=2e-2, agreement=0.999),
+    "int8": Bound(logits=None, agreement=0.99, accuracy_loss=0.005),
+}
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The largest difference of an output from PyTorch's, absolute and over the output's largest entry."""
+
+    absolute: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """How an exported model compares with PyTorch.
+
+    Attributes
+    ----------
+    precision : str
+    images : int
+        How many were compared at the largest batch size.
+    batch_sizes : tuple of int
+    size : int
+        Bytes of the file.
+    outputs : dict of Deviation
+        For logits, probabilities and cosine, over all batch sizes.
+    disagreements : int
+        Images that get another label than PyTorch gives.
+    agreement : float
+        The share of the others.
+    accuracy_torch, accuracy_onnx : float or None
+        Where labels were given.
+    failures : tuple of str
+        One sentence for each bound that is broken.
+    """
+
+    precision: str
+    images: int
+    batch_sizes: tuple[int, ...]
+    size: int
+    outputs: Mapping[str, Deviation]
+    disagreements: int
+    agreement: float
+    accuracy_torch: float | None
+    accuracy_onnx: float | None
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every bound holds."""
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "passed": self.passed}
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.precision}, {self.size / 1e6:.2f} MB, {self.images} images at batch {self.batch_sizes}"
+        ]
+        for name, error in self.outputs.items():
+            lines.append(f"  {name:<13} max |Δ| {error.absolute:.1e}, relative {error.relative:.1e}")
+        lines.append(f"  same label    {self.agreement:.2%} ({self.disagreements} differ)")
+        if self.accuracy_torch is not None and self.accuracy_onnx is not None:
+            lines.append(f"  accuracy      PyTorch {self.accuracy_torch:.2%}, ONNX {self.accuracy_onnx:.2%}")
+        lines += [f"  FAILED: {failure}" for failure in self.failures] or ["  all bounds hold"]
+        return "\n".join(lines)
+
+
+def check_onnx(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    images: ArrayLike,
+    labels: ArrayLike | None = None,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> CheckReport:
+    """Compare a file with a PyTorch model.
+
+    Parameters
+    ----------
+    path : path
+    model : nn.Module
+        With `.backbone` and `.head`.
+    images : (N, H, W, C) uint8
+    labels : (N,), optional
+        For the accuracy of both.
+    mean, std : per channel, on the 0…1 scale, optional
+        How PyTorch's side normalises; default: as the file says.
+
+    Raises
+    ------
+    ModelFileError
+        If the file cannot be used.
+    InputError
+        If images or labels have the wrong shape or dtype.
+    """
+    classifier = OnnxClassifier(path)
+    stated = classifier.metadata["preprocessing"]
+    return compare(
+        classifier,
+        freeze(model),
+        images,
+        labels,
+        mean=stated["mean"] if mean is None else mean,
+        std=stated["std"] if std is None else std,
+        size=Path(path).stat().st_size,
+    )
+
+
+def compare(
+    classifier: OnnxClassifier,
+    frozen: Frozen,
+    images: ArrayLike,
+    labels: ArrayLike | None,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    size: int,
+) -> CheckReport:
+    """Compare an open classifier with a frozen model; see `check_onnx`."""
+    pixels = np.asarray(images)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or not len(pixels):
+        raise InputError(
+            f"images have shape {pixels.shape} and dtype {pixels.dtype}: expected (N, H, W, C) uint8, N > 0"
+        )
+    truth = None if labels is None else np.asarray(labels)
+    if truth is not None and truth.shape != pixels.shape[:1]:
+        raise InputError(
+            f"labels have shape {truth.shape}: expected one for each of the {len(pixels)} images"
+        )
+    if len(classifier.class_names) != frozen.num_classes:
+        raise ExportError(
+            f"the file has {len(classifier.class_names)} classes, the model {frozen.num_classes}"
+        )
+    precision = classifier.metadata["precision"]
+    expected, inputs = _torch_side(frozen, pixels, mean, std, classifier)
+
+    worst = {name: Deviation(0.0, 0.0) for name in COMPARED}
+    found = np.empty(len(pixels), np.int64)
+    for batch_size in sorted(
+        BATCH_SIZES
+    ):  # the largest one sees every image, and leaves its labels in `found`
+        some = slice(0, len(pixels) if batch_size == max(BATCH_SIZES) else 64 * batch_size)
+        answer = classifier.predict(inputs[some], batch_size=batch_size)
+        got = {"logits": answer.logits, "probabilities": answer.probabilities, "cosine": answer.cosines}
+        found[some] = answer.labels
+        same = answer.labels == expected["label"][some]
+        for name in COMPARED:
+            rows = same if name == "cosine" else slice(None)  # another label has another vertex
+            error = _deviation(got[name][rows], expected[name][some][rows])
+            worst[name] = max(worst[name], error, key=lambda e: e.absolute)
+
+    disagreements = int((found != expected["label"]).sum())
+    accuracy = [None if truth is None else float((of == truth).mean()) for of in (expected["label"], found)]
+    return CheckReport(
+        precision=precision,
+        images=len(pixels),
+        batch_sizes=BATCH_SIZES,
+        size=size,
+        outputs=worst,
+        disagreements=disagreements,
+        agreement=1 - disagreements / len(pixels),
+        accuracy_torch=accuracy[0],
+        accuracy_onnx=accuracy[1],
+        failures=tuple(
+            _failures(BOUNDS[precision], frozen.temperature, worst, disagreements / len(pixels), accuracy)
+        ),
+    )
+
+
+def _failures(
+    bound: Bound,
+    temperature: float,
+    worst: Mapping[str, Deviation],
+    differ: float,
+    accuracy: list[float | None],
+) -> list[str]:
+    failures = []
+    error = worst["logits"].absolute
+    if bound.logits is not None and not error <= (largest := bound.logits * max(1.0, temperature / 5)):
+        failures.append(f"a logit is off by {error:.1e}; allowed is {largest:.1e}")
+    if differ > 1 - bound.agreement + 1e-12:
+        failures.append(f"{differ:.2%} of the images get another label; allowed is {1 - bound.agreement:.2%}")
+    before, after = accuracy
+    if bound.accuracy_loss is not None and before is not None and after is not None:
+        if before - after > bound.accuracy_loss + 1e-12:
+            failures.append(f"accuracy falls by {before - after:.2%}; allowed is {bound.accuracy_loss:.2%}")
+    return failures
+
+
+@torch.no_grad()
+def _torch_side(
+    frozen: Frozen,
+    images: NDArray[np.uint8],
+    mean: Sequence[float],
+    std: Sequence[float],
+    classifier: OnnxClassifier,
+) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+    """PyTorch's answers, and the same images (or features) in the form that the classifier takes."""
+    m, s = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (mean, std))
+    if m.shape[1] != images.shape[3]:
+        raise InputError(f"images have {images.shape[3]} channels, but mean and std {m.shape[1]}")
+    weight = torch.from_numpy(frozen.weight)
+    parts: list[tuple[torch.Tensor, ...]] = []
+    for batch in torch.from_numpy(np.ascontiguousarray(images)).split(64):
+        x = (batch.permute(0, 3, 1, 2).float() / 255 - m) / s  # (B, C, H, W)
+        features = frozen.backbone(x)
+        logits = frozen.head(features)
+        label = logits.argmax(1)
+        cosine = torch.cosine_similarity(features, weight[label])
+        parts.append((logits, logits.softmax(1), label, cosine, x, features))
+    logits, probabilities, label, cosine, x, features = (
+        torch.cat(part).numpy() for part in zip(*parts, strict=True)
+    )
+    expected = {"logits": logits, "probabilities": probabilities, "label": label, "cosine": cosine}
+    entry = classifier.metadata["input"]
+    if entry["name"] == "features":
+        return expected, features.astype(classifier.input_dtype)
+    pixels = images if classifier.takes_images else x.transpose(0, 2, 3, 1)  # (N, H, W, C)
+    return expected, pixels if entry["layout"] == "NHWC" else pixels.transpose(0, 3, 1, 2)
+
+
+def _deviation(found: NDArray[Any], expected: NDArray[Any]) -> Deviation:
+    if not found.size:
+        return Deviation(0.0, 0.0)
+    difference = float(np.abs(found.astype(np.float64) - expected).max())
+    largest = float(np.abs(expected).max())
+    return Deviation(difference, difference / largest if largest > 0 else difference)

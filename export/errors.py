@@ -1,0 +1,19 @@
+"""What can go wrong between a trained model and an answer: one family of errors, each message one clear line."""
+
+from __future__ import annotations
+
+
+class ExportError(ValueError):
+    """A model that cannot be exported as asked, and the base of the errors below."""
+
+
+class ModelFileError(ExportError):
+    """A model file that is missing, damaged, of another kind, or that cannot be written."""
+
+
+class InputError(ExportError):
+    """Images (or features) that the model cannot classify."""
+
+
+class CheckError(ExportError):
+    """An exported model that differs from PyTorch by more than is allowed; no file was left."""

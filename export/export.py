@@ -1,0 +1,311 @@
+"""`export_onnx`: freeze, build, check, describe, write; every step is checked before the next, nothing half-done stays.
+
+The file is written to a temporary name and renamed, once it has passed; beside it lies the sidecar `model.json`, which
+holds the same metadata, the check's report and the file's SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike, NDArray
+from onnx import TensorProto
+from torch import nn
+
+from .certificate import etf_certificate
+from .check import CheckReport, compare
+from .errors import CheckError, ExportError, ModelFileError
+from .freeze import Frozen, freeze
+from .graph import DTYPES, backbone_model, classifier_model, head_model, preprocessing_piece, seal
+from .predict import OnnxClassifier
+
+Layout = Literal["NHWC", "NCHW"]
+Precision = Literal["fp32", "fp16", "int8"]
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    image_shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    class_names: Sequence[str] | None = None,
+    layout: Layout = "NHWC",
+    precision: Precision = "fp32",
+    float_input: bool = False,
+    calibration_images: ArrayLike | None = None,
+    check_images: ArrayLike | None = None,
+    check_labels: ArrayLike | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> CheckReport:
+    """Write a classifier, preprocessing included, as one ONNX file that has been checked against PyTorch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With `.backbone`, from images (N, C, H, W) to features (N, d), and `.head`, one of `nearest_etf.torchport` or
+        one with `weight` (K, d), `bias` (K,) and `temperature`. It is copied, not changed.
+    path : path
+        Ends in `.onnx`; the sidecar has the suffix `.json`.
+    image_shape : (H, W, C)
+    mean, std : per channel, on the 0…1 scale
+        The backbone sees (x / 255 − mean) / std.
+    class_names : sequence of K strings, optional
+        Default: "0", "1", …
+    layout : {"NHWC", "NCHW"}
+        Of the file's input.
+    precision : {"fp32", "fp16", "int8"}
+        Of the backbone; inputs, outputs and head are float32 in any case.
+    float_input : bool
+        The file takes already normalised float32 instead of 8-bit pixels.
+    calibration_images : (N, H, W, C) uint8, optional
+        Real training images; int8 needs them.
+    check_images : (N, H, W, C) uint8, optional
+        Real images to check on; without them the check uses 256 images of noise.
+    check_labels : (N,), optional
+        Their classes, for the accuracy of both sides.
+    metadata : mapping, optional
+        More that the file should say about itself: plain values, for JSON.
+    overwrite : bool
+        Replace an existing file.
+
+    Returns
+    -------
+    CheckReport
+
+    Raises
+    ------
+    ExportError
+        If the model cannot be exported as asked.
+    ModelFileError
+        If the target exists or cannot be written.
+    CheckError
+        If the exported model breaks a bound; no file is left.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from torch import nn
+    >>> from nearest_etf.torchport import Classifier, FixedETFHead
+    >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), FixedETFHead(8, 3))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = export_onnx(
+    ...         model, f"{folder}/model.onnx", image_shape=(8, 8, 1), mean=[0.5], std=[0.25], class_names=["a", "b", "c"]
+    ...     )
+    ...     OnnxClassifier(f"{folder}/model.onnx").predict(np.zeros((2, 8, 8, 1), np.uint8)).labels.shape
+    (2,)
+    >>> report.passed
+    True
+    """
+    path = writable_target(path, overwrite)
+    shape = _image_shape(image_shape)
+    _one_of("layout", layout, ("NHWC", "NCHW"))
+    _one_of("precision", precision, ("fp32", "fp16", "int8"))
+    if precision == "int8" and float_input:
+        raise ExportError("int8 is calibrated on 8-bit images: it cannot go with float_input")
+    mean, std = _per_channel("mean", mean, shape[2]), _per_channel("std", std, shape[2])
+    if min(std) <= 0:
+        raise ExportError(f"std is {std}: expected positive numbers")
+    frozen = freeze(model)
+    stated = {
+        **(metadata or {}),
+        "kind": "classifier",
+        "input": {
+            "name": "images",
+            "dtype": "float32" if float_input else "uint8",
+            "layout": layout,
+            "shape": list(shape) if layout == "NHWC" else [shape[2], shape[0], shape[1]],
+        },
+        "preprocessing": _preprocessing(mean, std, inside=not float_input),
+        **_description(frozen, class_names),
+    }
+    noise = np.random.default_rng(0).integers(0, 256, (256, *shape), np.uint8)
+    images = noise if check_images is None else np.asarray(check_images)
+
+    def finish(graph: onnx.ModelProto, precision: str) -> tuple[bytes, CheckReport]:
+        data = seal(graph, {**stated, "precision": precision})
+        classifier = OnnxClassifier.from_bytes(data)
+        report = compare(classifier, frozen, images, check_labels, mean=mean, std=std, size=len(data))
+        if not report.passed:
+            raise CheckError(f"{path} was not written, since in {precision} {' and '.join(report.failures)}")
+        return data, report
+
+    preprocessing = preprocessing_piece(mean, std, layout, float_input=float_input)
+    backbone = backbone_model(frozen, shape)
+    kind = TensorProto.FLOAT if float_input else TensorProto.UINT8
+    graph = classifier_model(frozen, backbone, preprocessing, kind, stated["input"]["shape"])
+    data, report = finish(graph, "fp32")
+    if precision == "fp16":
+        from .quantize import to_float16
+
+        graph = classifier_model(frozen, to_float16(backbone), preprocessing, kind, stated["input"]["shape"])
+        data, report = finish(graph, precision)
+    elif precision == "int8":
+        from .quantize import to_int8
+
+        calibration = _calibration(calibration_images, shape)
+        data, report = finish(
+            to_int8(graph, calibration if layout == "NHWC" else calibration.transpose(0, 3, 1, 2)), precision
+        )
+    write_model(path, data, {**stated, "precision": precision}, report)
+    return report
+
+
+def export_head_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    check_images: ArrayLike,
+    check_labels: ArrayLike | None = None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    class_names: Sequence[str] | None = None,
+    precision: Literal["fp16", "fp32", "fp64"] = "fp32",
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> CheckReport:
+    """Write the head alone: features (N, d) of one floating-point type to logits and the rest, in opset 13.
+
+    It is checked on the backbone's features of `check_images`; parameters, result and errors are as in `export_onnx`.
+    """
+    path = writable_target(path, overwrite)
+    _one_of("precision", precision, tuple(DTYPES))
+    frozen = freeze(model)
+    dtype = DTYPES[precision]
+    stated = {
+        **(metadata or {}),
+        "kind": "head",
+        "precision": precision,
+        "input": {
+            "name": "features",
+            "dtype": np.dtype(dtype).name,
+            "layout": "NF",
+            "shape": [frozen.num_features],
+        },
+        "preprocessing": _preprocessing(mean, std, inside=False),
+        **_description(frozen, class_names),
+    }
+    data = seal(head_model(frozen, dtype), stated)
+    classifier = OnnxClassifier.from_bytes(data)
+    report = compare(classifier, frozen, check_images, check_labels, mean=mean, std=std, size=len(data))
+    if not report.passed:
+        raise CheckError(f"{path} was not written, since in {precision} {' and '.join(report.failures)}")
+    write_model(path, data, stated, report)
+    return report
+
+
+def writable_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
+    """The path of a file that may be written, or a ModelFileError that says why not."""
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise ModelFileError(f"{path} does not end in .onnx")
+    if not path.parent.is_dir():
+        raise ModelFileError(f"{path} cannot be written: {path.parent} is no folder")
+    for target in (path, path.with_suffix(".json")):
+        if target.is_dir():
+            raise ModelFileError(f"{target} is a folder")
+        if target.exists() and not overwrite:
+            raise ModelFileError(
+                f"{target} exists: choose another name, or replace it by overwrite (--overwrite)"
+            )
+    if not os.access(path.parent, os.W_OK):
+        raise ModelFileError(f"{path} cannot be written: no permission to write in {path.parent}")
+    return path
+
+
+def write_model(path: Path, data: bytes, metadata: Mapping[str, Any], report: CheckReport) -> None:
+    """Write a model and its sidecar, both or neither."""
+    sidecar = {"sha256": hashlib.sha256(data).hexdigest(), **metadata, "check": report.to_dict()}
+    text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
+    try:
+        with _temporary(path, data) as model, _temporary(path.with_suffix(".json"), text.encode()) as side:
+            os.replace(model, path)
+            os.replace(side, path.with_suffix(".json"))
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _temporary(path: Path, data: bytes) -> Iterator[str]:
+    """A synced file beside `path`, which is gone afterwards if nobody renamed it."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        yield name
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _description(frozen: Frozen, class_names: Sequence[str] | None) -> dict[str, Any]:
+    names = (
+        [str(k) for k in range(frozen.num_classes)]
+        if class_names is None
+        else [str(name) for name in class_names]
+    )
+    if len(names) != frozen.num_classes:
+        raise ExportError(
+            f"class_names has {len(names)} names, but the model has {frozen.num_classes} classes"
+        )
+    means = getattr(frozen.head, "means", None)
+    centred = None if means is None else means.centred.numpy()
+    packages = ("nearest-etf", "torch", "onnx", "onnxscript", "onnxruntime")
+    return {
+        "class_names": names,
+        "head": frozen.describe_head(),
+        "certificate": etf_certificate(frozen.weight, centred),
+        "versions": {package: version(package) for package in packages},
+    }
+
+
+def _preprocessing(mean: Sequence[float], std: Sequence[float], *, inside: bool) -> dict[str, Any]:
+    return {"formula": "(x / 255 - mean) / std", "mean": list(mean), "std": list(std), "inside": inside}
+
+
+def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(shape) != 3 or min(shape) < 1:
+        raise ExportError(f"image_shape is {tuple(shape)}: expected (H, W, C)")
+    height, width, channels = (int(size) for size in shape)
+    return height, width, channels
+
+
+def _per_channel(name: str, values: Sequence[float], channels: int) -> list[float]:
+    found = [float(value) for value in values]
+    if len(found) != channels or not np.isfinite(found).all():
+        raise ExportError(f"{name} is {found}: expected {channels} finite number(s), one per channel")
+    return found
+
+
+def _calibration(images: ArrayLike | None, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    found = np.empty((0, *shape), np.uint8) if images is None else np.asarray(images)
+    if found.dtype != np.uint8 or found.shape[1:] != shape:
+        raise ExportError(
+            f"calibration_images are {found.shape} {found.dtype}: expected (N, {', '.join(map(str, shape))}) uint8"
+        )
+    return found
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ExportError(f"{name} is {value!r}: expected one of {', '.join(known)}")

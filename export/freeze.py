@@ -1,0 +1,130 @@
+"""Take a trained classifier apart into what the file will hold: the backbone, W, b and τ, as constants.
+
+Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3: logits `W h + b` of the normalised features
+`h = τ f(x)/‖f(x)‖₂`. At inference `W` and `b` are constants, whichever head they come from.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .errors import ExportError
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A classifier at rest, on the CPU.
+
+    Attributes
+    ----------
+    backbone : nn.Module
+        Normalised images (N, C, H, W) to features (N, d), in eval mode.
+    head : nn.Module
+        The live head in eval mode, which the constants are checked against.
+    weight : (K, d)
+    bias : (K,)
+    temperature : float
+        `τ`, the norm that features are scaled to.
+    """
+
+    backbone: nn.Module
+    head: nn.Module
+    weight: Array
+    bias: Array
+    temperature: float
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.weight.shape[0]
+
+    @property
+    def num_features(self) -> int:
+        """d."""
+        return self.weight.shape[1]
+
+    def describe_head(self) -> dict[str, Any]:
+        """What the file says about the head."""
+        head = self.head
+        return {
+            "kind": getattr(head, "kind", type(head).__name__),
+            "num_classes": self.num_classes,
+            "num_features": self.num_features,
+            "temperature": self.temperature,
+            "delta": getattr(head, "delta", None),
+            "formulation": getattr(head, "formulation", None),
+        }
+
+
+def freeze(model: nn.Module) -> Frozen:
+    """Copy a classifier onto the CPU in eval mode and read its constants; the model itself is left alone.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With `.backbone` and `.head`; the head has `weight` (K, d), `bias` (K,) or None, and `temperature`.
+
+    Raises
+    ------
+    ExportError
+        If the model has no such parts, cannot be copied, or its constants are not finite.
+    """
+    for part in ("backbone", "head"):
+        if not isinstance(getattr(model, part, None), nn.Module):
+            raise ExportError(
+                f"the model, a {type(model).__name__}, has no module .{part}: put a backbone and a head together "
+                "with nearest_etf.torchport.Classifier(backbone, head), or name your own module's parts so"
+            )
+    try:
+        parts = nn.ModuleDict({"backbone": uncompiled(model.backbone), "head": model.head})
+        parts = copy.deepcopy(parts).cpu().float().eval().requires_grad_(False)
+    except RuntimeError as error:
+        raise ExportError(f"the model cannot be copied: {_first_line(error)}") from error
+    head = parts["head"]
+    for name in ("weight", "temperature"):
+        if not hasattr(head, name):
+            raise ExportError(
+                f"the head, a {type(head).__name__}, has no attribute {name!r}: expected weight (K, d), bias (K,) "
+                "and temperature, as the heads of nearest_etf.torchport have"
+            )
+    weight = _array("weight", head.weight)
+    if weight.ndim != 2:
+        raise ExportError(f"the head's weight has shape {weight.shape}: expected (K, d)")
+    bias = getattr(head, "bias", None)
+    bias = np.zeros(len(weight), np.float32) if bias is None else _array("bias", bias)
+    if bias.shape != weight.shape[:1]:
+        raise ExportError(f"the head's bias has shape {bias.shape}: expected ({len(weight)},), one per class")
+    temperature = float(head.temperature)
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ExportError(f"the head's temperature is {temperature}: expected a positive number")
+    return Frozen(parts["backbone"], head, weight, bias, temperature)
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module itself where `torch.compile` or a data-parallel wrapper stands around it."""
+    for wrapper in ("_orig_mod", "module"):
+        inner = module._modules.get(wrapper)
+        if inner is not None and len(module._modules) == 1:
+            return uncompiled(inner)
+    return module
+
+
+def _array(name: str, tensor: torch.Tensor) -> Array:
+    values = tensor.detach().numpy().astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ExportError(f"the head's {name} holds NaN or infinite entries: train it first")
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,71 @@
+"""Lower precision, for the backbone only: float16, or int8 convolutions; preprocessing and head stay in float32.
+
+int8 is static: activations to unsigned 8 bits with one scale per tensor, found on real training images; weights to
+signed 8 bits with one scale per output channel; written as QuantizeLinear/DequantizeLinear pairs, which onnxruntime
+turns into integer convolutions. Linear layers gain nothing from it and stay in float32.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from .errors import ExportError
+
+
+def to_float16(backbone: onnx.ModelProto) -> onnx.ModelProto:
+    """The same backbone in float16, with float32 going in and coming out."""
+    return convert_float_to_float16(backbone, keep_io_types=True)
+
+
+def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8], batch_size: int = 32) -> onnx.ModelProto:
+    """The same classifier with its convolutions in integers, calibrated on images as the model takes them.
+
+    Raises
+    ------
+    ExportError
+        If there is no convolution, or no image to calibrate on.
+    """
+    if not any(node.op_type == "Conv" for node in model.graph.node):
+        raise ExportError("int8 is for convolutions, and this backbone has none: export it in fp32 or fp16")
+    if not len(images):
+        raise ExportError("int8 needs training images to calibrate on: pass calibration_images")
+    name = model.graph.input[0].name
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "int8.onnx"
+        logging.disable(logging.WARNING)  # it advises a preprocessing that the exporter has already done
+        try:
+            quantize_static(
+                model,
+                target,
+                _Batches(name, images, batch_size),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Conv"],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        return onnx.load(target)
+
+
+class _Batches(CalibrationDataReader):  # type: ignore[misc]
+    """The images, batch by batch, as onnxruntime's calibration asks for them."""
+
+    def __init__(self, name: str, images: NDArray[np.uint8], batch_size: int) -> None:
+        starts = range(0, len(images), batch_size)
+        self._batches: Iterator[dict[str, NDArray[np.uint8]]] = (
+            {name: images[start : start + batch_size]} for start in starts
+        )
+
+    def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        return next(self._batches, None)
