@@ -1,5 +1,4 @@
 """Neural collapse, measured: every metric straight from its formula, in float64, from all features at once.
-matrix.
 
 Sources: Papyan, Han & Donoho 2020, arXiv 2008.08186 (NC1–NC4, equinorm); Zhu et al. 2021, arXiv 2105.02375
 (the normalised forms of NC2 and NC3); Galanti, György & Hutter 2021, arXiv 2112.15121 (CDNV); Xu & Liu 2023,
@@ -8,10 +7,11 @@ margin).
 
 Conventions. `μ_c` is the mean of class c, and `μ_G` the mean of the class means: every class counts alike,
 so that an imbalance of the data is not taken for a lack of symmetry (on balanced data it is the mean of the
-samples). `H̄` (d, K) has columns `μ_c − μ_G`; `Σ_W` averages `(x − μ_c)(x − μ_c)ᵀ` over samples; `Σ_B =
-H̄H̄ᵀ/K`; `Σ_T = Σ_W + Σ_B`. A class without samples is left out of all that concerns means, and its row of
-W with it; a class with one sample has no spread. Eigenvalues of a covariance at or below `RANK_CUTOFF`
-times the largest count as zero.
+samples). `H̄` (d, K) has columns `μ_c − μ_G`; `Σ_W` averages `(x − μ_c)(x − μ_c)ᵀ` over samples;
+`Σ_B = H̄H̄ᵀ/K`; `Σ_T = Σ_W + Σ_B`. A class without samples is left out of all that concerns means, and its
+row of W with it; a class with one sample has no spread. Rounding is kept from passing for structure by
+`CUTOFF`: an eigenvalue of a covariance below that share of the largest is zero, two class means nearer than
+its root relative to their own lengths coincide, and so do all of them where `‖H̄‖_F` is below that share.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .trust_region import Status
 
 Array = NDArray[np.float64]
 
-RANK_CUTOFF = 1e-12
+CUTOFF = 1e-12
 MARGIN_EDGES = np.linspace(-2.0, 2.0, 201)  # a difference of two cosines lies in [−2, 2]
 
 
@@ -131,6 +131,8 @@ def neural_collapse(
     means = np.stack([X[y == c].mean(axis=0) for c in present])  # (K, d)
     global_mean = means.mean(axis=0)
     H = (means - global_mean).T  # (d, K)
+    if np.linalg.norm(H) <= CUTOFF * np.linalg.norm(means):
+        H = np.zeros_like(H)
     spread = X - means[np.searchsorted(present, y)]  # (N, d)
     variances = np.array([np.square(spread[y == c]).sum(axis=1).mean() for c in present])
     sigma_w = spread.T @ spread / len(X)
@@ -159,14 +161,10 @@ def neural_collapse(
         cosine_margin_std=float(margins.std()),
         etf_distance_weight=_squared_distance(_unit(W.T), etf_all.etf),
         etf_distance_means=_squared_distance(_unit(H), etf_means.etf),
-        etf_distance_between=(
-            _squared_distance(etf_weight.etf, etf_means.etf)
-            if etf_weight.unique and etf_means.unique
-            else np.nan
-        ),
+        etf_distance_between=_squared_distance(etf_weight.etf, etf_means.etf) if both_unique else np.nan,
         numerical_rank=float(np.mean([_numerical_rank(X[y == c]) for c in present])),
         variability_collapse=_variability_collapse(sigma_w + sigma_b, sigma_b),
-        cdnv=_cdnv(means, variances),
+        cdnv=_cdnv(H.T, variances),
         margin_histogram=np.histogram(margins, MARGIN_EDGES)[0],
     )
 
@@ -190,7 +188,7 @@ def _variability_collapse(sigma_t: Array, sigma_b: Array) -> float:
 def _range(sigma: Array) -> tuple[Array, Array]:
     """The positive eigenvalues of a covariance (r,), and their eigenvectors (d, r)."""
     values, vectors = eigh(sigma)
-    kept = values > RANK_CUTOFF * max(values[-1], np.finfo(np.float64).tiny)
+    kept = values > CUTOFF * max(values[-1], np.finfo(np.float64).tiny)
     return values[kept], vectors[:, kept]
 
 
@@ -248,8 +246,8 @@ def _numerical_rank(X: Array) -> float:
 
 def _cdnv(means: Array, variances: Array) -> float:
     first, second = np.triu_indices(len(means), k=1)
-    squared_distances = pdist(means, "sqeuclidean")
-    if not squared_distances.all():
+    squared_distances, squared_norms = pdist(means, "sqeuclidean"), np.square(means).sum(axis=1)
+    if np.any(squared_distances <= CUTOFF * (squared_norms[first] + squared_norms[second])):
         return np.inf
     return float(((variances[first] + variances[second]) / (2 * squared_distances)).mean())
 

@@ -1,0 +1,388 @@
+"""Neural collapse measured over a stream of batches, on the device, in memory O(Kd + d²).
+
+The figures are those of `reference.collapse`, which has their formulas and sources. What is particular here
+is how covariances are accumulated without cancellation: every class has an *origin*, its first sample seen,
+and sums are taken of the residuals `r = x − origin` alone. `Σ_W = (Σ r rᵀ − Σ_c n_c δ_c δ_cᵀ)/N`, δ_c the
+mean residual of class c, then subtracts numbers of the size of the spread within a class, however far the
+classes are apart; it is exactly zero for features that have collapsed exactly. Products of a batch are
+taken in the precision of the features, everything that outlives the batch is float64.
+
+What depends on single samples and on the class means (NC4, the cosine margins) takes a second pass over the
+data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..reference.collapse import CUTOFF, MARGIN_EDGES, NeuralCollapse
+from .collapse_metrics import (
+    between_class_spectrum,
+    cdnv,
+    etf_error,
+    squared_distance,
+    unit,
+    unit_etf,
+    variability_collapse,
+    variation,
+)
+
+MARGIN_BINS = len(MARGIN_EDGES) - 1
+SAME_DATA = 1e-4  # how far a class mean may move in the second pass, relative to the size of the features
+
+
+class NeuralCollapseMeter:
+    """Accumulates what the metrics of neural collapse need, batch by batch.
+
+    Parameters
+    ----------
+    num_classes : int
+        K, at least 2.
+    num_features : int
+        d.
+    device : torch.device or str, optional
+        Where the accumulators lie and features are expected; it must have float64.
+
+    Examples
+    --------
+    >>> from nearest_etf.reference import simplex_etf
+    >>> weight = torch.tensor(simplex_etf(3))
+    >>> batches = [(2 * weight[labels], labels) for labels in torch.arange(12).remainder(3).split(5)]
+    >>> meter = NeuralCollapseMeter(num_classes=3, num_features=3)
+    >>> for features, labels in batches:
+    ...     meter.update(features, labels)
+    >>> meter.compute(weight).nc1
+    0.0
+    >>> second = meter.second_pass(weight)
+    >>> for features, labels in batches:
+    ...     second.update(features, labels)
+    >>> second.compute().nc4, round(second.compute().cosine_margin, 6)
+    (0.0, 1.5)
+    """
+
+    def __init__(self, num_classes: int, num_features: int, device: torch.device | str | None = None) -> None:
+        if num_classes < 2 or num_features < 1:
+            raise ValueError(
+                f"num_classes = {num_classes} and num_features = {num_features}; expected at least 2 and 1."
+            )
+        K, d = num_classes, num_features
+        self.num_classes, self.num_features = K, d
+        self.counts = torch.zeros(K, dtype=torch.int64, device=device)
+        self.origins = torch.zeros(K, d, dtype=torch.float64, device=device)
+        self.sums = torch.zeros_like(self.origins)  # Σ r per class
+        self.squares = torch.zeros(K, dtype=torch.float64, device=device)  # Σ ‖r‖² per class
+        self.scatter = torch.zeros(d, d, dtype=torch.float64, device=device)  # Σ r rᵀ
+
+    @torch.no_grad()
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Add a batch.
+
+        Parameters
+        ----------
+        features : (B, d) floating point
+            What the classifier sees; half precision is computed with as float32.
+        labels : (B,) int64
+
+        Raises
+        ------
+        ValueError
+            If shapes disagree or a label is not in 0…K−1.
+        """
+        _check(features, labels, self.num_classes, self.num_features)
+        with torch.autocast(features.device.type, enabled=False):
+            for x, y in _chunks(features, labels):
+                self._add(x, y)
+
+    def _add(self, x: Tensor, labels: Tensor) -> None:
+        origins = torch.where(self.counts[labels, None] > 0, self.origins[labels].to(x.dtype), x)
+        self.origins[labels] = origins.double()  # of several first samples of a class in a batch, any one
+        residuals = x - self.origins[labels].to(x.dtype)
+        self.counts += torch.bincount(labels, minlength=self.num_classes)
+        self.sums.index_add_(0, labels, residuals.double())
+        self.squares.index_add_(0, labels, residuals.square().sum(1).double())
+        self.scatter += residuals.T @ residuals
+
+    def merge(self, other: NeuralCollapseMeter) -> None:
+        """Add what another meter has seen, as if this one had seen it too.
+
+        Raises
+        ------
+        ValueError
+            If the other one is for another K or d.
+        """
+        if (other.num_classes, other.num_features) != (self.num_classes, self.num_features):
+            raise ValueError(
+                f"a meter for K = {other.num_classes}, d = {other.num_features} cannot be merged into one "
+                f"for K = {self.num_classes}, d = {self.num_features}."
+            )
+        device = self.counts.device
+        counts, theirs = other.counts.to(device), other.origins.to(device)
+        common = torch.where(self.counts[:, None] > 0, self.origins, theirs)
+        sums, squares, scatter = _moved(
+            counts, theirs - common, other.sums.to(device), other.squares.to(device), other.scatter.to(device)
+        )
+        self.origins = common
+        self.counts += counts
+        self.sums += sums
+        self.squares += squares
+        self.scatter += scatter
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Merge the meters of all processes, so that each holds the whole; alone, do nothing."""
+        if not dist.is_initialized():
+            return
+        # Every class takes its origin from the first process that has seen it.
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        owner = torch.where(self.counts > 0, rank, size)
+        dist.all_reduce(owner, dist.ReduceOp.MIN, group)
+        common = torch.where((owner == rank)[:, None], self.origins, 0.0)
+        dist.all_reduce(common, group=group)
+        self.sums, self.squares, self.scatter = _moved(
+            self.counts, self.origins - common, self.sums, self.squares, self.scatter
+        )
+        self.origins = common
+        for total in (self.counts, self.sums, self.squares, self.scatter):
+            dist.all_reduce(total, group=group)
+
+    @torch.no_grad()
+    def compute(self, weight: Tensor, bias: Tensor | None = None) -> NeuralCollapse:
+        """The metrics of the data seen so far, for logits `W x + b`.
+
+        What takes a second pass (nc4, the cosine margins) is nan, and so is `numerical_rank`, which takes the
+        features of a whole class at once; see `second_pass` and `numerical_rank`.
+
+        Parameters
+        ----------
+        weight : (K, d)
+        bias : (K,), optional
+
+        Raises
+        ------
+        ValueError
+            If shapes disagree, W is zero, an entry or a feature seen is not finite, or fewer than two
+            classes have been seen.
+        """
+        W, b = self._classifier(weight, bias)
+        present = self.counts > 0
+        n = self.counts[present].double()
+        means, global_mean, H = self._class_means()
+        K = len(means)
+
+        mean_residuals = self.sums[present] / n[:, None]
+        weighted = mean_residuals * n.sqrt()[:, None]
+        sigma_w = (self.scatter - weighted.T @ weighted) / n.sum()
+        variances = (self.squares[present] / n - mean_residuals.square().sum(1)).clamp_min(0.0)
+        values, vectors = between_class_spectrum(H)
+        within = (vectors * (sigma_w @ vectors)).sum(0).clamp_min(0.0)
+        nc1 = float((within / values).sum()) / K if len(values) else float("inf")
+
+        W_present = W[present]
+        etf_weight, weight_unique = unit_etf(W_present)
+        etf_means, means_unique = unit_etf(H)
+        etf_all = etf_weight if len(W) == K else unit_etf(W)[0]
+        both_unique = weight_unique and means_unique
+        equinorm_weight, equinorm_means = variation(W.norm(dim=1)), variation(H.norm(dim=1))
+        return NeuralCollapse(
+            nc1=nc1,
+            nc2=etf_error(W, W),
+            nc2_means=etf_error(H, H),
+            nc3=etf_error(W_present, H),
+            nc4=float("nan"),
+            bias_offset=float((W @ global_mean + b).norm()),
+            equinorm_weight=equinorm_weight,
+            equinorm_means=equinorm_means,
+            equinorm_difference=abs(equinorm_weight - equinorm_means),
+            cosine_margin=float("nan"),
+            cosine_margin_std=float("nan"),
+            etf_distance_weight=squared_distance(unit(W), etf_all),
+            etf_distance_means=squared_distance(unit(H), etf_means),
+            etf_distance_between=squared_distance(etf_weight, etf_means) if both_unique else float("nan"),
+            numerical_rank=float("nan"),
+            variability_collapse=variability_collapse(sigma_w, H, len(values)),
+            cdnv=cdnv(H, variances),
+            margin_histogram=torch.zeros(MARGIN_BINS, dtype=torch.int64).numpy(),
+        )
+
+    def second_pass(self, weight: Tensor, bias: Tensor | None = None) -> SecondPass:
+        """Begin the second pass over the same data, for the metrics that depend on single samples.
+
+        Raises
+        ------
+        ValueError
+            As `compute`.
+        """
+        return SecondPass(self, weight, bias)
+
+    def _classifier(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        K, d = self.num_classes, self.num_features
+        W = weight.detach().to(self.scatter)
+        b = W.new_zeros(len(W)) if bias is None else bias.detach().to(self.scatter)
+        if W.shape != (K, d) or b.shape != (K,):
+            raise ValueError(
+                f"weight {tuple(W.shape)} and bias {tuple(b.shape)}; the meter is for {(K, d)} and {(K,)}."
+            )
+        if not (W.isfinite().all() and b.isfinite().all()):
+            raise ValueError("weight or bias holds NaN or infinite entries.")
+        if not W.any():
+            raise ValueError("weight is zero; its angles and its nearest ETF are undefined.")
+        return W, b
+
+    def _class_means(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Means of the classes seen (K, d), their mean μ_G (d,), and H̄ᵀ (K, d)."""
+        present = self.counts > 0
+        if int(present.sum()) < 2:
+            raise ValueError(
+                f"{int(present.sum())} class(es) have been seen; neural collapse compares at least two."
+            )
+        if not self.squares.isfinite().all():
+            raise ValueError("the features seen hold NaN or infinite entries.")
+        means = self.origins[present] + self.sums[present] / self.counts[present, None]
+        global_mean = means.mean(0)
+        H = means - global_mean
+        return means, global_mean, H if H.norm() > CUTOFF * means.norm() else torch.zeros_like(H)
+
+
+class SecondPass:
+    """What depends on single samples: begun by `NeuralCollapseMeter.second_pass`, fed with the same data.
+
+    It accumulates counts and class sums once more; `compute` refuses if they are not those of the first pass.
+    """
+
+    def __init__(self, first: NeuralCollapseMeter, weight: Tensor, bias: Tensor | None = None) -> None:
+        W, b = first._classifier(weight, bias)
+        means, self.global_mean, _ = first._class_means()
+        present = first.counts > 0
+        self.measured = first.compute(weight, bias)
+        self.num_classes, self.num_features = first.num_classes, first.num_features
+        self.expected_counts = first.counts.clone()
+        self.means = torch.zeros_like(first.origins)
+        self.means[present] = means
+        spread = first.squares.sum() / (first.counts.sum() * self.num_features)
+        self.size = float((means.square().mean() + spread).sqrt())
+        # With x̃ = x − μ_G logits are `W x̃ + shifted_bias`, and h_cᵀx̃ − ‖h_c‖²/2 is largest at the nearest mean.
+        self.weight, self.shifted_bias = W, W @ self.global_mean + b
+        self.lengths = (W - W.mean(0)).norm(dim=1)
+        self.centred_means = torch.zeros_like(first.origins)
+        self.centred_means[present] = means - self.global_mean
+        self.handicaps = torch.where(present, 0.5 * self.centred_means.square().sum(1), float("inf"))
+
+        self.counts = torch.zeros_like(first.counts)
+        self.deviations = torch.zeros_like(first.sums)  # Σ x − μ_c per class
+        self.totals = torch.zeros(3, dtype=torch.float64, device=W.device)  # mismatches, Σ margin, Σ margin²
+        self.histogram = torch.zeros(MARGIN_BINS, dtype=torch.int64, device=W.device)
+        self.edges = torch.as_tensor(MARGIN_EDGES, device=W.device)
+
+    @torch.no_grad()
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Add a batch (B, d), (B,), as in the first pass.
+
+        Raises
+        ------
+        ValueError
+            If shapes disagree or a label is not in 0…K−1.
+        """
+        _check(features, labels, self.num_classes, self.num_features)
+        with torch.autocast(features.device.type, enabled=False):
+            for x, y in _chunks(features, labels):
+                self._add(x, y)
+
+    def _add(self, x: Tensor, labels: Tensor) -> None:
+        self.counts += torch.bincount(labels, minlength=self.num_classes)
+        self.deviations.index_add_(0, labels, (x - self.means[labels].to(x.dtype)).double())
+        centred = x - self.global_mean.to(x.dtype)
+        products = centred @ self.weight.to(x.dtype).T  # (B, K)
+        predicted = (products + self.shifted_bias.to(x.dtype)).argmax(1)
+        nearness = centred @ self.centred_means.to(x.dtype).T - self.handicaps.to(x.dtype)
+        mismatches = (predicted != nearness.argmax(1)).sum().double()
+
+        scale = centred.norm(dim=1, keepdim=True) * self.lengths.to(x.dtype)
+        cosines = (products - products.mean(1, keepdim=True)) / scale.where(scale > 0, torch.inf)
+        true = cosines.gather(1, labels[:, None])
+        others = cosines.scatter(1, labels[:, None], -torch.inf)
+        margins = (true[:, 0] - others.amax(1)).double()
+        self.totals += torch.stack([mismatches, margins.sum(), margins.square().sum()])
+        bins = torch.bucketize(margins, self.edges, right=True) - 1
+        self.histogram += torch.bincount(bins.clamp(0, MARGIN_BINS - 1), minlength=MARGIN_BINS)
+
+    def merge(self, other: SecondPass) -> None:
+        """Add what another second pass, begun from an equal meter, has seen."""
+        for ours, theirs in zip(self._accumulators(), other._accumulators(), strict=True):
+            ours += theirs.to(ours.device)
+
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
+        """Merge the second passes of all processes; without a process group, nothing."""
+        if dist.is_initialized():
+            for total in self._accumulators():
+                dist.all_reduce(total, group=group)
+
+    def compute(self) -> NeuralCollapse:
+        """All metrics of the data, with those of the second pass.
+
+        Raises
+        ------
+        ValueError
+            If the second pass was not over the data of the first: another number of samples in a class, or
+            another class mean.
+        """
+        if not torch.equal(self.counts, self.expected_counts):
+            c = int((self.counts != self.expected_counts).nonzero()[0])
+            raise ValueError(
+                f"the second pass was over other data: it saw {int(self.counts[c])} samples of class "
+                f"{c}, the first {int(self.expected_counts[c])}. Feed both with the same samples."
+            )
+        change = float((self.deviations / self.counts.clamp_min(1)[:, None]).abs().max())
+        if not change <= SAME_DATA * self.size:
+            raise ValueError(
+                f"the second pass was over other data: a class mean moved by {change:.1e}, where features "
+                f"are of size {self.size:.1e}. Feed both the same samples, in eval mode, not augmented."
+            )
+        count = int(self.counts.sum())
+        mismatch, mean, square = (self.totals / count).tolist()
+        return replace(
+            self.measured,
+            nc4=mismatch,
+            cosine_margin=mean,
+            cosine_margin_std=max(square - mean**2, 0.0) ** 0.5,
+            margin_histogram=self.histogram.cpu().numpy(),
+        )
+
+    def _accumulators(self) -> tuple[Tensor, ...]:
+        return self.counts, self.deviations, self.totals, self.histogram
+
+
+def _moved(
+    counts: Tensor, shift: Tensor, sums: Tensor, squares: Tensor, scatter: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of residuals, of their squares and of their products, for origins moved back by `shift` (K, d)."""
+    shift = torch.where(counts[:, None] > 0, shift, 0.0)
+    n = counts[:, None].double()
+    cross = (sums + 0.5 * n * shift).T @ shift
+    squares = squares + ((2 * sums + n * shift) * shift).sum(1)
+    return sums + n * shift, squares, scatter + cross + cross.T
+
+
+def _chunks(features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batch in float32 or float64, in pieces of d rows or so: what is made of one needs O(d²)."""
+    rows = max(features.shape[1], 256)
+    for x, y in zip(features.detach().split(rows), labels.split(rows), strict=True):
+        yield x if x.dtype == torch.float64 else x.float(), y
+
+
+def _check(features: Tensor, labels: Tensor, num_classes: int, num_features: int) -> None:
+    if features.ndim != 2 or features.shape[1] != num_features or not features.is_floating_point():
+        raise ValueError(
+            f"features are {features.dtype} {tuple(features.shape)}; expected floating (B, {num_features})."
+        )
+    if labels.shape != features.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(
+            f"labels are {labels.dtype} {tuple(labels.shape)}; expected int64 ({len(features)},)."
+        )
+    if len(labels):
+        least, most = (int(label) for label in labels.aminmax())
+        if least < 0 or most >= num_classes:
+            raise ValueError(f"labels span {least}…{most}; expected 0…{num_classes - 1}, the classes.")

@@ -1,0 +1,109 @@
+"""The formulas of neural collapse on what a pass over the data has gathered, in blocks where K×K is large.
+
+They are those of `reference.collapse`, on matrices whose rows are classes: `H̄ᵀ` (K, d) beside W (K, d).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..reference.collapse import CUTOFF
+from .nearest_etf import solve
+
+
+def numerical_rank(features: Tensor, labels: Tensor) -> float:
+    """`(‖X_c‖_*/‖X_c‖_F)²` of the features of a class, averaged over the classes that have any.
+
+    The one metric that a stream cannot give in memory O(Kd + d²): it takes all features (N, d) at once.
+
+    Examples
+    --------
+    >>> round(numerical_rank(torch.eye(4), torch.zeros(4, dtype=torch.int64)), 6)
+    4.0
+    """
+    ranks = []
+    for c in labels.unique():
+        values = torch.linalg.svdvals(unit(features[labels == c].double()))
+        ranks.append(values.sum() ** 2 if values[0] > 0 else values.new_ones(()))
+    return float(torch.stack(ranks).mean())
+
+
+def between_class_spectrum(H: Tensor) -> tuple[Tensor, Tensor]:
+    """The range of `Σ_B` from H̄ᵀ (K, d), by the smaller Gram matrix: eigenvalues (r,) and -vectors (d, r)."""
+    K, d = H.shape
+    values, vectors = torch.linalg.eigh((H.T @ H if d < K else H @ H.T) / K)
+    kept = values > CUTOFF * values[-1].clamp_min(torch.finfo(H.dtype).tiny)
+    values, vectors = values[kept], vectors[:, kept]
+    if d >= K:
+        vectors = H.T @ vectors
+        vectors = vectors / vectors.norm(dim=0)
+    return values, vectors
+
+
+def variability_collapse(sigma_w: Tensor, H: Tensor, rank: int) -> float:
+    """`1 − tr(Σ_T† Σ_B)/rank Σ_B`, with `tr(Σ_T† Σ_B) = Σ ‖uᵀH̄‖²/(Kλ)` over the eigenpairs of Σ_T."""
+    if rank == 0:
+        return 1.0
+    values, vectors = torch.linalg.eigh(sigma_w + H.T @ H / len(H))
+    kept = values > CUTOFF * values[-1]
+    between = (H @ vectors[:, kept]).square().sum(0) / len(H)
+    return 1.0 - float((between / values[kept]).sum()) / rank
+
+
+def etf_error(left: Tensor, right: Tensor) -> float:
+    """`‖G/‖G‖_F − M/√(K−1)‖_F` for `G = left rightᵀ` (K, K), never held whole: blocks of at most d rows."""
+    K, d = left.shape
+    norm = torch.stack([(left[i : i + d] @ right.T).square().sum() for i in range(0, K, d)]).sum().sqrt()
+    scale = 1.0 / norm if norm > 0 else torch.zeros_like(norm)
+    error = 0.0
+    for start in range(0, K, d):
+        difference = scale * (left[start : start + d] @ right.T) + 1.0 / (K * (K - 1) ** 0.5)
+        difference.diagonal(start).sub_((K - 1) ** -0.5)
+        error += float(difference.square().sum())
+    return error**0.5
+
+
+def unit_etf(G: Tensor) -> tuple[Tensor, bool]:
+    """The simplex ETF of unit Frobenius norm nearest to G (K, d), rows are classes, and whether it is unique.
+
+    It is nan where d is too small for one.
+    """
+    K, d = G.shape
+    if d < K - 1:
+        return torch.full_like(G, torch.nan), False
+    nearest = solve(unit(G).T, formulation="gauge-free", method="svd")
+    unique = nearest.sigma.min() > max(K, d) * torch.finfo(G.dtype).eps * nearest.sigma.max()
+    return nearest.frame.T / (K - 1) ** 0.5, bool(unique)
+
+
+def cdnv(H: Tensor, variances: Tensor) -> float:
+    """Mean over pairs of `(v_c + v_c′)/(2‖h_c − h_c′‖²)`, in blocks of at most d rows."""
+    K, d = H.shape
+    squared_norms = H.square().sum(1)
+    total = 0.0
+    for start in range(0, K, d):
+        rows = slice(start, start + d)
+        lengths = squared_norms[rows, None] + squared_norms
+        squared_distances = lengths - 2 * H[rows] @ H.T
+        squared_distances = squared_distances.where(squared_distances > CUTOFF * lengths, 0.0)
+        squared_distances.diagonal(start).fill_(torch.inf)
+        total += float(
+            (0.5 * (variances[rows, None] + variances) / squared_distances).nan_to_num(nan=torch.inf).sum()
+        )
+    return total / (K * (K - 1))
+
+
+def squared_distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).square().sum())
+
+
+def unit(G: Tensor) -> Tensor:
+    """G divided by its Frobenius norm; a zero matrix stays zero."""
+    norm = G.norm()
+    return G / norm if norm > 0 else G
+
+
+def variation(norms: Tensor) -> float:
+    """Standard deviation over mean."""
+    return float(norms.std(correction=0) / norms.mean())
