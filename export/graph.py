@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.compose
+import onnx.inliner
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from .errors import ExportError

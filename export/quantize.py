@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from .errors import ExportError
@@ -23,7 +24,9 @@ from .errors import ExportError
 
 def to_float16(backbone: onnx.ModelProto) -> onnx.ModelProto:
     """The same backbone in float16, with float32 going in and coming out."""
-    return convert_float_to_float16(backbone, keep_io_types=True)
+    model = ONNXModel(convert_float_to_float16(backbone, keep_io_types=True))
+    model.topological_sort()
+    return model.model
 
 
 def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8], batch_size: int = 32) -> onnx.ModelProto:
