@@ -1,4 +1,4 @@
-"""From a trained classifier to one ONNX file that proves itself and needs neither torch nor this package's other rooms.
+"""From a trained classifier to one ONNX file that proves itself and needs no torch.
 
     export_onnx(model, "model.onnx", …)        freeze, check against PyTorch, write (torch, onnx, onnxruntime)
     check_onnx("model.onnx", model, images)    check again, on demand

@@ -1,8 +1,8 @@
 """The evidence that a classifier is a simplex ETF, and the nearest one to its class means.
 
-Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3. Without the proximal term the nearest ETF is
-`max_U ⟨U, H M⟩`, so `1 − ⟨U, H M⟩/‖H M‖_*` is never negative and is zero exactly at an optimum (the design's
-certificate): for W it comes out as `1 − √((K−1)/K) ⟨Wᵀ, H⟩/‖H M‖_*`, with no frame U needed.
+Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3. Without the proximal term the nearest
+ETF is `max_U ⟨U, H M⟩`, a linear problem on frames with value `‖H M‖_*`. So `1 − ⟨U, H M⟩/‖H M‖_*` is
+never negative, and zero exactly at an optimum; in terms of W it is `1 − √((K−1)/K) ⟨Wᵀ, H M⟩/‖H M‖_*`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def etf_certificate(weight: ArrayLike, class_means: ArrayLike | None = None) -> 
     Returns
     -------
     dict
-        `etf_error` (NC2), `row_norm_error` (largest |‖w‖ − 1|), `etf_distance` (‖W/‖W‖ − E*‖², E* the nearest ETF
-        to W) and, with class means, `class_means_distance` (the same with E* the nearest ETF to H) and
+        `etf_error` (NC2), `row_norm_error` (largest |‖w‖ − 1|), `etf_distance` (‖W/‖W‖ − E*‖², E* the nearest
+        ETF to W) and, with class means, `class_means_distance` (the same with E* the nearest ETF to H) and
         `certificate_gap` (relative).
 
     Examples

@@ -1,7 +1,7 @@
 """Hold an exported file against the PyTorch model that it came from, on real images, at several batch sizes.
 
-The PyTorch side is the live `head(backbone(x))` with its own normalisation of pixels, not the frozen constants, so
-that every step of the export is under test.
+The PyTorch side is the live `head(backbone(x))` with its own normalisation of pixels, not the frozen
+constants, so that every step of the export is under test.
 """
 
 from __future__ import annotations
@@ -234,9 +234,9 @@ def _failures(
     if differ > 1 - bound.agreement + 1e-12:
         failures.append(f"{differ:.2%} of the images get another label; allowed is {1 - bound.agreement:.2%}")
     before, after = accuracy
-    if bound.accuracy_loss is not None and before is not None and after is not None:
-        if before - after > bound.accuracy_loss + 1e-12:
-            failures.append(f"accuracy falls by {before - after:.2%}; allowed is {bound.accuracy_loss:.2%}")
+    loss = 0.0 if before is None or after is None else before - after
+    if bound.accuracy_loss is not None and loss > bound.accuracy_loss + 1e-12:
+        failures.append(f"accuracy falls by {loss:.2%}; allowed is {bound.accuracy_loss:.2%}")
     return failures
 
 
@@ -253,23 +253,21 @@ def _torch_side(
     if m.shape[1] != images.shape[3]:
         raise InputError(f"images have {images.shape[3]} channels, but mean and std {m.shape[1]}")
     weight = torch.from_numpy(frozen.weight)
-    parts: list[tuple[torch.Tensor, ...]] = []
+    entry = classifier.metadata["input"]
+    parts: list[dict[str, torch.Tensor]] = []
     for batch in torch.from_numpy(np.ascontiguousarray(images)).split(64):
         x = (batch.permute(0, 3, 1, 2).float() / 255 - m) / s  # (B, C, H, W)
         features = frozen.backbone(x)
         logits = frozen.head(features)
         label = logits.argmax(1)
-        cosine = torch.cosine_similarity(features, weight[label])
-        parts.append((logits, logits.softmax(1), label, cosine, x, features))
-    logits, probabilities, label, cosine, x, features = (
-        torch.cat(part).numpy() for part in zip(*parts, strict=True)
-    )
-    expected = {"logits": logits, "probabilities": probabilities, "label": label, "cosine": cosine}
-    entry = classifier.metadata["input"]
-    if entry["name"] == "features":
-        return expected, features.astype(classifier.input_dtype)
-    pixels = images if classifier.takes_images else x.transpose(0, 2, 3, 1)  # (N, H, W, C)
-    return expected, pixels if entry["layout"] == "NHWC" else pixels.transpose(0, 3, 1, 2)
+        pixels = batch if classifier.takes_images else x.permute(0, 2, 3, 1)  # (B, H, W, C)
+        part = {"logits": logits, "probabilities": logits.softmax(1), "label": label}
+        part["cosine"] = torch.cosine_similarity(features, weight[label])
+        part["inputs"] = features if entry["name"] == "features" else pixels
+        parts.append(part)
+    joined = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    inputs = joined.pop("inputs").astype(classifier.input_dtype, copy=False)
+    return joined, inputs.transpose(0, 3, 1, 2) if entry["layout"] == "NCHW" else inputs
 
 
 def _deviation(found: NDArray[Any], expected: NDArray[Any]) -> Deviation:

@@ -1,4 +1,4 @@
-"""What can go wrong between a trained model and an answer: one family of errors, each message one clear line."""
+"""What can go wrong between a trained model and an answer: one family of errors, one clear line each."""
 
 from __future__ import annotations
 

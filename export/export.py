@@ -1,7 +1,8 @@
-"""`export_onnx`: freeze, build, check, describe, write; every step is checked before the next, nothing half-done stays.
+"""`export_onnx`: freeze, build, check, describe, write; each step is checked before the next.
 
-The file is written to a temporary name and renamed, once it has passed; beside it lies the sidecar `model.json`, which
-holds the same metadata, the check's report and the file's SHA-256.
+The file is written to a temporary name and renamed once it has passed, so nothing half-done stays;
+beside it lies the sidecar `model.json`, which holds the same metadata, the check's report and the file's
+SHA-256.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ def export_onnx(
     Parameters
     ----------
     model : nn.Module
-        With `.backbone`, from images (N, C, H, W) to features (N, d), and `.head`, one of `nearest_etf.torchport` or
-        one with `weight` (K, d), `bias` (K,) and `temperature`. It is copied, not changed.
+        With `.backbone`, from images (N, C, H, W) to features (N, d), and `.head`, one of
+        `nearest_etf.torchport` or one with `weight` (K, d), `bias` (K,) and `temperature`. It is not changed.
     path : path
         Ends in `.onnx`; the sidecar has the suffix `.json`.
     image_shape : (H, W, C)
@@ -101,13 +102,11 @@ def export_onnx(
     >>> from nearest_etf.torchport import Classifier, FixedETFHead
     >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), FixedETFHead(8, 3))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     report = export_onnx(
-    ...         model, f"{folder}/model.onnx", image_shape=(8, 8, 1), mean=[0.5], std=[0.25], class_names=["a", "b", "c"]
-    ...     )
-    ...     OnnxClassifier(f"{folder}/model.onnx").predict(np.zeros((2, 8, 8, 1), np.uint8)).labels.shape
-    (2,)
-    >>> report.passed
-    True
+    ...     path = f"{folder}/model.onnx"
+    ...     report = export_onnx(model, path, image_shape=(8, 8, 1), mean=[0.5], std=[0.25])
+    ...     labels = OnnxClassifier(path).predict(np.zeros((2, 8, 8, 1), np.uint8)).labels
+    >>> report.passed, labels.shape
+    (True, (2,))
     """
     path = writable_target(path, overwrite)
     shape = _image_shape(image_shape)
@@ -178,7 +177,7 @@ def export_head_onnx(
 ) -> CheckReport:
     """Write the head alone: features (N, d) of one floating-point type to logits and the rest, in opset 13.
 
-    It is checked on the backbone's features of `check_images`; parameters, result and errors are as in `export_onnx`.
+    It is checked on the backbone's features of `check_images`; all else is as in `export_onnx`.
     """
     path = writable_target(path, overwrite)
     _one_of("precision", precision, tuple(DTYPES))
@@ -301,7 +300,7 @@ def _calibration(images: ArrayLike | None, shape: tuple[int, int, int]) -> NDArr
     found = np.empty((0, *shape), np.uint8) if images is None else np.asarray(images)
     if found.dtype != np.uint8 or found.shape[1:] != shape:
         raise ExportError(
-            f"calibration_images are {found.shape} {found.dtype}: expected (N, {', '.join(map(str, shape))}) uint8"
+            f"calibration_images are {found.shape} {found.dtype}: expected uint8 of shape (N, *{shape})"
         )
     return found
 

@@ -1,6 +1,6 @@
 """Take a trained classifier apart into what the file will hold: the backbone, W, b and τ, as constants.
 
-Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3: logits `W h + b` of the normalised features
+Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3: logits `W h + b` of normalised features
 `h = τ f(x)/‖f(x)‖₂`. At inference `W` and `b` are constants, whichever head they come from.
 """
 
@@ -82,32 +82,33 @@ def freeze(model: nn.Module) -> Frozen:
     for part in ("backbone", "head"):
         if not isinstance(getattr(model, part, None), nn.Module):
             raise ExportError(
-                f"the model, a {type(model).__name__}, has no module .{part}: put a backbone and a head together "
-                "with nearest_etf.torchport.Classifier(backbone, head), or name your own module's parts so"
+                f"the model, a {type(model).__name__}, has no module .{part}: name your parts so, or put "
+                "them together with nearest_etf.torchport.Classifier(backbone, head)"
             )
     try:
-        parts = nn.ModuleDict({"backbone": uncompiled(model.backbone), "head": model.head})
-        parts = copy.deepcopy(parts).cpu().float().eval().requires_grad_(False)
+        backbone, head = (
+            copy.deepcopy(uncompiled(part)).cpu().float().eval().requires_grad_(False)
+            for part in (model.get_submodule("backbone"), model.get_submodule("head"))
+        )
     except RuntimeError as error:
         raise ExportError(f"the model cannot be copied: {_first_line(error)}") from error
-    head = parts["head"]
     for name in ("weight", "temperature"):
         if not hasattr(head, name):
             raise ExportError(
-                f"the head, a {type(head).__name__}, has no attribute {name!r}: expected weight (K, d), bias (K,) "
-                "and temperature, as the heads of nearest_etf.torchport have"
+                f"the head, a {type(head).__name__}, has no attribute {name!r}: expected weight (K, d), "
+                "bias (K,) and temperature, as the heads of nearest_etf.torchport have"
             )
-    weight = _array("weight", head.weight)
+    weight = _array("weight", getattr(head, "weight", None))
     if weight.ndim != 2:
         raise ExportError(f"the head's weight has shape {weight.shape}: expected (K, d)")
     bias = getattr(head, "bias", None)
     bias = np.zeros(len(weight), np.float32) if bias is None else _array("bias", bias)
     if bias.shape != weight.shape[:1]:
         raise ExportError(f"the head's bias has shape {bias.shape}: expected ({len(weight)},), one per class")
-    temperature = float(head.temperature)
+    temperature = float(getattr(head, "temperature", math.nan))  # type: ignore[arg-type]
     if not (math.isfinite(temperature) and temperature > 0):
         raise ExportError(f"the head's temperature is {temperature}: expected a positive number")
-    return Frozen(parts["backbone"], head, weight, bias, temperature)
+    return Frozen(backbone, head, weight, bias, temperature)
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -119,11 +120,13 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return module
 
 
-def _array(name: str, tensor: torch.Tensor) -> Array:
-    values = tensor.detach().numpy().astype(np.float32)
-    if not np.isfinite(values).all():
+def _array(name: str, values: object) -> Array:
+    if not isinstance(values, torch.Tensor):
+        raise ExportError(f"the head's {name} is a {type(values).__name__}: expected a tensor")
+    array = values.detach().numpy().astype(np.float32)
+    if not np.isfinite(array).all():
         raise ExportError(f"the head's {name} holds NaN or infinite entries: train it first")
-    return values
+    return array
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What an export takes from a run folder: the model, how its pixels were normalised, real images, and its record."""
+"""What an export takes from a run folder: the model, how pixels were normalised, real images, the record."""
 
 from __future__ import annotations
 
@@ -85,12 +85,14 @@ def evenly(total: int, count: int) -> NDArray[np.int64]:
 
 
 def samples_folder(model: Path, overwrite: bool) -> Path:
-    """The folder for sample images beside a model; refused where it would cover anything but earlier samples."""
+    """The folder for samples beside a model; refused where it would cover anything but earlier samples."""
     folder = model.with_name(f"{model.stem}-samples")
     if folder.exists():
         if not overwrite:
             raise ExportError(f"{folder} exists: choose another name, or replace it by --overwrite")
-        if not folder.is_dir() or any(not re.fullmatch(r"\d+-\d+\.png", file.name) for file in folder.iterdir()):
+        if not folder.is_dir() or any(
+            not re.fullmatch(r"\d+-\d+\.png", file.name) for file in folder.iterdir()
+        ):
             raise ExportError(f"{folder} holds more than sample images, so it is not overwritten")
     return folder
 

@@ -1,9 +1,9 @@
 """The graph: preprocessing and head built node by node, the backbone exported by torch in between.
 
-The three parts stand side by side, so that W, b and τ are in the file bit for bit, one piece of code makes both the
-whole classifier and the head alone, and lower precision can be given to the backbone only. What a file says about
-itself is one JSON object under the metadata key `nearest_etf`; everything that an exporter leaves behind (stack
-traces with absolute paths, names of source files) is stripped.
+The three parts stand side by side, so that W, b and τ are in the file bit for bit, one piece of code
+makes both the whole classifier and the head alone, and lower precision can be given to the backbone
+only. What a file says about itself is one JSON object under the metadata key `nearest_etf`; everything
+that an exporter leaves behind (stack traces with absolute paths, names of source files) is stripped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from .errors import ExportError
 from .freeze import Frozen
-from .predict import FORMAT, METADATA_KEY, OUTPUTS
+from .model_file import FORMAT, METADATA_KEY, OUTPUTS
 
 OPSET, IR_VERSION = 18, 8  # onnxruntime >= 1.16 reads both
 HEAD_OPSET, HEAD_IR_VERSION = 13, 7  # for old runtimes
@@ -71,8 +71,8 @@ def preprocessing_piece(
 def head_piece(frozen: Frozen, features: str, dtype: type[np.floating[Any]], opset: int) -> Piece:
     """Features (N, d) to logits, probabilities (N, K), label and cosine (N,), all in one floating-point type.
 
-    Features are divided by their largest entry before they are squared, so that neither float16's range nor its
-    smallest number is left; then the length is at least 1, and only all-zero features need the `Max`.
+    Features are divided by their largest entry before they are squared, so that float16 neither overflows nor
+    underflows; then the length is at least 1, and only all-zero features need the `Max`.
     """
     p = Piece(opset)
     W, tau = frozen.weight.astype(np.float64), frozen.temperature
@@ -143,8 +143,8 @@ def backbone_model(frozen: Frozen, image_shape: tuple[int, int, int]) -> onnx.Mo
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise ExportError(
-            f"torch cannot export the backbone ({type(error).__name__}: {reason[0] if reason else ''}); its forward "
-            "has to be free of branches on tensor values and has to accept any batch size"
+            f"torch cannot export the backbone ({type(error).__name__}: {reason[0] if reason else ''}); its "
+            "forward has to be free of branches on tensor values and has to accept any batch size"
         ) from error
     assert program is not None
     model = onnx.inliner.inline_local_functions(program.model_proto)

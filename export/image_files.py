@@ -1,4 +1,4 @@
-"""Image files as arrays that a model takes: only what is unambiguous is read, the rest is refused with a remedy."""
+"""Image files as arrays that a model takes: what is unambiguous is read, the rest refused with a remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".t
 
 
 def find_images(names: Iterable[str | Path]) -> list[Path]:
-    """Files named directly, by a pattern (`"photos/*.png"`), or by a folder, which is searched through and through.
+    """Files named directly, by a pattern (`"photos/*.png"`), or by a folder, with all below it.
 
     Raises
     ------
@@ -42,8 +42,9 @@ def find_images(names: Iterable[str | Path]) -> list[Path]:
 def load_image(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """One 8-bit image of exactly the size and channels (H, W, C) that a model was trained on.
 
-    Palettes and two-level images are unpacked, a grey image fills three equal channels, and a camera's note about
-    which side is up is followed: none of these guesses. CMYK, alpha, 16 bits, animations and other sizes are refused.
+    Palettes and two-level images are unpacked, a grey image fills three equal channels, and a camera's
+    note about which side is up is followed: none of these guesses. CMYK, alpha, 16 bits, animations and
+    other sizes are refused.
 
     Raises
     ------

@@ -3,15 +3,13 @@
     etf-predict model.onnx photos/ --top-k 3
     etf-predict model.onnx "photos/*.png" --format csv > answers.csv
 
-The model's file says what it takes and what it means (its metadata); the sidecar `model.json` beside it has the
-SHA-256 of the file, which is verified: onnxruntime happily runs a good part of all damaged files.
+The file says what it takes and what it means; neither torch nor scipy nor onnx is imported.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
 import os
 import re
@@ -23,15 +21,11 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import numpy as np
-import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ExportError, InputError, ModelFileError
 from .image_files import find_images, load_images
-
-FORMAT = 1
-METADATA_KEY = "nearest_etf"
-OUTPUTS = ("logits", "probabilities", "label", "cosine")
+from .model_file import FORMAT, METADATA_KEY, OUTPUTS, available_cores, matches_sidecar, open_session
 
 
 @dataclass(frozen=True)
@@ -45,7 +39,7 @@ class Prediction:
         The classes' names.
     probabilities : (N, K)
     cosines : (N,)
-        Between the feature and the vertex of the predicted class: a confidence from geometry alone, 1 at the vertex.
+        Between the feature and the vertex of the predicted class: a geometric confidence, 1 at the vertex.
     logits : (N, K)
     """
 
@@ -111,7 +105,7 @@ class OnnxClassifier:
         verified = matches_sidecar(path, data)
         if not verified:
             warnings.warn(
-                f"{path} has no sidecar {path.with_suffix('.json').name}: damage to the file would go unnoticed",
+                f"{path} has no sidecar {path.with_suffix('.json').name}: damage to it would go unnoticed",
                 stacklevel=2,
             )
         self._open(data, str(path), verified, threads)
@@ -209,60 +203,6 @@ class OnnxClassifier:
         return x
 
 
-def available_cores() -> int:
-    """Cores that this process may use, four at most: beyond that single images gain nothing."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores)
-
-
-def open_session(data: bytes, name: str, threads: int) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on the CPU with explicit threads that sleep, rather than spin, between calls."""
-    if threads < 1:
-        raise InputError(f"threads is {threads}: expected at least 1")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    for pool in ("intra", "inter"):
-        options.add_session_config_entry(f"session.{pool}_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelFileError(
-            f"{name} is damaged or no ONNX model that onnxruntime can run ({reason})"
-        ) from error
-
-
-def matches_sidecar(path: Path, data: bytes) -> bool:
-    """Whether the sidecar of a model file vouches for its contents; False where there is none.
-
-    Raises
-    ------
-    ModelFileError
-        If the sidecar cannot be read, or speaks of other contents.
-    """
-    sidecar = path.with_suffix(".json")
-    if not sidecar.exists():
-        return False
-    try:
-        expected = json.loads(sidecar.read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(
-            f"{sidecar} is not the sidecar of a model: expected JSON with a sha256"
-        ) from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
-        raise ModelFileError(
-            f"{path} is damaged, or {sidecar.name} belongs to another file: SHA-256 {found[:12]}… is "
-            f"not the expected {str(expected)[:12]}…"
-        )
-    return True
-
-
-# --------------------------------------------------------------------------------------------- etf-predict
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -285,7 +225,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--score",
         action="store_true",
-        help="also say how many are right, by the label that ends each name, as in 17-3.png (etf-export --samples)",
+        help="also say how many are right, by the label that ends each name (17-3.png, as --samples writes)",
     )
     return parser
 
@@ -330,7 +270,7 @@ def classify_files(
     """Image files and their predictions, batch by batch, with a progress bar on a terminal."""
     if not classifier.takes_images:
         raise InputError(
-            f"the model takes {classifier.input_dtype} {classifier.metadata['input']['name']}, not image files"
+            f"the model takes {classifier.input_dtype} {classifier.metadata['input']['name']}, not files"
         )
     if batch_size < 1:
         raise InputError(f"the batch size is {batch_size}: expected at least 1")

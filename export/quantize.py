@@ -1,8 +1,9 @@
-"""Lower precision, for the backbone only: float16, or int8 convolutions; preprocessing and head stay in float32.
+"""Lower precision, for the backbone only: float16, or int8 convolutions; the rest stays in float32.
 
-int8 is static: activations to unsigned 8 bits with one scale per tensor, found on real training images; weights to
-signed 8 bits with one scale per output channel; written as QuantizeLinear/DequantizeLinear pairs, which onnxruntime
-turns into integer convolutions. Linear layers gain nothing from it and stay in float32.
+int8 is static: activations to unsigned 8 bits with one scale per tensor, found on real training images;
+weights to signed 8 bits with one scale per output channel; written as QuantizeLinear/DequantizeLinear
+pairs, which onnxruntime turns into integer convolutions. Linear layers gain nothing from it and stay in
+float32.
 """
 
 from __future__ import annotations
