@@ -163,7 +163,7 @@ def neural_collapse(
         etf_distance_means=_squared_distance(_unit(H), etf_means.etf),
         etf_distance_between=_squared_distance(etf_weight.etf, etf_means.etf) if both_unique else np.nan,
         numerical_rank=float(np.mean([_numerical_rank(X[y == c]) for c in present])),
-        variability_collapse=_variability_collapse(sigma_w + sigma_b, sigma_b),
+        variability_collapse=_variability_collapse(sigma_w, H),
         cdnv=_cdnv(H.T, variances),
         margin_histogram=np.histogram(margins, MARGIN_EDGES)[0],
     )
@@ -178,11 +178,13 @@ def _trace_ratio(sigma_w: Array, sigma_b: Array) -> float:
     return float((np.maximum(within, 0.0) / values).sum())
 
 
-def _variability_collapse(sigma_t: Array, sigma_b: Array) -> float:
+def _variability_collapse(sigma_w: Array, H: Array) -> float:
+    """`tr(Σ_T† Σ_B)` as a sum of `‖uᵀH̄‖²/(Kλ)` over the eigenpairs of Σ_T, not below zero by rounding."""
+    sigma_b = H @ H.T / H.shape[1]
     rank = len(_range(sigma_b)[0])
-    values, vectors = _range(sigma_t)
-    between = np.einsum("di,dc,ci->i", vectors, sigma_b, vectors, optimize=True)
-    return 1.0 - float((between / values).sum()) / rank if rank else 1.0
+    values, vectors = _range(sigma_w + sigma_b)
+    between = np.square(vectors.T @ H).mean(axis=1)
+    return max(0.0, 1.0 - float((between / values).sum()) / rank) if rank else 1.0
 
 
 def _range(sigma: Array) -> tuple[Array, Array]:

@@ -264,7 +264,7 @@ class SecondPass:
         self.means[present] = means
         spread = first.squares.sum() / (first.counts.sum() * self.num_features)
         self.size = float((means.square().mean() + spread).sqrt())
-        # With x̃ = x − μ_G logits are `W x̃ + shifted_bias`, and h_cᵀx̃ − ‖h_c‖²/2 is largest at the nearest mean.
+        # With x̃ = x − μ_G logits are `W x̃ + shifted_bias`; h_cᵀx̃ − ‖h_c‖²/2 is largest at the nearest mean.
         self.weight, self.shifted_bias = W, W @ self.global_mean + b
         self.lengths = (W - W.mean(0)).norm(dim=1)
         self.centred_means = torch.zeros_like(first.origins)

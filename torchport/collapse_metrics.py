@@ -48,7 +48,7 @@ def variability_collapse(sigma_w: Tensor, H: Tensor, rank: int) -> float:
     values, vectors = torch.linalg.eigh(sigma_w + H.T @ H / len(H))
     kept = values > CUTOFF * values[-1]
     between = (H @ vectors[:, kept]).square().sum(0) / len(H)
-    return 1.0 - float((between / values[kept]).sum()) / rank
+    return max(0.0, 1.0 - float((between / values[kept]).sum()) / rank)
 
 
 def etf_error(left: Tensor, right: Tensor) -> float:
