@@ -1,4 +1,4 @@
-"""Automatic gradient descent: steps whose size follows from the architecture (Bernstein et al., arXiv 2304.05187).
+"""Automatic gradient descent: step sizes from the architecture (Bernstein et al., arXiv 2304.05187).
 
 For L layers with weights W_l of d_l outputs and d_{l−1} inputs, gradients g_l and sizes s_l = √(d_l/d_{l−1})
 (Algorithm 1 of the paper):

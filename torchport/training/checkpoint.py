@@ -37,7 +37,7 @@ def build_head(
         num_classes,
         tau,
         delta=settings.delta,
-        formulation=settings.formulation,
+        formulation="gauge-free" if settings.formulation == "gauge-free" else "paper",
         gradient=settings.gradient,
         method=settings.method,
     )
@@ -49,7 +49,10 @@ def build_model(settings: Settings, image_shape: tuple[int, int, int], num_class
     num_features = backbone.num_features
     if not isinstance(num_features, int):
         raise SettingsError(f"backbone {settings.backbone} does not say how many features it has")
-    return Classifier(backbone, build_head(settings, num_features, num_classes))
+    try:
+        return Classifier(backbone, build_head(settings, num_features, num_classes))
+    except ValueError as error:
+        raise SettingsError(f"backbone {settings.backbone}, head {settings.head}: {error}") from error
 
 
 def random_state() -> dict[str, Any]:

@@ -15,7 +15,8 @@ def build_optimiser(settings: Settings, model: nn.Module) -> torch.optim.Optimiz
     """The optimiser that the settings name.
 
     Weight decay leaves vectors (biases, batch-norm scales) and the head alone: a learned head's rows are
-    re-normalised after every step, so that decay could not change them. Automatic gradient descent has no decay.
+    re-normalised after every step, so that decay could not change them. Automatic gradient descent has
+    no decay.
     """
     if settings.optimiser == "agd":
         return AGD(model, gain=settings.lr)

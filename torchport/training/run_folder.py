@@ -42,7 +42,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 class RunFolder:
-    """A run folder, open for writing.
+    """A run folder.  Making the object only looks whether it may be used; `begin` makes the folder.
 
     Raises
     ------
@@ -73,10 +73,12 @@ class RunFolder:
                 "(--overwrite)"
             )
         elif taken and not (self.path / "config.json").is_file():
-            raise SettingsError(
-                f"{self.path} is no run folder (no config.json in it), so it is not overwritten"
-            )
-        elif taken:
+            raise SettingsError(f"{self.path} is no run folder (no config.json in it): not overwritten")
+        self._replace = taken and overwrite and not resume
+
+    def begin(self) -> None:
+        """Make the folder, in place of an earlier run where that was asked for."""
+        if self._replace:
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
 

@@ -146,7 +146,7 @@ class Settings:
                 raise SettingsError(f"{f.name} is {value!r}, but has to be of type {kind.__name__}")
             choices, least, most = (f.metadata[k] for k in ("choices", "least", "most"))
             if choices and value not in choices:
-                raise SettingsError(nearest_name(f.name, value, choices))
+                raise SettingsError(nearest_name(f.name, str(value), choices))
             if least is not None and not value >= least:
                 raise SettingsError(f"{f.name} is {value}, but has to be at least {least}")
             if most is not None and not value <= most:

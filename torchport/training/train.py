@@ -29,7 +29,7 @@ from .losses import training_loss
 from .optim import build_optimiser, learning_rate
 from .progress import Interrupt, Progress, epoch_line
 from .run_folder import Row, RunFolder, read_rows
-from .settings import Settings
+from .settings import Settings, SettingsError
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -75,12 +75,10 @@ def train(
     TrainingError
         If the loss is no longer finite; the last good checkpoint stays.
     """
-    # Where to compute.  Under torchrun every process has a rank; rank 0 does the writing.
+    # Where to write, and where to compute.  Under torchrun every process has a rank; rank 0 does the writing.
+    folder = RunFolder(output, settings, resume=resume, overwrite=overwrite)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if place.type == "cuda" and place.index is None:
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(place)
+    place = computing_device(device)
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     torch.manual_seed(settings.seed)
@@ -101,8 +99,7 @@ def train(
         model.backbone.compile()
     network: nn.Module = nn.parallel.DistributedDataParallel(model) if world > 1 else model
 
-    # The run folder, and where a resumed run goes on.
-    folder = RunFolder(output, settings, resume=resume, overwrite=overwrite)
+    # Where a resumed run goes on.
     start_epoch, start_step, best_accuracy = 1, 0, -1.0
     totals = torch.zeros(3, dtype=torch.float64, device=place)  # loss, right, samples of the epoch so far
     if folder.resumed:
@@ -114,6 +111,7 @@ def train(
         totals = saved["totals"].to(place)
         set_random_state(saved["random"])
     if rank == 0:
+        folder.begin()
         folder.truncate(start_epoch - 1)
         folder.write_config(settings, data, place)
 
@@ -212,6 +210,21 @@ def train(
                 raise interrupt.stop(folder.path, epoch + 1)
 
     return read_rows(folder.path)[-1]
+
+
+def computing_device(name: str | None) -> torch.device:
+    """The device that was asked for, or this process's GPU, or the CPU."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda":
+            if device.index is None:
+                device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, AttributeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingsError(f"device {name!r} cannot be used here ({reason}): try --device cpu") from error
+    return device
 
 
 def use_precision(backbone: nn.Module, device: torch.device, precision: str) -> None:

@@ -84,8 +84,8 @@ def load_data(name: str, *, root: str | Path | None = None, image_size: int = 22
     if name not in SOURCES:
         if Path(name).is_dir():
             return load_folder(Path(name), image_size)
-        found = "no folder, and " if "/" in name else ""
-        raise DataError(found + nearest_name("data set", name, [n for n in DATA_SETS if n != "ufm"]))
+        where = "there is no such folder; " if "/" in name else ""
+        raise DataError(where + nearest_name("data set", name, [n for n in DATA_SETS if n != "ufm"]))
     directory = data_root(root)
     train, test = read_python_cifar(name, directory) or read_official(name, directory)
     mean, std = channel_statistics(train.images)
