@@ -170,8 +170,8 @@ class NeuralCollapseMeter:
         W, b = self._classifier(weight, bias)
         present = self.counts > 0
         n = self.counts[present].double()
-        means, global_mean, H = self._class_means()
-        K = len(means)
+        global_mean, H = self._centred_means()
+        K = len(H)
 
         mean_residuals = self.sums[present] / n[:, None]
         weighted = mean_residuals * n.sqrt()[:, None]
@@ -232,8 +232,12 @@ class NeuralCollapseMeter:
             raise ValueError("weight is zero; its angles and its nearest ETF are undefined.")
         return W, b
 
-    def _class_means(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Means of the classes seen (K, d), their mean μ_G (d,), and H̄ᵀ (K, d)."""
+    def class_means(self) -> Tensor:
+        """Means of the classes, (K, d) in float64; zero for a class that has not been seen."""
+        return self.origins + self.sums / self.counts.clamp_min(1)[:, None]
+
+    def _centred_means(self) -> tuple[Tensor, Tensor]:
+        """The mean μ_G (d,) of the means of the classes seen, and H̄ᵀ (K, d), those less μ_G."""
         present = self.counts > 0
         if int(present.sum()) < 2:
             raise ValueError(
@@ -241,10 +245,10 @@ class NeuralCollapseMeter:
             )
         if not self.squares.isfinite().all():
             raise ValueError("the features seen hold NaN or infinite entries.")
-        means = self.origins[present] + self.sums[present] / self.counts[present, None]
+        means = self.class_means()[present]
         global_mean = means.mean(0)
         H = means - global_mean
-        return means, global_mean, H if H.norm() > CUTOFF * means.norm() else torch.zeros_like(H)
+        return global_mean, H if H.norm() > CUTOFF * means.norm() else torch.zeros_like(H)
 
 
 class SecondPass:
@@ -255,21 +259,19 @@ class SecondPass:
 
     def __init__(self, first: NeuralCollapseMeter, weight: Tensor, bias: Tensor | None = None) -> None:
         W, b = first._classifier(weight, bias)
-        means, self.global_mean, _ = first._class_means()
-        present = first.counts > 0
+        self.global_mean, _ = first._centred_means()
         self.measured = first.compute(weight, bias)
         self.num_classes, self.num_features = first.num_classes, first.num_features
         self.expected_counts = first.counts.clone()
-        self.means = torch.zeros_like(first.origins)
-        self.means[present] = means
+        self.means = first.class_means()
         spread = first.squares.sum() / (first.counts.sum() * self.num_features)
-        self.size = float((means.square().mean() + spread).sqrt())
+        self.size = float((self.means.square().mean() + spread).sqrt())
         # With x̃ = x − μ_G logits are `W x̃ + shifted_bias`; h_cᵀx̃ − ‖h_c‖²/2 is largest at the nearest mean.
         self.weight, self.shifted_bias = W, W @ self.global_mean + b
         self.lengths = (W - W.mean(0)).norm(dim=1)
-        self.centred_means = torch.zeros_like(first.origins)
-        self.centred_means[present] = means - self.global_mean
-        self.handicaps = torch.where(present, 0.5 * self.centred_means.square().sum(1), float("inf"))
+        self.centred_means = self.means - self.global_mean
+        squares = self.centred_means.square().sum(1)
+        self.handicaps = torch.where(first.counts > 0, 0.5 * squares, torch.inf)
 
         self.counts = torch.zeros_like(first.counts)
         self.deviations = torch.zeros_like(first.sums)  # Σ x − μ_c per class

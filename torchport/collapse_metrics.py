@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference.collapse import CUTOFF
-from .nearest_etf import solve
+from .nearest_etf import nearest_etf
 
 
 def numerical_rank(features: Tensor, labels: Tensor) -> float:
@@ -72,9 +72,10 @@ def unit_etf(G: Tensor) -> tuple[Tensor, bool]:
     K, d = G.shape
     if d < K - 1:
         return torch.full_like(G, torch.nan), False
-    nearest = solve(unit(G).T, formulation="gauge-free", method="svd")
-    unique = nearest.sigma.min() > max(K, d) * torch.finfo(G.dtype).eps * nearest.sigma.max()
-    return nearest.frame.T / (K - 1) ** 0.5, bool(unique)
+    frame = nearest_etf(unit(G).T, formulation="gauge-free", method="svd")
+    values = torch.linalg.svdvals(G - G.mean(0))  # the last one is zero, for 1 is taken out
+    unique = values[K - 2] > max(K, d) * torch.finfo(G.dtype).eps * values[0]
+    return frame.T / (K - 1) ** 0.5, bool(unique)
 
 
 def cdnv(H: Tensor, variances: Tensor) -> float:

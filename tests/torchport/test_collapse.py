@@ -152,9 +152,8 @@ def reduce_in_process(rank: int, folder: str) -> None:
     second.update(X, y)
     second.all_reduce()
     if rank == 1:
-        torch.save(
-            {k: torch.as_tensor(v) for k, v in asdict(second.compute()).items()}, f"{folder}/measured.pt"
-        )
+        figures = asdict(second.compute()).items()
+        torch.save({k: torch.tensor(v, dtype=torch.float64) for k, v in figures}, f"{folder}/measured.pt")
     dist.destroy_process_group()
 
 

@@ -1,10 +1,11 @@
-"""`etf-measure`: every metric of a run's checkpoints, on its training and test data, in both passes of the meter.
+"""`etf-measure`: every metric of a run's checkpoints, on training and test data, by both passes of the meter.
 
     etf-measure runs/digits                          # a table: best and last checkpoint, train and test
     etf-measure runs/digits --checkpoint last --json -
 
-One forward pass per split: features (N, d) stay in memory, as float32. What a picture needs beyond the figures
-(class means, W, margins, singular values) is kept as `measured-CHECKPOINT.npz` in the run folder, for `etf-report`.
+One forward pass per split: its features (N, d) stay in memory. What a picture needs beyond the figures
+(class means, W, margins, singular values) is kept in the run folder as `measured-CHECKPOINT.npz`, for
+etf-report.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch.nn import functional as F
 from ...reference.collapse import NeuralCollapse
 from ..collapse import NeuralCollapseMeter
 from ..collapse_metrics import numerical_rank
-from ..heads import Classifier, Head, ImplicitETFHead
+from ..heads import Classifier, ImplicitETFHead
 from ..nearest_etf import solve
 from .checkpoint import load_checkpoint, load_model
 
@@ -52,8 +53,8 @@ class Measurement:
     figures : dict
         Flat: `train_accuracy`, `test_nc1`, …
     arrays : dict
-        `weight` (K, d); per part `…_means` (K, d), nan for a class without samples, and `…_margins` (200,), the
-        histogram of cosine margins; for an implicit head `singular_values` (m,) of A, descending.
+        `weight` (K, d); per part `…_means` (K, d), nan for a class without samples, and `…_margins` (200,),
+        the histogram of cosine margins; for an implicit head `singular_values` (m,) of A, descending.
     """
 
     epoch: int
