@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from .errors import CheckError, ExportError, InputError, ModelFileError
 
 if TYPE_CHECKING:
-    from .check import CheckReport, check_onnx
+    from .check import Bound, CheckReport, check_onnx
     from .export import export_head_onnx, export_onnx
     from .predict import OnnxClassifier, Prediction
 
 __all__ = [
+    "Bound",
     "CheckError",
     "CheckReport",
     "ExportError",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Bound": ".check",
     "CheckReport": ".check",
     "OnnxClassifier": ".predict",
     "Prediction": ".predict",

@@ -125,6 +125,7 @@ def check_onnx(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    bound: Bound | None = None,
 ) -> CheckReport:
     """Compare a file with a PyTorch model.
 
@@ -138,6 +139,8 @@ def check_onnx(
         For the accuracy of both.
     mean, std : per channel, on the 0…1 scale, optional
         How PyTorch's side normalises; default: as the file says.
+    bound : Bound, optional
+        What to hold the file to; default: the entry of `BOUNDS` for its precision.
 
     Raises
     ------
@@ -155,6 +158,7 @@ def check_onnx(
         labels,
         mean=stated["mean"] if mean is None else mean,
         std=stated["std"] if std is None else std,
+        bound=bound,
         size=Path(path).stat().st_size,
     )
 
@@ -167,6 +171,7 @@ def compare(
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    bound: Bound | None,
     size: int,
 ) -> CheckReport:
     """Compare an open classifier with a frozen model; see `check_onnx`."""
@@ -215,7 +220,9 @@ def compare(
         accuracy_torch=accuracy[0],
         accuracy_onnx=accuracy[1],
         failures=tuple(
-            _failures(BOUNDS[precision], frozen.temperature, worst, disagreements / len(pixels), accuracy)
+            _failures(
+                bound or BOUNDS[precision], frozen.temperature, worst, disagreements / len(pixels), accuracy
+            )
         ),
     )
 

@@ -24,7 +24,7 @@ from onnx import TensorProto
 from torch import nn
 
 from .certificate import etf_certificate
-from .check import CheckReport, compare
+from .check import Bound, CheckReport, compare
 from .errors import CheckError, ExportError, ModelFileError
 from .freeze import Frozen, freeze
 from .graph import DTYPES, backbone_model, classifier_model, head_model, preprocessing_piece, seal
@@ -48,6 +48,7 @@ def export_onnx(
     calibration_images: ArrayLike | None = None,
     check_images: ArrayLike | None = None,
     check_labels: ArrayLike | None = None,
+    bound: Bound | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> CheckReport:
@@ -77,6 +78,8 @@ def export_onnx(
         Real images to check on; without them the check uses 256 images of noise.
     check_labels : (N,), optional
         Their classes, for the accuracy of both sides.
+    bound : Bound, optional
+        What fp16 or int8 has to keep, instead of the entry of `check.BOUNDS`; fp32 keeps its own in any case.
     metadata : mapping, optional
         More that the file should say about itself: plain values, for JSON.
     overwrite : bool
@@ -135,11 +138,8 @@ def export_onnx(
 
     def finish(graph: onnx.ModelProto, precision: str) -> tuple[bytes, CheckReport]:
         data = seal(graph, {**stated, "precision": precision})
-        classifier = OnnxClassifier.from_bytes(data)
-        report = compare(classifier, frozen, images, check_labels, mean=mean, std=std, size=len(data))
-        if not report.passed:
-            raise CheckError(f"{path} was not written, since in {precision} {' and '.join(report.failures)}")
-        return data, report
+        own = None if precision == "fp32" else bound
+        return data, checked(path, data, frozen, images, check_labels, mean=mean, std=std, bound=own)
 
     preprocessing = preprocessing_piece(mean, std, layout, float_input=float_input)
     backbone = backbone_model(frozen, shape)
@@ -197,11 +197,18 @@ def export_head_onnx(
         **_description(frozen, class_names),
     }
     data = seal(head_model(frozen, dtype), stated)
-    classifier = OnnxClassifier.from_bytes(data)
-    report = compare(classifier, frozen, check_images, check_labels, mean=mean, std=std, size=len(data))
-    if not report.passed:
-        raise CheckError(f"{path} was not written, since in {precision} {' and '.join(report.failures)}")
+    report = checked(path, data, frozen, check_images, check_labels, mean=mean, std=std, bound=None)
     write_model(path, data, stated, report)
+    return report
+
+
+def checked(
+    path: Path, data: bytes, frozen: Frozen, images: ArrayLike, labels: ArrayLike | None, **how: Any
+) -> CheckReport:
+    """The report on a model that is yet to be written, or a CheckError."""
+    report = compare(OnnxClassifier.from_bytes(data), frozen, images, labels, size=len(data), **how)
+    if not report.passed:
+        raise CheckError(f"{path} was not written: in {report.precision}, {' and '.join(report.failures)}")
     return report
 
 

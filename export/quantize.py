@@ -44,21 +44,23 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8], batch_size: int =
         raise ExportError("int8 needs training images to calibrate on: pass calibration_images")
     name = model.graph.input[0].name
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "int8.onnx"
+        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        onnx.save(model, source)
+        silenced = logging.root.manager.disable
         logging.disable(logging.WARNING)  # it advises a preprocessing that the exporter has already done
         try:
             quantize_static(
-                model,
+                source,
                 target,
                 _Batches(name, images, batch_size),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv"],
+                op_types_to_quantize=["Conv", "Relu"],  # a ReLU goes into the convolution before it
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(silenced)
         return onnx.load(target)
 
 
