@@ -23,9 +23,7 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or of another kind."""
 
 
-def build_head(
-    settings: Settings, num_features: int, num_classes: int
-) -> LearnedHead | FixedETFHead | ImplicitETFHead:
+def build_head(settings: Settings, num_features: int, num_classes: int) -> LearnedHead | FixedETFHead | ImplicitETFHead:
     """The head that the settings name, for d features and K classes."""
     tau = settings.temperature
     if settings.head == "learned":
@@ -108,7 +106,7 @@ def load_model(run: str | Path, checkpoint: str = "best") -> tuple[Classifier, S
     ----------
     run : path
         A run folder.
-    checkpoint : {"best", "last"}
+    checkpoint : {"best", "last", "recalibrated"}
 
     Raises
     ------

@@ -49,8 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
     run.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
     run.add_argument(
-        "--data-dir", metavar="DIR", help="where data sets lie ($NEAREST_ETF_DATA, or a cache folder)"
+        "--recalibrate",
+        action="store_true",
+        help="implicit: at the end (or, with --resume, now) set means, W and b from one exact pass",
     )
+    run.add_argument("--data-dir", metavar="DIR", help="where data sets lie ($NEAREST_ETF_DATA, or a cache folder)")
     run.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (a GPU where there is one)")
     group = parser.add_argument_group("settings (defaults in brackets; a recipe changes some of them)")
     for f in fields(Settings):
@@ -60,14 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
         about = f"{', '.join(choices) + ': ' if choices else ''}{f.metadata['help']} [{f.default}]"
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": about.replace("%", "%%")}
         if isinstance(f.default, bool):
-            group.add_argument(
-                f"--{f.name.replace('_', '-')}", action=argparse.BooleanOptionalAction, **options
-            )
+            group.add_argument(f"--{f.name.replace('_', '-')}", action=argparse.BooleanOptionalAction, **options)
         else:
             letter = {int: "N", float: "X"}.get(type(f.default), "NAME")
-            group.add_argument(
-                f"--{f.name.replace('_', '-')}", type=type(f.default), metavar=letter, **options
-            )
+            group.add_argument(f"--{f.name.replace('_', '-')}", type=type(f.default), metavar=letter, **options)
     return parser
 
 
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     values = vars(given)
     recipe, output, show = values.pop("recipe"), values.pop("output"), values.pop("show")
     listing, resume, overwrite = values.pop("list"), values.pop("resume"), values.pop("overwrite")
-    data_dir, device = values.pop("data_dir"), values.pop("device")
+    data_dir, device, recalibrate = values.pop("data_dir"), values.pop("device"), values.pop("recalibrate")
     try:
         if unknown:
             flags = [flag for action in parser._actions for flag in action.option_strings]
@@ -97,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             overwrite=overwrite,
             data_dir=data_dir,
             device=device,
+            recalibrate=recalibrate,
         )
     except SettingsError as error:
         print(f"etf-train: {error}", file=sys.stderr)

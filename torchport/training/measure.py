@@ -184,9 +184,7 @@ def table(measurements: dict[str, Measurement]) -> str:
         " " * width + "".join(f"{part:>11}" for _ in measurements for part in PARTS),
     ]
     for name in names:
-        values = [
-            m.figures.get(f"{part}_{name}", float("nan")) for m in measurements.values() for part in PARTS
-        ]
+        values = [m.figures.get(f"{part}_{name}", float("nan")) for m in measurements.values() for part in PARTS]
         lines.append(f"{name:<{width}}" + "".join(f"{value:11.4g}" for value in values))
     return "\n".join(lines)
 
@@ -206,9 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="run folder of etf-train")
     parser.add_argument("--checkpoint", choices=CHECKPOINTS, help="only this one (default: both)")
-    parser.add_argument(
-        "--json", metavar="FILE", help="write the figures as JSON; - for stdout, without the table"
-    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - for stdout, without the table")
     parser.add_argument("--data-dir", metavar="DIR", help="where data sets lie, as for etf-train")
     options = parser.parse_args(arguments)
 

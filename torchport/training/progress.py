@@ -18,9 +18,7 @@ class Progress:
 
     def __init__(self, folder: RunFolder, total: int, done: int, *, quiet: bool = False) -> None:
         self.folder, self.quiet = folder, quiet
-        self.bar = tqdm(
-            total=total, initial=done, unit="step", disable=quiet or not sys.stderr.isatty(), leave=False
-        )
+        self.bar = tqdm(total=total, initial=done, unit="step", disable=quiet or not sys.stderr.isatty(), leave=False)
 
     def __enter__(self) -> Self:
         return self
@@ -50,7 +48,7 @@ def epoch_line(row: Row, epochs: int) -> str:
     if "train_accuracy" in row:
         parts.append(f"train {100 * row['train_accuracy']:.2f} %")
         parts.append(f"test {100 * row['test_accuracy']:.2f} %")
-        parts += [f"{name.upper()} {row[f'train_{name}']:.3f}" for name in ("nc1", "nc2", "nc3")]
+        parts += [f"{name.upper()} {row[f'train_{name}']:.3g}" for name in ("nc1", "nc2", "nc3")]
     return "  ".join([*parts, f"{row['images_per_second']:.0f} img/s"])
 
 

@@ -10,6 +10,7 @@ best.pt         the same at the best test accuracy so far
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import platform
@@ -51,9 +52,7 @@ class RunFolder:
         untouched), if there is nothing to resume, or if the run in it had other settings.
     """
 
-    def __init__(
-        self, path: str | Path, settings: Settings, *, resume: bool = False, overwrite: bool = False
-    ) -> None:
+    def __init__(self, path: str | Path, settings: Settings, *, resume: bool = False, overwrite: bool = False) -> None:
         self.path = Path(path)
         taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
         self.resumed = resume and (self.path / "last.pt").exists()
@@ -69,8 +68,7 @@ class RunFolder:
             raise SettingsError(f"{self.path} holds no run to resume (no config.json in it)")
         elif taken and not overwrite:
             raise SettingsError(
-                f"{self.path} exists: choose another --output, go on with it (--resume) or replace it "
-                "(--overwrite)"
+                f"{self.path} exists: choose another --output, go on with it (--resume) or replace it (--overwrite)"
             )
         elif taken and not (self.path / "config.json").is_file():
             raise SettingsError(f"{self.path} is no run folder (no config.json in it): not overwritten")
@@ -103,21 +101,26 @@ class RunFolder:
 
     def truncate(self, epochs: int) -> None:
         """Forget the metrics of epochs after the first `epochs`: the checkpoint does not know them."""
-        self._write_rows([row for row in read_rows(self.path) if row["epoch"] <= epochs])
+        rows = [row for row in read_rows(self.path) if row["epoch"] <= epochs]
+        write_whole(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
     def append(self, row: Row) -> None:
         """Add the metrics of an epoch."""
-        self._write_rows([*read_rows(self.path), row])
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
-    def _write_rows(self, rows: list[Row]) -> None:
-        write_whole(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        temporary = self.path / "metrics.csv.tmp"
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path / "metrics.csv")
+    def write_table(self) -> None:
+        """Write metrics.csv anew from metrics.jsonl."""
+        rows = read_rows(self.path)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.path / "metrics.csv", table.getvalue())
+
+    def write_recalibrated(self, running: Row, exact: Row) -> None:
+        """Write recalibrated.json: the figures with running and with exact class means, side by side."""
+        write_whole(self.path / "recalibrated.json", json.dumps({"running": running, "exact": exact}, indent=2) + "\n")
 
     def log(self, text: str) -> None:
         """Add a line to log.txt."""
@@ -134,9 +137,7 @@ def read_settings(run: str | Path) -> Settings:
     except FileNotFoundError:
         raise SettingsError(f"{run} is no run folder: it has no config.json") from None
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise SettingsError(
-            f"{path} is damaged: expected JSON with the settings of a run ({error})"
-        ) from None
+        raise SettingsError(f"{path} is damaged: expected JSON with the settings of a run ({error})") from None
 
 
 def read_rows(run: str | Path) -> list[Row]:
@@ -168,8 +169,6 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in ("nearest-etf", "torch", "numpy")},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
     }

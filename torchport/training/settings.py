@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10", "ufm")
+DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagenet", "ufm")
 BACKBONES = (
     *("small-cnn", "mlp", "resnet18", "resnet34", "resnet50", "resnet101"),
     *("vgg11", "vgg13", "vgg16", "vgg19"),
@@ -79,35 +79,23 @@ class Settings:
     stratified: bool = _option(False, "spread each class evenly over the batches of an epoch")
     image_size: int = _option(224, "side of the images cut from an image folder", least=8)
     flip: bool = _option(False, "augmentation: mirror half of the images")
-    crop_padding: int = _option(
-        0, "augmentation: shift by up to this many pixels, filling with zeros", least=0
-    )
+    crop_padding: int = _option(0, "augmentation: shift by up to this many pixels, filling with zeros", least=0)
     rotation: float = _option(0.0, "augmentation: rotate by up to this many degrees", least=0, most=180)
     workers: int = _option(4, "worker processes that read an image folder", least=0)
 
     backbone: str = _option(
         "small-cnn", f"{', '.join(BACKBONES)}, or torchvision:NAME and timm:NAME where these are installed"
     )
-    width: int = _option(
-        64, "channels of the first stage, of resnet and vgg; 2, 4, 8 times that later", least=1
-    )
-    stem: str = _option(
-        "cifar", "resnet: 7x7 stride 2 with pooling, or 3x3 stride 1", choices=("imagenet", "cifar")
-    )
+    width: int = _option(64, "channels of the first stage, of resnet and vgg; 2, 4, 8 times that later", least=1)
+    stem: str = _option("cifar", "resnet: 7x7 stride 2 with pooling, or 3x3 stride 1", choices=("imagenet", "cifar"))
     features: str = _option("relu", "the last activation before pooling, or none", choices=("relu", "signed"))
 
-    head: str = _option(
-        "implicit", "the classifier on the features", choices=("learned", "fixed", "implicit")
-    )
+    head: str = _option("implicit", "the classifier on the features", choices=("learned", "fixed", "implicit"))
     temperature: float = _option(5.0, "norm tau that features are scaled to", least=1e-6)
     delta: float = _option(1e-3, "implicit: weight of the proximal term", least=0)
-    formulation: str = _option(
-        "paper", "implicit: the problem that is solved", choices=("paper", "gauge-free")
-    )
+    formulation: str = _option("paper", "implicit: the problem that is solved", choices=("paper", "gauge-free"))
     gradient: bool = _option(True, "implicit: differentiate through the solution")
-    method: str = _option(
-        "auto", "implicit: how the polar factor is computed", choices=("auto", "svd", "eigh")
-    )
+    method: str = _option("auto", "implicit: how the polar factor is computed", choices=("auto", "svd", "eigh"))
 
     loss: str = _option("cross-entropy", "training loss", choices=("cross-entropy", "dot-regression"))
     optimiser: str = _option(
@@ -116,25 +104,19 @@ class Settings:
     lr: float = _option(0.1, "peak learning rate (for agd: its gain)", least=0)
     momentum: float = _option(0.9, "sgd: Nesterov momentum", least=0, most=1)
     weight_decay: float = _option(5e-4, "on matrices and kernels of the backbone, nothing else", least=0)
-    schedule: str = _option(
-        "none", "learning rate over the run", choices=("none", "step", "cosine", "one-cycle")
-    )
+    schedule: str = _option("none", "learning rate over the run", choices=("none", "step", "cosine", "one-cycle"))
     epochs: int = _option(200, "passes over the training set (ufm: iterations)", least=1)
     batch_size: int = _option(256, "images per step, over all processes together", least=2)
     accumulation: int = _option(1, "parts that a batch is split into, to save memory", least=1)
     clip: float = _option(0.0, "largest gradient norm (0: no clipping)", least=0)
 
     eval_interval: int = _option(1, "epochs between evaluations; the last epoch always has one", least=1)
-    precision: str = _option(
-        "float32", "arithmetic of the backbone", choices=("float32", "bfloat16", "float16")
-    )
+    precision: str = _option("float32", "arithmetic of the backbone", choices=("float32", "bfloat16", "float16"))
     channels_last: bool = _option(False, "memory layout that convolutions prefer on GPUs")
     compile: bool = _option(False, "torch.compile the backbone")
 
     num_classes: int = _option(10, "ufm: number of classes K", least=2)
-    num_features: int = _option(
-        512, "ufm: feature dimension d; mlp and small-cnn: features they end in", least=1
-    )
+    num_features: int = _option(512, "ufm: feature dimension d; mlp and small-cnn: features they end in", least=1)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -154,9 +136,7 @@ class Settings:
         if self.backbone not in BACKBONES and not self.backbone.startswith(FOREIGN_BACKBONES):
             raise SettingsError(nearest_name("backbone", self.backbone, BACKBONES))
         if self.batch_size % self.accumulation:
-            raise SettingsError(
-                f"accumulation {self.accumulation} does not divide the batch size {self.batch_size}"
-            )
+            raise SettingsError(f"accumulation {self.accumulation} does not divide the batch size {self.batch_size}")
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, as plain values that JSON, TOML and checkpoints hold."""

@@ -28,10 +28,14 @@ from .evaluate import evaluate
 from .losses import training_loss
 from .optim import build_optimiser, learning_rate
 from .progress import Interrupt, Progress, epoch_line
+from .recalibrate import recalibrate_head
 from .run_folder import Row, RunFolder, read_rows
 from .settings import Settings, SettingsError
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+SAVE_EVERY = 60.0  # seconds between checkpoints, where evaluations are rarer
 
 
 class TrainingError(RuntimeError):
@@ -46,6 +50,7 @@ def train(
     overwrite: bool = False,
     data_dir: str | Path | None = None,
     device: str | None = None,
+    recalibrate: bool = False,
 ) -> Row:
     """Train as the settings say, into a run folder.
 
@@ -63,6 +68,10 @@ def train(
     device : str, optional
         "cpu", "cuda", "cuda:1", …; a GPU by default where there is one.
 
+    recalibrate : bool
+        At the end, set an implicit head's means, W and b from one exact pass over the training set; writes
+        recalibrated.pt and, with the figures before and after, recalibrated.json.
+
     Returns
     -------
     dict
@@ -76,6 +85,8 @@ def train(
         If the loss is no longer finite; the last good checkpoint stays.
     """
     # Where to write, and where to compute.  Under torchrun every process has a rank; rank 0 does the writing.
+    if recalibrate and settings.head != "implicit":
+        raise SettingsError(f"recalibrate is for the implicit head: the {settings.head} head has no class means")
     folder = RunFolder(output, settings, resume=resume, overwrite=overwrite)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     place = computing_device(device)
@@ -138,10 +149,8 @@ def train(
             save_checkpoint(folder.path / name, state)
 
     steps = loader.steps_per_epoch()
-    progress = Progress(
-        folder, steps * settings.epochs, steps * (start_epoch - 1) + start_step, quiet=rank > 0
-    )
-    interrupt = Interrupt()
+    progress = Progress(folder, steps * settings.epochs, steps * (start_epoch - 1) + start_step, quiet=rank > 0)
+    interrupt, saved_at = Interrupt(), time.monotonic()
     with progress, interrupt:
         for epoch in range(start_epoch, settings.epochs + 1):
             began, began_at = time.perf_counter(), start_step
@@ -179,7 +188,7 @@ def train(
 
             # The epoch's books: sums over all processes, and honest figures from eval mode.
             seconds = time.perf_counter() - began
-            stop = totals.new_tensor([interrupt.requested])
+            stop = totals.new_tensor(interrupt.requested)
             if world > 1:
                 dist.all_reduce(totals)
                 dist.all_reduce(stop)
@@ -194,22 +203,39 @@ def train(
                 "running_loss": loss_sum / count,
                 "running_accuracy": right / count,
             }
-            if epoch % settings.eval_interval == 0 or epoch == settings.epochs:
+            evaluated = epoch % settings.eval_interval == 0 or epoch == settings.epochs
+            if evaluated:
                 row |= evaluate(model, loader.ordered(), "train")
                 row |= evaluate(model, held_out.ordered(), "test")
                 row |= solver_health(model.head)
             totals, start_step = torch.zeros_like(totals), 0
+
+            # The run folder: first the metrics, then the checkpoint from which the next epoch can begin.
             if rank == 0:
                 folder.append(row)
-            progress.say(epoch_line(row, settings.epochs))
-            if row.get("test_accuracy", -1.0) > best_accuracy:
-                best_accuracy = row["test_accuracy"]
-                save("best.pt", epoch + 1, 0)
-            save("last.pt", epoch + 1, 0)
-            if stop.item() and epoch < settings.epochs:
+            if evaluated:
+                progress.say(epoch_line(row, settings.epochs))
+                if row["test_accuracy"] > best_accuracy:
+                    best_accuracy = row["test_accuracy"]
+                    save("best.pt", epoch + 1, 0)
+            if evaluated or stop or time.monotonic() - saved_at > SAVE_EVERY:
+                save("last.pt", epoch + 1, 0)
+                saved_at = time.monotonic()
+            if stop and epoch < settings.epochs:
                 raise interrupt.stop(folder.path, epoch + 1)
 
-    return read_rows(folder.path)[-1]
+    if rank == 0:
+        folder.write_table()
+    if recalibrate:
+        running = evaluate(model, loader.ordered(), "train") | evaluate(model, held_out.ordered(), "test")
+        recalibrate_head(model, loader.ordered())
+        exact = evaluate(model, loader.ordered(), "train") | evaluate(model, held_out.ordered(), "test")
+        save("recalibrated.pt", settings.epochs + 1, 0)
+        if rank == 0:
+            folder.write_recalibrated(running, exact)
+        shares = [f"{100 * figures['test_accuracy']:.2f} %" for figures in (running, exact)]
+        progress.say(f"test accuracy with running means {shares[0]}, with exact means {shares[1]}")
+    return read_rows(folder.path)[-1] if rank == 0 else {}
 
 
 def computing_device(name: str | None) -> torch.device:

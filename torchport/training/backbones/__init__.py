@@ -7,6 +7,7 @@ import importlib
 from torch import nn
 
 from ..settings import BACKBONES, Settings, SettingsError, nearest_name
+from .free import FreeFeatures
 from .resnet import DEPTHS, ResNet
 from .small import MLP, SmallCNN
 from .vgg import SMALLEST_IMAGE, STAGES, VGG
@@ -23,6 +24,8 @@ def build_backbone(settings: Settings, image_shape: tuple[int, int, int]) -> nn.
         If there is no such backbone, the images are too small for it, or the library that it comes from is
         missing.
     """
+    if settings.data == "ufm":
+        return FreeFeatures(settings.num_classes * settings.samples_per_class, settings.num_features)
     name, channels, signed = settings.backbone, image_shape[2], settings.features == "signed"
     if name == "small-cnn":
         return SmallCNN(channels, settings.num_features, signed=signed)
@@ -50,9 +53,7 @@ def foreign_backbone(library: str, name: str, channels: int) -> nn.Module:
     try:
         models = importlib.import_module("timm" if library == "timm" else "torchvision.models")
     except (ImportError, RuntimeError) as error:
-        raise SettingsError(
-            f"backbone {library}:{name} needs {library}, which cannot be imported: {error}"
-        ) from error
+        raise SettingsError(f"backbone {library}:{name} needs {library}, which cannot be imported: {error}") from error
     if name not in models.list_models():
         raise SettingsError(nearest_name(f"{library} model", name, models.list_models()))
     if library == "timm":

@@ -23,9 +23,7 @@ def _conv(wide: int, wider: int, size: int, stride: int = 1) -> nn.Conv2d:
 class Block(nn.Module):
     """Two 3×3 convolutions, or 1×1, 3×3, 1×1 with a fourfold wider end, added to their input."""
 
-    def __init__(
-        self, wide: int, width: int, stride: int, *, bottleneck: bool, last_relu: bool = True
-    ) -> None:
+    def __init__(self, wide: int, width: int, stride: int, *, bottleneck: bool, last_relu: bool = True) -> None:
         super().__init__()
         wider = 4 * width if bottleneck else width
         self.conv1 = _conv(wide, width, 1) if bottleneck else _conv(wide, width, 3, stride)
@@ -92,9 +90,7 @@ class ResNet(nn.Module):
                 stride = 2 if stage and not index else 1
                 last = stage == len(depths) - 1 and index == depth - 1
                 inner = width * 2**stage
-                blocks.append(
-                    Block(wide, inner, stride, bottleneck=bottleneck, last_relu=not (last and signed))
-                )
+                blocks.append(Block(wide, inner, stride, bottleneck=bottleneck, last_relu=not (last and signed)))
                 wide = 4 * inner if bottleneck else inner
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)

@@ -19,6 +19,7 @@ from .images import DataError, ImageData, Split, channel_statistics
 from .loader import Augmentation, Batch, DeviceLoader
 from .modify import modified
 from .stl10 import read_stl10
+from .ufm import IndexLoader, ufm_data
 
 __all__ = [
     "Augmentation",
@@ -81,6 +82,8 @@ def load_data(name: str, *, root: str | Path | None = None, image_size: int = 22
     """
     if name == "digits":
         return load_digits()
+    if name == "imagenet":
+        name = str(data_root(root) / "imagenet")
     if name not in SOURCES:
         if Path(name).is_dir():
             return load_folder(Path(name), image_size)
@@ -120,9 +123,7 @@ def read_python_cifar(name: str, root: Path) -> tuple[Split, Split] | None:
         names, test_name, key = ["train"], "test", b"fine_labels"
     for file in (*names, test_name):
         if not (folder / file).is_file():
-            raise DataError(
-                f"{name}: {folder / file} is missing: expected {', '.join([*names, test_name])} there"
-            )
+            raise DataError(f"{name}: {folder / file} is missing: expected {', '.join([*names, test_name])} there")
     train = [read_cifar_python(folder / file, key) for file in names]
     return joined(train), joined([read_cifar_python(folder / test_name, key)])
 
@@ -134,6 +135,8 @@ def joined(parts: list[tuple[Any, Any]]) -> Split:
 
 def training_data(settings: Settings, root: str | Path | None = None) -> ImageData:
     """The data set that the settings name, its training half thinned and mislabelled as they say."""
+    if settings.data == "ufm":
+        return ufm_data(settings)
     data = load_data(settings.data, root=root, image_size=settings.image_size)
     train: Split | FolderSplit = modified(
         data.train,
@@ -157,6 +160,8 @@ def make_loader(
     world: int = 1,
 ) -> Loader:
     """The loader for a split: on the device for images in memory, with workers for image files."""
+    if data.name == "ufm":
+        return IndexLoader(torch.from_numpy(split.labels).to(device))
     shared: dict[str, Any] = {
         "mean": data.mean,
         "std": data.std,

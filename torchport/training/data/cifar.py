@@ -50,9 +50,7 @@ def read_cifar_python(path: Path, label_key: bytes = b"labels") -> Labelled:
     except DataError as error:
         raise DataError(f"{path} {error}") from None
     except Exception as error:
-        raise DataError(
-            f"{path} is damaged or no CIFAR python file: {type(error).__name__}: {error}"
-        ) from error
+        raise DataError(f"{path} is damaged or no CIFAR python file: {type(error).__name__}: {error}") from error
     pixels = content.get(b"data") if isinstance(content, dict) else None
     labels = content.get(label_key) if isinstance(content, dict) else None
     if (

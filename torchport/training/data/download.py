@@ -119,7 +119,5 @@ def fetch(name: str, source: Source, root: Path) -> Path:
             ) from error
     still = [file for file in source.files if not (folder / file).is_file()]
     if still:
-        raise DataError(
-            f"{name}: {folder / still[0]} is missing: expected {', '.join(source.files)} in {folder}"
-        )
+        raise DataError(f"{name}: {folder / still[0]} is missing: expected {', '.join(source.files)} in {folder}")
     return folder

@@ -54,9 +54,7 @@ class FolderSplit:
             digest.update(f"{path.relative_to(self.root)} {path.stat().st_size} {label}\n".encode())
         return digest.hexdigest()
 
-    def read(
-        self, index: int, rng: np.random.Generator | None = None, flip: bool = False
-    ) -> NDArray[np.uint8]:
+    def read(self, index: int, rng: np.random.Generator | None = None, flip: bool = False) -> NDArray[np.uint8]:
         """An image: its middle, or with `rng` a random part (8–100 % of the area, 3:4 to 4:3), perhaps
         mirrored.
         """
@@ -68,9 +66,7 @@ class FolderSplit:
         except (OSError, UnidentifiedImageError) as error:
             raise DataError(f"{path} cannot be read as an image: {error}") from error
         if rng is None:
-            return np.asarray(
-                ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR, bleed=1 / 16)
-            )
+            return np.asarray(ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR, bleed=1 / 16))
         box = random_box(image.size, rng)
         part = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
         return np.asarray(ImageOps.mirror(part) if flip and rng.random() < 0.5 else part)
@@ -119,9 +115,7 @@ def load_folder(root: Path, size: int) -> ImageData:
     test_name = next((name for name in ("val", "test") if (root / name).is_dir()), "val")
     classes = sorted(p.name for p in (root / "train").glob("*") if p.is_dir())
     if len(classes) < 2:
-        raise DataError(
-            f"{root / 'train'}: expected a folder of images for each of at least two classes in it"
-        )
+        raise DataError(f"{root / 'train'}: expected a folder of images for each of at least two classes in it")
     train, test = (_folder_split(root, part, classes, size) for part in ("train", test_name))
     return ImageData(str(root), train, test, tuple(classes), MEAN, STD)
 

@@ -34,8 +34,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         raise DataError(f"{path} is damaged or cut short: expected a whole gzip file ({error})") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 4:
         raise DataError(
-            f"{path} is no idx file of unsigned bytes: expected 00 00 08 at its start, "
-            f"found {content[:4].hex(' ')}"
+            f"{path} is no idx file of unsigned bytes: expected 00 00 08 at its start, found {content[:4].hex(' ')}"
         )
     start = 4 + 4 * content[3]
     if len(content) < start:
@@ -43,8 +42,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     shape = struct.unpack(f">{content[3]}I", content[4:start])
     if len(content) - start != math.prod(shape):
         raise DataError(
-            f"{path} is damaged: its header says {shape}, {math.prod(shape)} bytes, "
-            f"found {len(content) - start}"
+            f"{path} is damaged: its header says {shape}, {math.prod(shape)} bytes, found {len(content) - start}"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
@@ -53,11 +51,7 @@ def read_mnist(images: Path, labels: Path) -> tuple[NDArray[np.uint8], NDArray[n
     """Images (N, 28, 28, 1) and labels (N,) of one half of MNIST or Fashion-MNIST."""
     pixels, classes = read_idx(images), read_idx(labels)
     if pixels.ndim != 3:
-        raise DataError(
-            f"{images} holds an array of shape {pixels.shape}: expected images (N, height, width)"
-        )
+        raise DataError(f"{images} holds an array of shape {pixels.shape}: expected images (N, height, width)")
     if classes.shape != pixels.shape[:1]:
-        raise DataError(
-            f"{labels} holds {classes.shape} labels: expected one for each of {len(pixels)} images"
-        )
+        raise DataError(f"{labels} holds {classes.shape} labels: expected one for each of {len(pixels)} images")
     return pixels[..., None], classes.astype(np.int64)

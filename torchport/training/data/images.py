@@ -32,9 +32,7 @@ class Split:
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
-            raise DataError(
-                f"images have to be (N, H, W, C) uint8, not {self.images.shape} {self.images.dtype}"
-            )
+            raise DataError(f"images have to be (N, H, W, C) uint8, not {self.images.shape} {self.images.dtype}")
         if self.labels.shape != self.images.shape[:1]:
             raise DataError(f"{len(self.images)} images, but labels of shape {self.labels.shape}")
 
@@ -72,8 +70,7 @@ class ImageData:
                 raise DataError(f"{self.name}: {part} label {wrong[0]} is outside 0…{self.num_classes - 1}")
         if self.train.image_shape != self.test.image_shape:
             raise DataError(
-                f"{self.name}: training images are {self.train.image_shape}, "
-                f"test images {self.test.image_shape}"
+                f"{self.name}: training images are {self.train.image_shape}, test images {self.test.image_shape}"
             )
 
     @property

@@ -121,9 +121,7 @@ class DeviceLoader:
 
     def ordered(self, batch_size: int = 1000) -> Iterator[Batch]:
         """Every image once, unchanged and in order: this process's share of the split."""
-        for part in torch.arange(self.rank, len(self.labels), self.world, device=self.device).split(
-            batch_size
-        ):
+        for part in torch.arange(self.rank, len(self.labels), self.world, device=self.device).split(batch_size):
             yield self._normalised(self.images[part]), self.labels[part]
 
     def _normalised(self, images: Tensor) -> Tensor:
@@ -134,17 +132,13 @@ class DeviceLoader:
         if not padding and not self.augmentation.flip:
             return self._rotated(self._normalised(self.images[index]), random)
         _, height, width, _ = self.images.shape
-        rows = torch.arange(height, device=self.device).repeat(
-            len(index), 1
-        )  # (B, H): where pixels come from
+        rows = torch.arange(height, device=self.device).repeat(len(index), 1)  # (B, H): where pixels come from
         columns = torch.arange(width, device=self.device).repeat(len(index), 1)
         if self.augmentation.flip:
             columns = torch.where(random[:, :1] < 0.5, width - 1 - columns, columns)
         shifts = (random[:, 1:3] * (2 * padding + 1)).long() - padding  # (B, 2)
         rows, columns = rows + shifts[:, :1], columns + shifts[:, 1:]
-        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
-            :, None, :
-        ]
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
         rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
         images = self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
         return self._rotated(self._normalised(images * inside[..., None]), random)
@@ -154,8 +148,6 @@ class DeviceLoader:
             return images
         angle = (2 * random[:, 3] - 1) * math.radians(self.augmentation.rotation)
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-        turn = torch.stack(
-            [torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1
-        )  # (B, 2, 3)
+        turn = torch.stack([torch.stack([cos, -sin, zero], 1), torch.stack([sin, cos, zero], 1)], 1)  # (B, 2, 3)
         grid = F.affine_grid(turn, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -58,9 +58,7 @@ def modified(
         members = [rng.permutation(np.flatnonzero(split.labels == k)) for k in range(num_classes)]
         smallest = min(map(len, members))
         if samples_per_class > smallest:
-            raise DataError(
-                f"samples_per_class is {samples_per_class}, but a class has only {smallest} images"
-            )
+            raise DataError(f"samples_per_class is {samples_per_class}, but a class has only {smallest} images")
         sizes = class_sizes(samples_per_class or smallest, num_classes, imbalance, ratio)
         kept = np.sort(np.concatenate([m[:size] for m, size in zip(members, sizes, strict=True)]))
         if isinstance(split, Split):

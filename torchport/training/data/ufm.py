@@ -1,0 +1,53 @@
+"""The unconstrained features model: no network and no images, every sample's features are free parameters.
+
+What is left is the geometry that head and loss pull the features to (Mixon et al. 2020, arXiv 2011.11619; Zhu
+et al. 2021, arXiv 2105.02375). A step takes all samples at once, so an epoch is one iteration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..settings import Settings, SettingsError
+from .images import ImageData, Split
+
+
+class IndexLoader:
+    """All samples at once, as (indices (N,), labels (N,)), with the interface of `DeviceLoader`."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+
+    def steps_per_epoch(self) -> int:
+        """One: the whole set."""
+        return 1
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The one batch, unless it is done already."""
+        return self.ordered() if start == 0 else iter(())
+
+    def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same batch."""
+        yield torch.arange(len(self.labels), device=self.labels.device), self.labels
+
+
+def ufm_data(settings: Settings) -> ImageData:
+    """Labels for K classes of n samples; there is nothing unseen, so the test half is the training half.
+
+    Raises
+    ------
+    SettingsError
+        If `samples_per_class` is not given, or the batch is not the whole set.
+    """
+    K, n = settings.num_classes, settings.samples_per_class
+    if n < 1:
+        raise SettingsError("data = 'ufm' needs samples_per_class: how many free features each class has")
+    if settings.batch_size != K * n:
+        raise SettingsError(f"data = 'ufm' takes all samples at once: batch_size has to be {K * n} (K n)")
+    labels = np.repeat(np.arange(K), n)
+    split = Split(np.zeros((K * n, 1, 1, 1), np.uint8), labels)
+    return ImageData("ufm", split, split, tuple(map(str, range(K))), mean=(0.0,), std=(1.0,))
