@@ -6,3 +6,21 @@ from .implicit import IllConditionedWarning, nearest_etf_jvp, nearest_etf_vjp
 from .nearest_etf import NearestETF, initial_frame, nearest_etf
 from .simplex import canonical_etf, etf_error, simplex_etf
 from .trust_region import Status, TrustRegionResult, trust_region
+
+__all__ = [
+    "ClassMeans",
+    "IllConditionedWarning",
+    "NearestETF",
+    "NeuralCollapse",
+    "Status",
+    "TrustRegionResult",
+    "canonical_etf",
+    "etf_error",
+    "initial_frame",
+    "nearest_etf",
+    "nearest_etf_jvp",
+    "nearest_etf_vjp",
+    "neural_collapse",
+    "simplex_etf",
+    "trust_region",
+]

@@ -96,5 +96,7 @@ class ClassMeans:
         if y.min() < 0 or y.max() >= K:
             raise ValueError(f"labels lie in {y.min()}…{y.max()}; expected 0…{K - 1} for {K} classes.")
         if not np.isfinite(h).all():
-            raise ValueError(f"features holds NaN or infinite entries in {int((~np.isfinite(h)).any(axis=1).sum())} rows.")
+            raise ValueError(
+                f"features holds NaN or infinite entries in {int((~np.isfinite(h)).any(axis=1).sum())} rows."
+            )
         return h, y

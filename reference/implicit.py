@@ -232,14 +232,16 @@ def _declarative_blocks(solution: NearestETF) -> tuple[Array, Array, Array]:
         J[p, :, j] += X[:, i]
         bend[p, i, j] += 1.0
         bend[p, j, i] += 1.0
-    J = J.reshape(len(upper), d * m)
+    jacobian = J.reshape(len(upper), d * m)
 
     curvature = (2.0 / (K - 1)) * E.T @ E + delta * np.eye(m)  # d²f/dX² = I_d ⊗ curvature
     gradient = X @ curvature - solution.linear_term  # df/dX
-    multipliers = lstsq(J.T, gradient.ravel())[0]
+    multipliers = lstsq(jacobian.T, gradient.ravel())[0]
     lagrangian = np.kron(I_d, curvature - np.tensordot(multipliers, bend, axes=1))
-    system = np.block([[lagrangian, J.T], [J, np.zeros((len(upper), len(upper)))]])
-    return system, (-2.0 / np.sqrt(K - 1)) * np.kron(I_d, E.T), -delta * np.kron(I_d, E0.T)
+    system: Array = np.block([[lagrangian, jacobian.T], [jacobian, np.zeros((len(upper), len(upper)))]])
+    B_means: Array = (-2.0 / np.sqrt(K - 1)) * np.kron(I_d, E.T)
+    B_proximal: Array = -delta * np.kron(I_d, E0.T)
+    return system, B_means, B_proximal
 
 
 def _solve_bordered(system: Array, right_side: Array) -> Array:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -28,7 +28,7 @@ from scipy.linalg import eigh, qr, svd, svdvals
 from .simplex import canonical_frame, centred_basis
 from .spectral import escape, exact_step, is_positive_definite
 from .stiefel import Array, random_point, retract_polar, sym
-from .trust_region import EPS, Iteration, Status, trust_region, truncated_cg
+from .trust_region import EPS, Iteration, Status, truncated_cg, trust_region
 
 Solver = Literal["trust-region", "polar"]
 Formulation = Literal["paper", "gauge-free"]
@@ -185,24 +185,30 @@ def nearest_etf(
     if initial is None:
         C = canonical_frame(d, K) if U0 is None else U0
     elif isinstance(initial, str):
-        C = initial_frame(initial, H)
+        C = initial_frame(cast(Initial, initial), H)
     else:
         C = _frame("initial", initial, (d, K))
 
     # The linear problem max ⟨X, A⟩. Without a proximal term along 1 the direction U·1 drops out of it.
     ones = np.full(K, K**-0.5)
-    pinned = U0 is not None and delta > 0
-    reduced = formulation == "gauge-free" or not pinned or float(np.linalg.norm(U0 @ ones)) < 1e-8
+    if delta == 0:
+        U0 = None
+    reduced = formulation == "gauge-free" or U0 is None or float(np.linalg.norm(U0 @ ones)) < 1e-8
     Q = centred_basis(K) if reduced else None
-    A = _centred(H, Q) * (2.0 / np.sqrt(K - 1))
-    if pinned:
+    A = _centred(H) if Q is None else _centred(H) @ Q
+    if _norm(A) <= 8 * EPS * _norm(H):  # what rounding leaves of equal class means
+        A = np.zeros_like(A)
+    A *= 2.0 / np.sqrt(K - 1)
+    if U0 is not None:
         A += delta * (U0 if Q is None else U0 @ Q)
     start = C if Q is None else C @ Q
 
     scale = _norm(A)
     B = A / scale if scale > 0 else A
     if solver == "polar":
-        X, left, right, history, status = *_polar(B), (), Status.CONVERGED
+        X, left, right = _polar(B)
+        history: tuple[Iteration, ...] = ()
+        status = Status.CONVERGED
     else:
         X, left, right, history, status = _trust_region(B, start, subproblem, tolerance, max_iterations)
 
@@ -225,11 +231,11 @@ def nearest_etf(
     return NearestETF(
         frame=frame,
         classifier=np.sqrt(K / (K - 1)) * _centred(frame).T,
-        objective=_objective(H, frame, U0 if pinned else None, delta, formulation),
+        objective=_objective(H, frame, U0, delta, formulation),
         gradient_norm=_norm(gradient),
         status=status,
         formulation=formulation,
-        delta=float(delta) if pinned else 0.0,
+        delta=0.0 if U0 is None else float(delta),
         variable=X,
         linear_term=A,
         gauge_start=gauge_start,
@@ -259,7 +265,7 @@ def initial_frame(kind: Initial, class_means: Array, rng: np.random.Generator | 
         rng = np.random.default_rng(0) if rng is None else rng
         return random_point(d, K, rng) if d >= K else random_point(d, K - 1, rng) @ Q.T
     scale = _norm(class_means)
-    X, left, right = _polar(class_means @ Q / (scale if scale > 0 else 1.0))
+    _, left, right = _polar(class_means @ Q / (scale if scale > 0 else 1.0))
     if d >= K:
         return complete_frame(left, Q @ right, canonical)
     return complete_frame(left, right, canonical @ Q) @ Q.T
@@ -304,8 +310,9 @@ def _trust_region(
         tolerance=tolerance * _norm(B),
         max_iterations=max_iterations,
     )
-    X = result.point
-    d, m = X.shape
+    d, m = result.point.shape
+    # One Newton–Schulz step takes what the retractions' rounding left of UᵀU − I to its square.
+    X = result.point @ (1.5 * np.eye(m) - 0.5 * (result.point.T @ result.point))
     S = sym(X.T @ B)
     tolerated = max(_rank_tolerance(B.shape) * float(np.linalg.norm(S)), 4 * result.gradient_norm)
     if is_positive_definite(S, tolerated) or not result.status.ok:
@@ -334,9 +341,9 @@ def _objective(H: Array, frame: Array, U0: Array | None, delta: float, formulati
     return value + 0.5 * delta * _norm(apart) ** 2
 
 
-def _centred(H: Array, Q: Array | None = None) -> Array:
-    """`H Q` (d, K−1), or `H M` (d, K) without a Q."""
-    return H - H.mean(axis=1, keepdims=True) if Q is None else H @ Q
+def _centred(H: Array) -> Array:
+    """`H M` (d, K)."""
+    return H - H.mean(axis=1, keepdims=True)
 
 
 def _norm(B: Array) -> float:

@@ -48,6 +48,7 @@ def hessian_spectrum(model: LocalModel) -> Spectrum:
 def exact_step(model: LocalModel, radius: float) -> Step:
     """The global minimiser of the model in the ball ‖V‖ ≤ radius."""
     U, g = model.point, model.gradient
+    d, K = U.shape
     spectrum = hessian_spectrum(model)
     values, Q, pairs = spectrum.eigenvalues, spectrum.basis, spectrum.pair_curvature
 
@@ -59,15 +60,15 @@ def exact_step(model: LocalModel, radius: float) -> Step:
     weights = np.concatenate([np.square(omega_rotated).ravel(), np.einsum("dk,dk->k", normal_rotated, normal_rotated)])
     curvatures = np.concatenate([pairs.ravel(), values if spectrum.has_normal else np.full_like(values, np.inf)])
 
-    # What rounding leaves of a zero: curvature below it is none, and a gradient below it deserves no step.
-    noise = 4 * EPS * (float(np.abs(values).max()) + float(np.linalg.norm(g)))
-    shift = max(0.0, noise - spectrum.lowest)
-    shift, squared_norm = _solve_secular(weights, curvatures, shift, radius)
-    lengths = weights / np.square(curvatures + shift)
+    # What rounding leaves of a zero. Where curvature and gradient are both that small, no step is deserved: it would
+    # be noise over noise.
+    noise = (d + K) * EPS * (float(np.abs(values).max()) + float(np.linalg.norm(g)))
+    curvatures[(np.abs(curvatures) <= 4 * noise) & (weights <= noise**2)] = np.inf
+    shift, squared_norm = _solve_secular(weights, curvatures, max(0.0, noise - spectrum.lowest), radius)
+    divisors = curvatures + shift
+    lengths = weights / np.square(divisors)
     decrease = float(lengths @ (np.where(np.isinf(curvatures), 0.0, 0.5 * curvatures) + shift))
-    rotated = U @ (Q @ (omega_rotated / (pairs + shift)))
-    if spectrum.has_normal:
-        rotated += normal_rotated / (values + shift)
+    rotated = U @ (Q @ (omega_rotated / divisors[: K * K].reshape(K, K))) + normal_rotated / divisors[K * K :]
     V = -rotated @ Q.T
 
     on_boundary = squared_norm >= (0.999 * radius) ** 2

@@ -44,7 +44,7 @@ def retract_qr(U: Array, V: Array) -> Array:
     """The Q factor of U + V, (d, K), by Cholesky: a first-order retraction, cheaper than the polar one."""
     Y = U + V
     R = cholesky(Y.T @ Y, check_finite=False)
-    return np.ascontiguousarray(solve_triangular(R, Y.T, trans="T", check_finite=False).T)
+    return np.asarray(solve_triangular(R, Y.T, trans="T", check_finite=False).T, dtype=np.float64)
 
 
 def random_point(d: int, K: int, rng: np.random.Generator) -> Array:

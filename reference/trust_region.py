@@ -238,11 +238,12 @@ def local_model(problem: Problem, U: Array) -> LocalModel:
 def truncated_cg(model: LocalModel, radius: float, *, kappa: float = 0.1, theta: float = 1.0) -> Step:
     """Steihaug's and Toint's conjugate gradients, stopped at the ball, at negative curvature or when exact enough.
 
-    The residual falls to `‖g‖ · min(‖g‖^θ, κ)`: θ = 1 makes the outer method converge quadratically.
+    The residual falls to `‖g‖ · min(‖g‖^θ, κ)`: θ = 1 makes the outer method converge quadratically. The gradient is
+    projected once more first: near the optimum rounding leaves it a normal part, along which curvature is noise.
     """
     V = np.zeros_like(model.gradient)
     HV = np.zeros_like(V)
-    residual = model.gradient
+    residual = project(model.point, model.gradient)
     direction = -residual
     rr = rr_first = float(np.vdot(residual, residual))
     target = np.sqrt(rr_first) * min(rr_first ** (theta / 2), kappa)

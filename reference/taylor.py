@@ -1,0 +1,97 @@
+"""Derivative checks by Taylor slopes: is this the gradient, is this the Hessian, is this a retraction?
+
+Source: Boumal, *An Introduction to Optimization on Smooth Manifolds* (2023), sections 4.8 and 6.8; Manopt's
+`checkgradient` and `checkhessian` made the idea known. Along a tangent direction V the error of a k-th order model,
+`|f(R_U(tV)) − model(t)|`, falls like t^{k+1}: its slope in a double logarithmic plot is 2 for a right gradient and
+3 for a right Hessian. A second-order retraction (the polar one) owes slope 3 everywhere; a first-order one (QR)
+only at critical points. Of a model that is exact nothing but rounding is left, and there is no slope to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .stiefel import Array, project, retract_polar
+from .trust_region import EPS, Problem, local_model
+
+STEPS: Array = np.logspace(-6, -1, 26)
+WINDOW = 7  # points of STEPS, 1.2 decades
+
+
+@dataclass(frozen=True)
+class TaylorSlope:
+    """The slope found, the one expected, and whether that will do.
+
+    `exact` says that the error never rose above rounding; the slope is then infinite.
+    """
+
+    slope: float
+    expected: float
+    exact: bool
+
+    @property
+    def ok(self) -> bool:
+        return self.slope > self.expected - 0.1
+
+
+def gradient_slope(
+    problem: Problem,
+    U: Array,
+    V: Array,
+    *,
+    gradient: Array | None = None,
+    retraction: Callable[[Array, Array], Array] = retract_polar,
+) -> TaylorSlope:
+    """Slope of `|f(R_U(tV)) − f(U) − t⟨g, V⟩|`: 2 where g, the problem's Riemannian gradient or `gradient`, is right.
+
+    Examples
+    --------
+    >>> from nearest_etf.reference.nearest_etf import LinearCost
+    >>> from nearest_etf.reference.stiefel import random_point, random_tangent
+    >>> rng = np.random.default_rng(0)
+    >>> U = random_point(6, 3, rng)
+    >>> gradient_slope(LinearCost(rng.standard_normal((6, 3))), U, random_tangent(U, rng)).ok
+    True
+    """
+    g = local_model(problem, U).gradient if gradient is None else gradient
+    base, first = problem.cost(U), float(np.vdot(g, V))
+    values = np.array([problem.cost(retraction(U, t * V)) for t in STEPS])
+    return fit_slope(np.abs(values - base - STEPS * first), 2.0, noise=abs(base) + np.abs(values).max())
+
+
+def hessian_slope(
+    problem: Problem, U: Array, V: Array, *, retraction: Callable[[Array, Array], Array] = retract_polar
+) -> TaylorSlope:
+    """Slope of `|f(R_U(tV)) − f(U) − t⟨g, V⟩ − ½t²⟨V, Hess[V]⟩|`: 3 where gradient and Hessian are right."""
+    model = local_model(problem, U)
+    base, first, second = (
+        problem.cost(U),
+        float(np.vdot(model.gradient, V)),
+        float(np.vdot(V, model.hessian(V))),
+    )
+    values = np.array([problem.cost(retraction(U, t * V)) for t in STEPS])
+    errors = np.abs(values - base - STEPS * first - 0.5 * STEPS**2 * second)
+    return fit_slope(errors, 3.0, noise=abs(base) + np.abs(values).max())
+
+
+def retraction_slope(retraction: Callable[[Array, Array], Array], U: Array, V: Array, order: int) -> TaylorSlope:
+    """Slope of `‖Proj_U(R_U(tV) − U − tV)‖`: 2 for every retraction, 3 for a second-order one."""
+    errors = np.array([np.linalg.norm(project(U, retraction(U, t * V) - U - t * V)) for t in STEPS])
+    return fit_slope(errors, order + 1.0, noise=1.0)
+
+
+def fit_slope(errors: Array, expected: float, noise: float) -> TaylorSlope:
+    """The slope of log(errors) over log(STEPS) where it is straightest, above the rounding of `noise`."""
+    above = errors > 100 * EPS * noise
+    fits = []
+    for start in range(len(STEPS) - WINDOW + 1):
+        window = slice(start, start + WINDOW)
+        if above[window].all():
+            fit, residual, *_ = np.polyfit(np.log(STEPS[window]), np.log(errors[window]), 1, full=True)
+            fits.append((float(residual[0]), float(fit[0])))
+    if not fits:
+        return TaylorSlope(np.inf, expected, exact=True)
+    return TaylorSlope(min(fits)[1], expected, exact=False)
