@@ -26,7 +26,7 @@ class ClassMeans(nn.Module):
 
     Attributes
     ----------
-    centred : (d, K) buffer
+    means : (d, K) buffer
         `H`, class means minus the global mean.
     global_mean : (d,) buffer
     seen : (K,) bool buffer
@@ -45,11 +45,11 @@ class ClassMeans(nn.Module):
     def __init__(self, num_features: int, num_classes: int, floor: float = 1e-4) -> None:
         super().__init__()
         self.num_features, self.num_classes, self.floor = num_features, num_classes, floor
-        self.centred: Tensor
+        self.means: Tensor
         self.global_mean: Tensor
         self.seen: Tensor
         self.steps: Tensor
-        self.register_buffer("centred", torch.zeros(num_features, num_classes))
+        self.register_buffer("means", torch.zeros(num_features, num_classes))
         self.register_buffer("global_mean", torch.zeros(num_features))
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -65,32 +65,37 @@ class ClassMeans(nn.Module):
             propagates to the loss.
         """
         check_batch(features, labels, self.num_features, self.num_classes)
-        sums, counts = class_sums(features.to(self.centred.dtype), labels, self.num_classes)
+        sums, counts = class_sums(features.to(self.means.dtype), labels, self.num_classes)
         total = counts.sum()
         batch_mean = sums.sum(1) / total
         present = counts > 0
-        batch = torch.where(present, sums / counts.clamp(min=1) - batch_mean[:, None], 0.0)
+        batch = sums / counts.clamp(min=1) - batch_mean[:, None]
 
         steps = self.steps + 1
-        alpha = (2.0 / (steps + 1)).clamp(min=self.floor).to(sums.dtype)
-        old = self.centred
-        H = torch.where(present, alpha * batch + (1 - alpha) * old, old)
-        global_mean = alpha * batch_mean + (1 - alpha) * self.global_mean
+        rate = (2.0 / (steps.double() + 1)).clamp(min=self.floor).to(sums.dtype)  # α_t
+        H = self.means + torch.where(present, rate, 0.0) * (batch - self.means)
+        global_mean = self.global_mean + rate.expand(self.num_features) * (batch_mean - self.global_mean)
 
-        with torch.no_grad():
-            self.centred.copy_(H)
-            self.global_mean.copy_(global_mean)
-            self.seen.logical_or_(present)
-            self.steps.copy_(steps)
+        store(self, means=H, global_mean=global_mean, seen=self.seen | present, steps=steps)
         return H, global_mean
 
-    @torch.no_grad()
     def set(self, class_means: Tensor, global_mean: Tensor | None = None) -> None:
-        """Put exact class means (K, d), uncentred, in place of the running ones; the global mean is theirs or given."""
+        """Put exact class means (K, d), not centred, in place of the running ones; the default mean is theirs."""
         mean = class_means.mean(0) if global_mean is None else global_mean
-        self.centred.copy_((class_means - mean).T)
-        self.global_mean.copy_(mean)
-        self.seen.fill_(True)
+        store(self, means=(class_means - mean).T, global_mean=mean, seen=torch.ones_like(self.seen))
+
+
+def store(module: nn.Module, **values: Tensor) -> None:
+    """Give buffers new values, without gradient.
+
+    In place, so that CUDA graphs and shared references see them. A compiler gets new tensors instead: torch 2.13
+    may recompute a forward value during the backward pass, and would read an input that was overwritten meanwhile.
+    """
+    for name, value in values.items():
+        if torch.compiler.is_compiling():
+            setattr(module, name, value.detach().to(getattr(module, name).dtype))
+        else:
+            getattr(module, name).copy_(value.detach())
 
 
 def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -9,12 +9,15 @@ Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 4. All three se
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .class_means import ClassMeans, check_batch
-from .nearest_etf import Formulation, Solution, solve
+from .class_means import ClassMeans, check_batch, store
+from .nearest_etf import Formulation, Solution, check_problem, solve, without_autocast
+from .polar import SMALLEST_FOR_WARM_START
 from .simplex import canonical_frame, check_sizes, classifier_from_frame
 
 
@@ -33,17 +36,29 @@ class Head(nn.Module):
         self.num_features, self.num_classes, self.temperature = num_features, num_classes, temperature
 
     def normalise(self, features: Tensor) -> Tensor:
-        """`h = τ f/‖f‖`, (N, d): what the classifier and the collapse metrics are about."""
-        return self.temperature * F.normalize(features, dim=1)
+        """`h = τ f/‖f‖`, (N, d), in float32 at least: what the classifier and the collapse metrics are about."""
+        f = features.to(torch.promote_types(features.dtype, torch.float32))
+        return self.temperature * F.normalize(f, dim=1)
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (N, K) of features (N, d). Labels (N,) are asked for by heads that learn from class means."""
+        """Logits (N, K) of features (N, d), in their dtype.
+
+        In training, give the labels (N,): the ETF heads bring their class means up to date with them. Without labels,
+        and in eval mode, the stored classifier is used.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, and on the CPU if a label lies outside 0…K−1 or a feature is not finite. On other
+            devices that look would make the host wait: there NaN propagates to the logits.
+        """
         check_batch(features, labels, self.num_features, self.num_classes)
         h = self.normalise(features)
         weight, bias = self.weight, self.bias
         if self.training and labels is not None:
-            weight, bias = self.update(h, labels)
-        return F.linear(h, weight.to(h.dtype), bias.to(h.dtype))
+            with without_autocast(h.device):
+                weight, bias = self.update(h, labels)
+        return F.linear(h, weight.to(h.dtype), bias.to(h.dtype)).to(features.dtype)
 
     def update(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The classifier for this training batch, with gradient; what is stored is brought up to date."""
@@ -99,8 +114,7 @@ class FixedETFHead(Head):
 
     def update(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         self.means(h, labels)
-        with torch.no_grad():
-            self.bias.copy_(-self.weight @ self.means.global_mean)
+        store(self, bias=-self.weight @ self.means.global_mean)
         return self.weight, -self.weight @ h.mean(0).to(self.weight.dtype)
 
 
@@ -153,23 +167,32 @@ class ImplicitETFHead(Head):
     ) -> None:
         super().__init__(num_features, num_classes, temperature)
         check_sizes(num_features, num_classes, formulation)
-        self.delta, self.formulation, self.gradient, self.method = delta, formulation, gradient, method
         if isinstance(initial, str):
             if initial != "canonical":
                 raise ValueError(f"initial = {initial!r}; expected 'canonical' or a frame (d, K).")
             initial = canonical_frame(num_features, num_classes)
+        check_problem(initial, None, None, delta, method, formulation)
+        self.delta, self.formulation, self.gradient, self.method = delta, formulation, gradient, method
         self.means = ClassMeans(num_features, num_classes)
+        m = num_classes if formulation == "paper" else num_classes - 1
+        warm = m >= SMALLEST_FOR_WARM_START and method in ("auto", "eigh")
         self.frame: Tensor
+        self.basis: Tensor
+        self.fallbacks: Tensor
         self.register_buffer("frame", initial.clone())
+        self.register_buffer("basis", torch.eye(m if warm else 0))
         self.register_buffer("weight", classifier_from_frame(initial))
         self.register_buffer("bias", torch.zeros(num_classes))
+        self.register_buffer("fallbacks", torch.zeros((), dtype=torch.int64))
+        self._first = True  # what `means.steps == 0` says, without making the host of a GPU wait for it
+        self.register_load_state_dict_post_hook(ImplicitETFHead._after_load)
         self._last: Solution | None = None
 
     def update(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        first = int(self.means.steps) == 0
         H, global_mean = self.means(h, labels)
-        solution = self._solve(H if self.gradient else H.detach(), first)
-        return self._keep(solution, global_mean)
+        classifier = self._solve(H if self.gradient else H.detach(), global_mean)
+        self._first = False
+        return classifier
 
     @torch.no_grad()
     def recalibrate(self, class_means: Tensor, global_mean: Tensor | None = None) -> None:
@@ -183,42 +206,54 @@ class ImplicitETFHead(Head):
             Default: the mean of the class means.
         """
         self.means.set(class_means, global_mean)
-        self._keep(self._solve(self.means.centred, first=False), self.means.global_mean)
+        self._solve(self.means.means, self.means.global_mean)
 
     def solution_health(self) -> dict[str, float]:
-        """How exact the last solution was: certificate, condition number, orthogonality. For logs: it costs an SVD."""
+        """How exact the last step's solution was; NaN before the first one. For logs: it costs an SVD.
+
+        `gap` is the certificate `1 − ⟨X, A⟩/‖A‖_*`, `condition` A's condition number, `orthogonality` is
+        `‖XᵀX − I‖_F`, and `fallbacks` counts the steps so far in which a safer method had to step in.
+        """
         if self._last is None:
-            return {"gap": 0.0, "condition": 1.0, "orthogonality": 0.0, "fallbacks": 0.0}
-        A, X = self._last.linear_term.double(), self._last.variable.double()
+            return dict.fromkeys(("gap", "condition", "orthogonality", "fallbacks"), math.nan)
+        A, X = self._last.linear_term.double(), self._last.polar.frame.double()
         sigma = torch.linalg.svdvals(A)
         eye = torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
         return {
-            "gap": float((sigma.sum() - (A * X).sum()) / sigma.sum()),
+            "gap": float(1 - (A * X).sum() / sigma.sum()),
             "condition": float(sigma[0] / sigma[-1]),
             "orthogonality": float(torch.linalg.norm(X.T @ X - eye)),
-            "fallbacks": 0.0,
+            "fallbacks": float(self.fallbacks),
         }
 
-    def _solve(self, H: Tensor, first: bool) -> Solution:
+    def _solve(self, H: Tensor, global_mean: Tensor) -> tuple[Tensor, Tensor]:
+        """W and b for class means H (d, K), which are also stored."""
         norm = torch.linalg.vector_norm(H).clamp(min=torch.finfo(H.dtype).tiny)
-        return solve(
+        warm = self.basis.numel() > 0 and not self._first
+        solution = solve(
             H / norm,
-            None if first else self.frame.clone(),
+            None if self._first else self.frame,
             self.delta,
-            method=self.method,
+            method="svd" if self._first and self.method == "auto" else self.method,
             formulation=self.formulation,
-            initial=self.frame.clone(),
+            initial=self.frame,
+            basis=self.basis if warm else None,
         )
-
-    def _keep(self, solution: Solution, global_mean: Tensor) -> tuple[Tensor, Tensor]:
         weight = classifier_from_frame(solution.frame)
         bias = -weight @ global_mean
-        with torch.no_grad():
-            self.frame.copy_(solution.frame)
-            self.weight.copy_(weight)
-            self.bias.copy_(bias)
-        self._last = Solution(*(part.detach() for part in solution))
+        fallbacks = self.fallbacks + solution.polar.fallbacks
+        store(self, frame=solution.frame, weight=weight, bias=bias, fallbacks=fallbacks)
+        if warm:
+            store(self, basis=solution.polar.basis)
+        self._last = Solution(
+            solution.frame.detach(),
+            solution.linear_term.detach(),
+            solution.polar._replace(frame=solution.polar.frame.detach()),
+        )
         return weight, bias
+
+    def _after_load(self, _: object) -> None:
+        self._first, self._last = bool(self.means.steps == 0), None
 
 
 class Classifier(nn.Module):

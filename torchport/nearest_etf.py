@@ -10,24 +10,25 @@ the Stiefel manifold and every polar factor of A solves it:
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .polar import METHODS, polar
+from .implicit import polar
+from .polar import METHODS, Polar
 from .simplex import canonical_frame, centred, check_sizes, from_coordinates, to_coordinates
 
 Formulation = Literal["paper", "gauge-free"]
 
 
 class Solution(NamedTuple):
-    """A solved problem: the frame is differentiable, the rest is for certificates."""
+    """A solved problem: the frame is differentiable, the rest is for certificates and for the next warm start."""
 
-    frame: Tensor  # (d, K)
+    frame: Tensor  # (d, K), in the class means' dtype
     linear_term: Tensor  # A (d, m)
-    variable: Tensor  # X (d, m)
-    sigma: Tensor  # the singular values of A, (m,), in no particular order
+    polar: Polar  # of A; polar.frame is X (d, m)
 
 
 def nearest_etf(
@@ -49,8 +50,9 @@ def nearest_etf(
         `U₀`, a previous frame that the solution stays near. None, or delta = 0, leaves the proximal term out: among
         the minimisers the one nearest to `initial` is taken.
     delta : float
-        `δ ≥ 0`.
-    method : {"auto", "svd", "eigh"}
+        `δ ≥ 0`, the weight of the proximal term.
+    method : {"auto", "svd", "eigh", "matmul"}
+        How the polar factor is found, see `polar.py`; all are exact.
     formulation : {"paper", "gauge-free"}
         (P), which needs d ≥ K, or (R), which needs d ≥ K−1.
     initial : (d, K), optional
@@ -59,7 +61,8 @@ def nearest_etf(
     Returns
     -------
     U : (d, K)
-        In the class means' dtype, differentiable in class means and proximal point.
+        In the class means' dtype, differentiable in class means and proximal point, in reverse and forward mode, to
+        any order. Half-precision input is solved in float32, also under autocast; nothing is ever solved in less.
 
     Raises
     ------
@@ -87,37 +90,43 @@ def solve(
     method: str = "auto",
     formulation: Formulation = "paper",
     initial: Tensor | None = None,
+    basis: Tensor | None = None,
 ) -> Solution:
-    """`nearest_etf` with what a certificate needs."""
-    _check(class_means, proximal, initial, delta, method, formulation)
+    """`nearest_etf` with all that it found; `basis` is the last solution's `polar.basis`, for a warm start."""
+    check_problem(class_means, proximal, initial, delta, method, formulation)
     d, K = class_means.shape
-    dtype = class_means.dtype
-    with torch.autocast(class_means.device.type, enabled=False):
-        H = class_means.to(torch.float64)
-        pinned = proximal is not None and delta > 0
-        start = proximal if initial is None else initial
-        C = (
-            canonical_frame(d, K, dtype=H.dtype, device=H.device)
-            if start is None
-            else start.detach().to(H.dtype)
-        )
-        scale = 2.0 / math.sqrt(K - 1)
-        if pinned and formulation == "paper":
-            assert proximal is not None
-            A = scale * centred(H) + delta * proximal.to(H.dtype)
-            U, _, sigma, _ = polar(A, C, method)
-            return Solution(U.to(dtype), A, U, sigma)
+    device = class_means.device
+    dtype = torch.promote_types(class_means.dtype, torch.float32)
+    scale = 2.0 / math.sqrt(K - 1)
+    pinned = proximal is not None and delta > 0
+    start = proximal if initial is None else initial
+    with without_autocast(device):
+        H = class_means.to(dtype)
+        U0 = proximal.to(dtype) if proximal is not None and pinned else None
+        C = canonical_frame(d, K, dtype=dtype, device=device) if start is None else start.detach().to(dtype)
+
+        if formulation == "paper" and U0 is not None:
+            A = scale * centred(H) + delta * U0
+            found = polar(A, C, method, basis)
+            return Solution(found.frame.to(class_means.dtype), A, found)
+
         A = scale * to_coordinates(H)[0]
-        if pinned:
-            assert proximal is not None
-            A = A + delta * to_coordinates(proximal.to(H.dtype))[0]
-        start_coordinates, c = to_coordinates(C)
+        if U0 is not None:
+            A = A + delta * to_coordinates(U0)[0]
+        start_coordinates, gauge = to_coordinates(C)
         if formulation == "gauge-free":
-            X, _, sigma, _ = polar(A, start_coordinates, method)
-            return Solution(from_coordinates(X).to(dtype), A, X, sigma)
-        X, z, sigma, _ = polar(A, torch.cat([start_coordinates, c], 1), method)
-        frame = from_coordinates(X, _with_tangent(z, X, c))
-        return Solution(frame.to(dtype), A, X, sigma)
+            found = polar(A, start_coordinates, method, basis)
+            frame = from_coordinates(found.frame)
+        else:  # nothing pins the direction U·1, which is taken from the start
+            found = polar(A, torch.cat([start_coordinates, gauge], 1), method, basis)
+            frame = from_coordinates(found.frame, _with_tangent(found.gauge, found.frame, gauge))
+        return Solution(frame.to(class_means.dtype), A, found)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which products keep their operands' precision."""
+    available = torch.amp.autocast_mode.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 def _with_tangent(z: Tensor, X: Tensor, c: Tensor) -> Tensor:
@@ -128,7 +137,7 @@ def _with_tangent(z: Tensor, X: Tensor, c: Tensor) -> Tensor:
     return z + torch.where(length > 1e-8, (unit - unit.detach()) / length, 0.0)
 
 
-def _check(
+def check_problem(
     class_means: Tensor,
     proximal: Tensor | None,
     initial: Tensor | None,
@@ -136,6 +145,7 @@ def _check(
     method: str,
     formulation: str,
 ) -> None:
+    """Refuse what has no solution or only a wrong one; values are looked at where the polar factor is found."""
     if method not in METHODS:
         raise ValueError(f"method = {method!r}; expected one of {', '.join(map(repr, METHODS))}.")
     if formulation not in ("paper", "gauge-free"):
@@ -145,7 +155,8 @@ def _check(
             f"class_means is {class_means.dtype} of shape {tuple(class_means.shape)}; expected a floating-point matrix "
             "(d, K) whose columns are classes."
         )
-    check_sizes(*class_means.shape, formulation)
+    d, K = class_means.shape
+    check_sizes(d, K, formulation)
     for name, frame in (("proximal", proximal), ("initial", initial)):
         if frame is not None and frame.shape != class_means.shape:
             raise ValueError(
@@ -153,6 +164,3 @@ def _check(
             )
     if not (math.isfinite(delta) and delta >= 0):
         raise ValueError(f"delta = {delta}; expected a finite number that is not negative.")
-    if class_means.device.type == "cpu" and not torch.compiler.is_compiling():
-        if not torch.isfinite(class_means).all():
-            raise ValueError("class_means holds NaN or infinite entries.")

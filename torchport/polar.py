@@ -1,87 +1,201 @@
-"""The polar factor of a matrix, and its derivative in closed form.
+"""The polar factor of a matrix by several methods: the layer's forward pass.
 
-`A = U P` with `UᵀU = I` and `P = (AᵀA)^{1/2} = V diag(σ) Vᵀ`. Source: Higham, *Functions of Matrices* (2008),
-chapter 8; the derivative by differentiating `A = U P` under `UᵀU = I`: for a cotangent G of U
-
-    P Φ + Φ P = UᵀG − GᵀU,    Ā = U Φ + (I − UUᵀ) G P⁻¹,
-
-which is a symmetric map of G, so that tangents of A are pushed forward by the same formula.
+`A = U P` with `UᵀU = I`, `P = (AᵀA)^{1/2} = V diag(σ) Vᵀ` and `L = U V`, so that `A = L diag(σ) Vᵀ`.
+Sources: Higham, *Functions of Matrices* (2008), chapter 8; Amsel, Persson, Musco & Gower 2025, arXiv 2505.16932
+(*The Polar Express*: minimax polynomials, chosen anew for each step). Every method ends with a look at its own
+result, and one that has lost its digits is replaced by singular values, which never do.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import warnings
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-METHODS = ("auto", "svd", "eigh")
+METHODS = ("auto", "svd", "eigh", "matmul")
+
+# The crossovers of "auto", measured with benchmarks/layer.py on two CPU cores: below this many columns LAPACK's
+# SVD is as quick as all that surrounds an eigendecomposition, and a stale basis saves nothing.
+SMALLEST_FOR_EIGH = 8
+SMALLEST_FOR_WARM_START = 64
+
+_warned: set[str] = set()
 
 
 class Polar(NamedTuple):
-    """What a decomposition gives: only `frame` is differentiable."""
+    """A decomposition of A (d, m). Parts that a method does not know are empty (a size is 0)."""
 
-    frame: Tensor  # U (d, m), A's polar factor
-    gauge: Tensor  # (d, g): the columns that complete U beyond A's own, g = 0 or 1
-    sigma: Tensor  # (m,) the eigenvalues of P
-    basis: Tensor  # V (m, m), their eigenvectors
+    frame: Tensor  # U (d, m)
+    gauge: Tensor  # (d, g): what completes U beyond A's own columns, g = 0 or 1
+    left: Tensor  # L = U V (d, m)
+    sigma: Tensor  # D (m,), near the singular values
+    basis: Tensor  # V (m, m), orthonormal
+    coupling: Tensor  # Y (m, m): VᵀPV = diag(D) + Y, where V is stale; else empty and zero
+    inverse: Tensor  # (diag(D) + Y)⁻¹ (m, m), where Y is there
+    fallbacks: Tensor  # () int64: 1 if another method had to step in
 
 
-def polar(A: Tensor, start: Tensor, method: str = "auto") -> Polar:
-    """The polar decomposition of A (d, m), d ≥ m.
+def decompose(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Polar:
+    """The polar decomposition of A (d, m), d ≥ m, by `method`.
 
-    Where A is rank-deficient (σ_i ≤ σ_1 · max(d, m) · eps) the factor nearest to `start` (d, m) is taken; a further
-    column of `start` is a direction that A leaves open, and is completed together with the rest.
+    Where A is rank-deficient the factor nearest to `start` (d, m) is taken; a further column of `start` is a
+    direction that A leaves open, and is completed together with the rest. `basis` is a V of an earlier, similar A.
     """
-    return Polar(*_Polar.apply(A, start, method))
+    if A.device.type == "cpu" and not torch.isfinite(A).all():
+        raise ValueError("class_means or proximal hold NaN or infinite entries.")
+    if method == "auto":
+        method = choose(A, start)
+    if method == "matmul":
+        found = by_matmul(A, start)
+    elif method == "eigh":
+        found = _by_eigh_or_svd(A, start, basis)
+    else:
+        found = by_svd(A, start)
+    if start.shape[1] > found.frame.shape[1] + found.gauge.shape[1]:
+        found = found._replace(gauge=_complete_by_one(found.frame, start))
+    if A.device.type == "cpu" and bool(found.fallbacks):
+        _warn_once(method, A)
+    return found
 
 
-class _Polar(torch.autograd.Function):
-    @staticmethod
-    def forward(A: Tensor, start: Tensor, method: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        solve = by_svd if method == "svd" else by_eigh
-        return solve(A, start)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        U, gauge, sigma, V = output
-        ctx.mark_non_differentiable(gauge, sigma, V)
-        ctx.save_for_backward(U, sigma, V)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
-        return inverse_hessian(*ctx.saved_tensors, cotangents[0]), None, None
+def _by_eigh_or_svd(A: Tensor, start: Tensor, basis: Tensor | None) -> Polar:
+    found = None if basis is None else by_basis(A, basis)
+    found = by_eigh(A) if found is None else found
+    if found is None:
+        found = by_svd(A, start)._replace(fallbacks=torch.ones((), dtype=torch.int64, device=A.device))
+    if has_coupling(A, basis, "eigh") and found.coupling.numel() == 0:
+        inverse = pseudo_inverse(found.sigma, rank_tolerance(A) * found.sigma.amax()).diag_embed()
+        found = found._replace(coupling=torch.zeros_like(inverse), inverse=inverse)
+    return found
 
 
-def inverse_hessian(U: Tensor, sigma: Tensor, V: Tensor, G: Tensor) -> Tensor:
-    """`U Φ + (I − UUᵀ) G P⁻¹` with `P Φ + Φ P = UᵀG − GᵀU`. Curvature zero counts as infinite."""
-    zero = sigma.amax() * max(U.shape) * torch.finfo(U.dtype).eps
-    pairs = sigma[:, None] + sigma
-    L, GV = U @ V, G @ V  # in the eigenbasis of P
-    T = L.mT @ GV
-    Phi = torch.where(pairs > 2 * zero, (T - T.mT) / pairs, 0.0)
-    inverse = torch.where(sigma > zero, 1 / sigma, 0.0)
-    return (L @ Phi + (GV - L @ T) * inverse) @ V.mT
+def has_coupling(A: Tensor, basis: Tensor | None, method: str) -> bool:
+    """Whether the parts Y and its inverse are filled: a matter of kind, not of values, so that shapes are known."""
+    return method == "eigh" and (basis is not None or A.dtype == torch.float64)
 
 
-def by_svd(A: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    left, sigma, Vt = torch.linalg.svd(A, full_matrices=False)
-    rank = int((sigma > sigma[0] * max(A.shape) * torch.finfo(A.dtype).eps).sum())
+def choose(A: Tensor, start: Tensor) -> str:
+    """The method of "auto": products only on an accelerator, where decompositions are slow and stop the host."""
+    if start.shape[1] > A.shape[1]:
+        return "svd"  # the first step, where rank deficiency is the rule
+    if A.device.type not in ("cpu", "meta"):
+        return "matmul"
+    return "svd" if A.shape[1] < SMALLEST_FOR_EIGH else "eigh"
+
+
+def by_svd(A: Tensor, start: Tensor) -> Polar:
+    """LAPACK's singular values in float64: the yardstick, and the only method for a rank-deficient A."""
     m = A.shape[1]
-    if rank == m == start.shape[1]:
+    left, sigma, Vt = torch.linalg.svd(A.double(), full_matrices=False)
+    rank = int((sigma > rank_tolerance(A) * sigma[0]).sum())
+    gauge = left[:, :0]
+    if rank == m:
         U = left @ Vt
-        return U, U.new_empty(len(U), 0), sigma, Vt.mT.contiguous()
-    U = complete_frame(left[:, :rank], Vt[:rank].mT, start)
-    return U[:, :m].contiguous(), U[:, m:].contiguous(), sigma, Vt.mT.contiguous()
+    else:
+        U = complete_frame(left[:, :rank], Vt[:rank].mT, start.double())
+        U, gauge = U[:, :m], U[:, m:]
+        left = U @ Vt.mT
+    return _polar(A, U, left, sigma, Vt.mT, gauge=gauge)
 
 
-def by_eigh(A: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """From the Gram matrix, which squares the condition number: where float64 does not bear that, by_svd."""
-    squares, V = torch.linalg.eigh(A.mT @ A)
-    if squares[0] < 1e-9 * squares[-1] or start.shape[1] > A.shape[1]:
-        return by_svd(A, start)
-    sigma = squares.sqrt()
-    return ((A @ V) / sigma) @ V.mT, A.new_empty(len(A), 0), sigma, V
+def by_eigh(A: Tensor) -> Polar | None:
+    """From the eigendecomposition of AᵀA, formed and decomposed in float64; None where that is not exact enough.
+
+    The Gram matrix squares the condition number: float64 leaves float32 problems enough digits up to 3e5, and for
+    float64 ones the eigenbasis is taken as a stale one, which restores them.
+    """
+    squares, V = torch.linalg.eigh(_gram(A.double()))
+    if not bool(squares[0] > 1e-11 * squares[-1]):
+        return None
+    if A.dtype == torch.float64:
+        return by_basis(A, V)
+    sigma, V = squares.sqrt().to(A.dtype), V.to(A.dtype)
+    left = (A @ V) / sigma
+    return _polar(A, left @ V.mT, left, sigma, V)
+
+
+def by_basis(A: Tensor, V: Tensor) -> Polar | None:
+    """From a stale eigenbasis V: the columns of AV are nearly orthogonal; None where they are not enough so.
+
+    With `AV = L̂ D` (unit columns) and `L̂ᵀL̂ = I + F` the wanted `VᵀPV = D + Y` is the root of `D(I+F)D`, and
+    `DY + YD + Y² = DFD` is solved by fixed-point iteration. `L̂ D` carries small singular values to full relative
+    accuracy, as one-sided Jacobi methods do; only products and one Cholesky factorisation are needed.
+    """
+    bound, tolerance = (2e-2, 1e-6) if A.dtype == torch.float32 else (1e-4, 1e-14)
+    C = A @ V
+    D = torch.linalg.vector_norm(C, dim=0)
+    left = C / D
+    F = left.mT @ left
+    F.diagonal().zero_()
+    pairs = D[:, None] + D
+    target = F * D[:, None] * D / pairs
+    Y, root = target, len(D) ** 0.5
+    change = float(torch.linalg.vector_norm(Y / D)) / root
+    if not change <= bound:  # also NaN, from a zero column
+        return None
+    while change > tolerance:
+        Y_next = target - (Y @ Y) / pairs
+        previous, change = change, float(torch.linalg.vector_norm((Y_next - Y) / D)) / root
+        Y = Y_next
+        if not change <= 0.25 * previous:
+            return None
+    P = Y + D.diag_embed()
+    factor, info = torch.linalg.cholesky_ex(P)
+    if int(info) != 0:
+        return None
+    inverse = torch.cholesky_inverse(factor)
+    left = left @ (D[:, None] * inverse)
+    return _polar(A, left @ V.mT, left, D, V.clone(), coupling=Y, inverse=inverse)
+
+
+def by_matmul(A: Tensor, start: Tensor) -> Polar:
+    """Matrix products only, nothing that makes the host of an accelerator wait.
+
+    `X ← X (aI + b XᵀX + c (XᵀX)²)` drives all singular values to one. On the CPU a result that is not orthonormal
+    enough (A is nearly rank-deficient) is replaced by that of `by_svd`; elsewhere it is made NaN, on the device.
+    """
+    X = A / torch.linalg.vector_norm(A)
+    for a, b, c in COEFFICIENTS[A.dtype]:
+        B = X.mT @ X
+        X = a * X + X @ (b * B + c * (B @ B))
+    residual = torch.linalg.vector_norm(X.mT @ X - torch.eye(X.shape[1], dtype=A.dtype, device=A.device))
+    exact = residual <= 1e3 * torch.finfo(A.dtype).eps * X.shape[1] ** 0.5
+    if A.device.type == "cpu" and not bool(exact):
+        return by_svd(A, start)._replace(fallbacks=(~exact).long())
+    return _polar(A, torch.where(exact, X, torch.nan), fallbacks=(~exact).long())
+
+
+def _minimax_coefficients(eps: float) -> tuple[tuple[float, float, float], ...]:
+    """Odd quintics `ax + bx³ + cx⁵` whose composition takes [lowest, 1] to 1 ± eps, each the best for its interval.
+
+    On [l, u] the error of the best one alternates at l, two inner extrema, and u (Remez' algorithm).
+    """
+    steps: list[tuple[float, float, float]] = []
+    lower, upper = 8 * eps, 1.0
+    while True:
+        points = np.array([lower, 0.5 * (lower + upper), 0.75 * upper, upper])
+        for _ in range(50):
+            # p(x_i) + (−1)^i e = 1
+            system = np.column_stack([points, points**3, points**5, [1.0, -1.0, 1.0, -1.0]])
+            a, b, c, error = np.linalg.solve(system, np.ones(4))
+            discriminant = max(9 * b * b - 20 * a * c, 0.0)
+            inner = np.sqrt(np.maximum((-3 * b + np.array([-1.0, 1.0]) * np.sqrt(discriminant)) / (10 * c), 0.0))
+            inner = np.clip(np.sort(inner), lower, upper)
+            if np.allclose(inner, points[1:3], rtol=1e-13, atol=0):
+                break
+            points[1:3] = inner
+        error = abs(error)
+        if error < 1e-3:  # from here on Newton–Schulz' own quintic converges cubically, without cancellation
+            return (*steps, (a, b, c), (1.875, -1.25, 0.375), (1.875, -1.25, 0.375))
+        scale = 1.0 / (1.0 + error)  # keeps the singular values below one, in spite of rounding
+        steps.append((a * scale, b * scale, c * scale))
+        lower, upper = (1 - error) * scale, 1.0
+
+
+COEFFICIENTS = {t: _minimax_coefficients(torch.finfo(t).eps) for t in (torch.float32, torch.float64)}
 
 
 def complete_frame(left: Tensor, right: Tensor, start: Tensor) -> Tensor:
@@ -99,3 +213,80 @@ def complete_frame(left: Tensor, right: Tensor, start: Tensor) -> Tensor:
     left_rest = torch.linalg.qr(torch.cat([left, target, eye], 1))[0][:, r:]
     Z, _, Yt = torch.linalg.svd(left_rest.mT @ target, full_matrices=False)
     return left @ right.mT + left_rest @ (Z @ Yt) @ right_rest.mT
+
+
+def rank_tolerance(A: Tensor) -> float:
+    """Singular values below this share of the largest are zero: rounding of the decomposition or of A's entries."""
+    return max(max(A.shape) * torch.finfo(torch.float64).eps, 4 * torch.finfo(A.dtype).eps)
+
+
+def pseudo_inverse(values: Tensor, zero: Tensor) -> Tensor:
+    """1/values, and 0 where they are not above `zero`: there a derivative does not exist, and none is passed on."""
+    return torch.where(values > zero, 1 / values, 0.0)
+
+
+def _complete_by_one(U: Tensor, start: Tensor) -> Tensor:
+    """The unit vector (d, 1) orthogonal to U (d, m) nearest to the last column of `start`."""
+    w = start[:, -1:].to(U.dtype)
+    for _ in range(2):  # twice is enough for full orthogonality
+        w = w - U @ (U.mT @ w)
+        length = torch.linalg.vector_norm(w)
+        if U.device.type == "cpu" and float(length) < 1e-8:
+            eye = torch.eye(U.shape[1], dtype=torch.float64)
+            return complete_frame(U.double(), eye, start.double())[:, -1:].to(U.dtype)
+        w = w / length
+    return w
+
+
+def _gram(A: Tensor, block: int = 256) -> Tensor:
+    """AᵀA, of which only the blocks on and below the diagonal are filled: all that eigh reads."""
+    m = A.shape[1]
+    G = A.new_zeros(m, m)
+    for i in range(0, m, block):
+        rows = A[:, i : i + block]
+        G[i : i + block, : i + block] = rows.mT @ A[:, : i + block]
+    return G
+
+
+def _polar(
+    A: Tensor,
+    U: Tensor,
+    left: Tensor | None = None,
+    sigma: Tensor | None = None,
+    V: Tensor | None = None,
+    *,
+    gauge: Tensor | None = None,
+    coupling: Tensor | None = None,
+    inverse: Tensor | None = None,
+    fallbacks: Tensor | None = None,
+) -> Polar:
+    """The parts in A's dtype and contiguous, those not known empty."""
+
+    def part(value: Tensor | None, *empty: int) -> Tensor:
+        return A.new_empty(empty) if value is None else value.to(A.dtype).contiguous()
+
+    none = torch.zeros((), dtype=torch.int64, device=A.device)
+    return Polar(
+        frame=part(U),
+        gauge=part(gauge, len(A), 0),
+        left=part(left, len(A), 0),
+        sigma=part(sigma, 0),
+        basis=part(V, 0, 0),
+        coupling=part(coupling, 0, 0),
+        inverse=part(inverse, 0, 0),
+        fallbacks=none if fallbacks is None else fallbacks,
+    )
+
+
+def _warn_once(method: str, A: Tensor) -> None:
+    if method in _warned:
+        return
+    _warned.add(method)
+    sigma = torch.linalg.svdvals(A.double())
+    warnings.warn(
+        f"the polar factor of a matrix of condition number {float(sigma[0] / sigma[-1]):.1e} is beyond {method!r} in "
+        f"{A.dtype}: 'svd' stepped in, now and wherever this happens again (said once). Class means coincide or are "
+        "missing; if that lasts, a larger delta or float64 helps.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
