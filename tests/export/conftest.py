@@ -1,0 +1,99 @@
+"""A small classifier trained for a second on real digits, and the files that it exports to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nearest_etf.export import OnnxClassifier, export_head_onnx, export_onnx
+from nearest_etf.torchport import Classifier, ImplicitETFHead
+
+DIGITS: dict[str, Any] = {"image_shape": (8, 8, 1), "mean": [0.3], "std": [0.37]}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "fp16": {"precision": "fp16", "layout": "NCHW"},
+    "int8": {"precision": "int8"},
+    "float": {"float_input": True, "layout": "NCHW"},
+}
+
+
+class SomebodysNet(nn.Module):
+    """A network that is not of this project, with batch norm and a residual connection."""
+
+    def __init__(self, channels: int = 1, features: int = 24) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(channels, features, 3, padding=1), nn.BatchNorm2d(features), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(features, features, 3, padding=1), nn.BatchNorm2d(features))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.max_pool2d(self.stem(images), 2)
+        return (x + self.block(x)).relu().mean(dim=(2, 3))
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images (1797, 8, 8, 1) uint8 and labels; the first 1400 are for training."""
+    from sklearn.datasets import load_digits
+
+    bundle = load_digits()
+    return np.round(bundle.images * (255 / 16)).astype(np.uint8)[..., None], bundle.target.astype(np.int64)
+
+
+@pytest.fixture(scope="session")
+def model(digits: tuple[np.ndarray, np.ndarray]) -> Classifier:
+    """About 97 % right on the digits that it has not seen."""
+    images, labels = digits
+    torch.manual_seed(0)
+    classifier = Classifier(SomebodysNet(), ImplicitETFHead(24, 10))
+    optimiser = torch.optim.Adam(classifier.backbone.parameters(), 1e-2)
+    x = (torch.from_numpy(images[:1400]).permute(0, 3, 1, 2).float() / 255 - 0.3) / 0.37
+    y = torch.from_numpy(labels[:1400])
+    for _ in range(4):
+        for chosen in torch.randperm(1400).split(70):
+            loss = nn.functional.cross_entropy(classifier(x[chosen], y[chosen]), y[chosen])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return classifier.eval()
+
+
+@pytest.fixture(scope="session")
+def held_out(digits: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels that the model has not seen."""
+    return digits[0][1400:], digits[1][1400:]
+
+
+@pytest.fixture(scope="session")
+def files(
+    model: Classifier, digits: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """The model as exported in every variant, by name."""
+    folder = tmp_path_factory.mktemp("exported")
+    images, labels = digits
+    shown: dict[str, Any] = {"check_images": images[1400:], "check_labels": labels[1400:]}
+    paths = {}
+    for name, options in VARIANTS.items():
+        paths[name] = folder / f"{name}.onnx"
+        export_onnx(model, paths[name], **DIGITS, **shown, calibration_images=images[:256], **options)
+    for precision in ("fp16", "fp32", "fp64"):
+        paths[f"head-{precision}"] = folder / f"head-{precision}.onnx"
+        export_head_onnx(
+            model,
+            paths[f"head-{precision}"],
+            mean=[0.3],
+            std=[0.37],
+            precision=precision,  # type: ignore[arg-type]
+            **shown,
+        )
+    return paths
+
+
+@pytest.fixture(scope="session")
+def classifier(files: dict[str, Path]) -> OnnxClassifier:
+    """The float32 file, open."""
+    return OnnxClassifier(files["fp32"], threads=1)

@@ -1,0 +1,91 @@
+"""The check has to notice when file and model are not the same."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nearest_etf.export import Bound, ExportError, InputError, check_onnx
+from nearest_etf.torchport import Classifier, FixedETFHead
+
+Images = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.mark.parametrize(
+    ("name", "logits"),
+    [("fp32", 1e-5), ("float", 1e-5), ("head-fp32", 1e-5), ("head-fp64", 1e-5), ("head-fp16", 2e-2), ("fp16", 2e-2)],
+)
+def test_exports_agree_with_pytorch(
+    files: dict[str, Path], model: Classifier, held_out: Images, name: str, logits: float
+) -> None:
+    report = check_onnx(files[name], model, *held_out)
+    assert report.passed
+    assert report.disagreements == 0
+    assert report.outputs["logits"].absolute <= logits
+    assert report.accuracy_onnx == report.accuracy_torch
+    assert report.accuracy_torch is not None
+    assert report.accuracy_torch > 0.9
+
+
+def test_int8_agrees_with_pytorch(files: dict[str, Path], model: Classifier, held_out: Images) -> None:
+    report = check_onnx(files["int8"], model, *held_out)
+    assert report.agreement >= 0.99
+    assert report.accuracy_onnx is not None
+    assert report.accuracy_torch is not None
+    assert report.accuracy_torch - report.accuracy_onnx <= 0.005
+    assert "same label" in str(report)
+
+
+def test_it_is_the_live_model_that_is_compared(files: dict[str, Path], model: Classifier, held_out: Images) -> None:
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.head.bias[0] += 1e-3
+    report = check_onnx(files["fp32"], changed, held_out[0])
+    assert not report.passed
+    assert report.outputs["logits"].absolute == pytest.approx(1e-3, rel=0.02)
+    assert "allowed is 1.0e-05" in report.failures[0]
+    assert "FAILED" in str(report)
+
+
+def test_another_normalisation_is_noticed(files: dict[str, Path], model: Classifier, held_out: Images) -> None:
+    assert not check_onnx(files["fp32"], model, held_out[0], mean=[0.31], std=[0.37]).passed
+
+
+def test_lost_agreement_and_accuracy_are_noticed(files: dict[str, Path], model: Classifier, held_out: Images) -> None:
+    shuffled = copy.deepcopy(model)
+    shuffled.head.weight[:2] = model.head.weight[[1, 0]]
+    shuffled.head.bias[:2] = model.head.bias[[1, 0]]
+    images, labels = held_out
+    swapped = np.where(labels < 2, 1 - labels, labels)
+    bound = Bound(logits=None, agreement=0.99, accuracy_loss=0.005)
+    report = check_onnx(files["fp32"], shuffled, images, swapped, bound=bound)
+    assert 0.15 < 1 - report.agreement < 0.25
+    assert [failure.split()[-3:-1] for failure in report.failures] == [["allowed", "is"]] * 2
+    assert report.failures[1].startswith("accuracy falls by")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (np.zeros((2, 8, 8, 1)), None, r"dtype float64: expected \(N, H, W, C\) uint8"),
+        (np.zeros((2, 8, 8), np.uint8), None, r"shape \(2, 8, 8\)"),
+        (np.zeros((0, 8, 8, 1), np.uint8), None, "N > 0"),
+        (np.zeros((2, 8, 8, 1), np.uint8), [1], "expected one for each of the 2 images"),
+        (np.zeros((2, 8, 8, 3), np.uint8), None, "images have 3 channels, but mean and std 1"),
+    ],
+)
+def test_wrong_images_are_refused(
+    files: dict[str, Path], model: Classifier, images: np.ndarray, labels: list[int] | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        check_onnx(files["fp32"], model, images, labels)
+
+
+def test_another_number_of_classes_is_refused(files: dict[str, Path], model: Classifier, held_out: Images) -> None:
+    other = Classifier(model.backbone, FixedETFHead(24, 7))
+    with pytest.raises(ExportError, match="10 classes, the model 7"):
+        check_onnx(files["fp32"], other, held_out[0])

@@ -1,0 +1,162 @@
+"""Writing: what a file and its sidecar hold, that bytes repeat, and that nothing is left where something fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import nn
+
+from nearest_etf.export import (
+    Bound,
+    CheckError,
+    ExportError,
+    ModelFileError,
+    OnnxClassifier,
+    export_head_onnx,
+    export_onnx,
+)
+from nearest_etf.torchport import Classifier, FixedETFHead, LearnedHead
+from nearest_etf.torchport.training.backbones import MLP, VGG, ResNet, SmallCNN
+
+DIGITS: dict[str, Any] = {"image_shape": (8, 8, 1), "mean": [0.3], "std": [0.37]}
+
+
+def test_same_model_gives_the_same_bytes(
+    files: dict[str, Path], model: Classifier, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    again = tmp_path / "again.onnx"
+    export_onnx(model, again, **DIGITS, check_images=held_out[0], check_labels=held_out[1])
+    assert again.read_bytes() == files["fp32"].read_bytes()
+    assert again.with_suffix(".json").read_bytes() == files["fp32"].with_suffix(".json").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "float", "head-fp64"])
+def test_sidecar_vouches_for_the_file(files: dict[str, Path], name: str) -> None:
+    sidecar = json.loads(files[name].with_suffix(".json").read_text(encoding="utf-8"))
+    assert sidecar["sha256"] == hashlib.sha256(files[name].read_bytes()).hexdigest()
+    assert sidecar["check"]["passed"]
+    classifier = OnnxClassifier(files[name])
+    assert classifier.verified
+    assert {key: sidecar[key] for key in classifier.metadata} == classifier.metadata
+    leftovers = {path.suffix for path in files[name].parent.iterdir()} - {".onnx", ".json"}
+    assert not leftovers
+
+
+@pytest.mark.parametrize("name", ["fp16", "float"])
+def test_layouts_and_inputs_answer_alike(
+    files: dict[str, Path], classifier: OnnxClassifier, held_out: tuple[np.ndarray, np.ndarray], name: str
+) -> None:
+    other = OnnxClassifier(files[name], threads=1)
+    x = held_out[0].transpose(0, 3, 1, 2)
+    if name == "float":
+        x = ((x / 255 - 0.3) / 0.37).astype(np.float32)
+    np.testing.assert_allclose(other.predict(x).logits, classifier.predict(held_out[0]).logits, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "shape"),
+    [
+        (SmallCNN(3, 16, signed=True), (8, 8, 3)),
+        (MLP((6, 5, 1), 16), (6, 5, 1)),
+        (ResNet("resnet18", 3, width=2), (16, 16, 3)),
+        (ResNet("resnet50", 1, width=1, stem="imagenet"), (32, 24, 1)),
+        (VGG("vgg11", 3, width=2), (32, 32, 3)),
+    ],
+    ids=["small-cnn", "mlp", "resnet18", "resnet50", "vgg11"],
+)
+def test_every_family_exports(backbone: nn.Module, shape: tuple[int, int, int], tmp_path: Path) -> None:
+    head = LearnedHead(backbone.num_features, 5) if shape[2] == 3 else FixedETFHead(backbone.num_features, 5)  # type: ignore[arg-type]
+    channels = shape[2]
+    report = export_onnx(
+        Classifier(backbone, head),
+        tmp_path / "model.onnx",
+        image_shape=shape,
+        mean=[0.4, 0.5, 0.6][:channels],
+        std=[0.2, 0.25, 0.3][:channels],
+    )
+    assert report.passed
+    assert report.outputs["logits"].absolute <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int4"}, "precision is 'int4': expected one of fp32, fp16, int8"),
+        ({"layout": "HWC"}, "layout is 'HWC'"),
+        ({"image_shape": (8, 8)}, r"image_shape is \(8, 8\)"),
+        ({"mean": [0.1, 0.2]}, r"mean is \[0.1, 0.2\]: expected 1"),
+        ({"std": [0.0]}, r"std is \[0.0\]: expected positive"),
+        ({"class_names": ["one"]}, "class_names has 1 names, but the model has 10 classes"),
+        ({"precision": "int8", "float_input": True}, "cannot go with float_input"),
+    ],
+)
+def test_contradictory_options_are_refused(
+    model: Classifier, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        export_onnx(model, tmp_path / "model.onnx", **{**DIGITS, **options})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("taken.onnx", "taken.onnx exists"),
+        ("sidecar.onnx", "sidecar.json exists"),
+        ("folder.onnx", "is a folder"),
+        ("nowhere/model.onnx", "nowhere is no folder"),
+        ("taken.onnx/model.onnx", "taken.onnx is no folder"),
+        ("model.pt", "does not end in .onnx"),
+    ],
+)
+def test_targets_that_cannot_be_written(model: Classifier, tmp_path: Path, target: str, message: str) -> None:
+    (tmp_path / "taken.onnx").write_text("mine")
+    (tmp_path / "sidecar.json").write_text("mine")
+    (tmp_path / "folder.onnx").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ModelFileError, match=message):
+        export_onnx(model, tmp_path / target, **DIGITS)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "taken.onnx").read_text() == "mine"
+
+
+def test_overwrites_only_when_told(model: Classifier, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    options: dict[str, Any] = {"check_images": held_out[0], "mean": [0.3], "std": [0.37]}
+    export_head_onnx(model, path, **options)
+    with pytest.raises(ModelFileError, match="exists"):
+        export_head_onnx(model, path, **options)
+    export_head_onnx(model, path, **options, precision="fp16", overwrite=True)
+    assert OnnxClassifier(path).metadata["precision"] == "fp16"
+
+
+def test_a_broken_bound_leaves_no_file(
+    model: Classifier, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CheckError, match="fp16, a logit is off by .*; allowed is 1.0e-09"):
+        export_onnx(
+            model,
+            tmp_path / "model.onnx",
+            **DIGITS,
+            precision="fp16",
+            check_images=held_out[0],
+            bound=Bound(logits=1e-9, agreement=1.0),
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_disk_leaves_no_file(
+    model: Classifier, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ModelFileError, match="No space left"):
+        export_head_onnx(model, tmp_path / "model.onnx", check_images=held_out[0], mean=[0.3], std=[0.37])
+    assert not list(tmp_path.iterdir())

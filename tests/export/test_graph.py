@@ -1,0 +1,123 @@
+"""The graph: what is in the file, what is not, and the head's arithmetic at the edges of each floating-point type."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from nearest_etf.export import ExportError, OnnxClassifier
+from nearest_etf.export.freeze import Frozen, freeze
+from nearest_etf.export.graph import DTYPES, backbone_model, head_model, seal
+from nearest_etf.torchport import Classifier, ImplicitETFHead
+
+HEAD_METADATA = {
+    "class_names": ["a", "b", "c", "d"],
+    "precision": "fp32",
+    "input": {"name": "features", "layout": "NF", "shape": [16]},
+}
+
+
+def small(backbone: nn.Module) -> Frozen:
+    return freeze(Classifier(backbone, ImplicitETFHead(16, 4)))
+
+
+@pytest.mark.parametrize(
+    ("name", "opset", "ir_version"),
+    [("fp32", 18, 8), ("fp16", 18, 8), ("int8", 18, 8), ("float", 18, 8), ("head-fp16", 13, 7), ("head-fp64", 13, 7)],
+)
+def test_versions_and_interface(files: dict[str, Path], name: str, opset: int, ir_version: int) -> None:
+    model = onnx.load(files[name])
+    assert {entry.domain: entry.version for entry in model.opset_import}[""] == opset
+    assert model.ir_version == ir_version
+    batch = [model.graph.input[0], *model.graph.output]
+    assert {value.type.tensor_type.shape.dim[0].dim_param for value in batch} == {"N"}
+    assert [value.name for value in model.graph.output] == ["logits", "probabilities", "label", "cosine"]
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "float", "head-fp32"])
+def test_nothing_of_the_exporting_machine_is_left(files: dict[str, Path], name: str) -> None:
+    data = files[name].read_bytes()
+    private = ["site-packages", ".py", "Traceback", "def forward", "pkg.torch", os.getcwd(), str(Path.home())]
+    private += [getpass.getuser()] if len(getpass.getuser()) > 4 else []
+    assert [text for text in private if text.encode() in data] == []
+    model = onnx.load(files[name])
+    assert all(not node.doc_string and not node.metadata_props for node in model.graph.node)
+    assert [entry.key for entry in model.metadata_props] == ["nearest_etf"]
+
+
+def test_batch_norm_is_folded_and_the_head_is_bit_exact(files: dict[str, Path], model: Classifier) -> None:
+    graph = onnx.load(files["fp32"]).graph
+    assert "BatchNormalization" not in {node.op_type for node in graph.node}
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    np.testing.assert_array_equal(constants["weight"].T, model.head.weight.numpy())
+    np.testing.assert_array_equal(constants["bias"], model.head.bias.numpy())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32", "fp64"])
+@pytest.mark.parametrize("scale", ["tiny", "one", "huge", "zero"])
+def test_head_is_right_at_the_edges_of_its_type(precision: str, scale: str) -> None:
+    """float16 squares overflow above 255, and underflow below 2⁻¹²; float32's below 1e-22."""
+    dtype = DTYPES[precision]
+    info = np.finfo(dtype)
+    factor = {"tiny": 32 * float(info.tiny), "one": 1.0, "huge": float(info.max) / 8, "zero": 0.0}[scale]
+    rng = np.random.default_rng(0)
+    direction = rng.uniform(0.25, 1, (5, 16)) * rng.choice([-1, 1], (5, 16))
+    frozen = small(nn.Flatten())
+    frozen.bias[:] = [0.5, 0, -0.5, 0.25]
+    metadata = {**HEAD_METADATA, "input": {**HEAD_METADATA["input"], "dtype": np.dtype(dtype).name}}  # type: ignore[dict-item]
+    head = OnnxClassifier.from_bytes(seal(head_model(frozen, dtype), metadata), threads=1)
+    answer = head.predict((factor * direction).astype(dtype))
+
+    h = 5 * direction / np.linalg.norm(direction, axis=1, keepdims=True) if factor else 0 * direction
+    logits = h @ frozen.weight.T + frozen.bias
+    tolerance = 40 * float(info.eps)
+    np.testing.assert_allclose(answer.logits, logits, rtol=0, atol=tolerance)
+    cosines = (logits - frozen.bias)[np.arange(5), answer.labels] / 5
+    np.testing.assert_allclose(answer.cosines, cosines, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(answer.probabilities.sum(1), 1, atol=tolerance)
+
+
+def test_metadata_tells_all(files: dict[str, Path]) -> None:
+    properties = onnx.load(files["int8"]).metadata_props
+    said = json.loads(properties[0].value)
+    assert said["input"] == {"name": "images", "dtype": "uint8", "layout": "NHWC", "shape": [8, 8, 1]}
+    assert said["preprocessing"]["mean"] == [0.3]
+    assert said["precision"] == "int8"
+    assert said["head"]["temperature"] == 5.0
+    assert said["head"]["kind"] == "implicit"
+    assert said["certificate"]["etf_error"] < 1e-6
+    assert said["certificate"]["row_norm_error"] < 1e-6
+    assert said["certificate"]["certificate_gap"] < 1e-4
+    assert set(said["versions"]) == {"nearest-etf", "torch", "onnx", "onnxscript", "onnxruntime"}
+
+
+class FixedBatch(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.reshape(2, 16)
+
+
+class Branching(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1) if images.sum() > 1 else -images.flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        (nn.Conv2d(3, 4, 1), "the backbone fails on images of shape"),
+        (nn.Identity(), r"gives \(2, 1, 4, 4\) for 2 images: expected features \(2, 16\)"),
+        (FixedBatch(), "any batch size|one batch size"),
+        (Branching(), "free of branches"),
+    ],
+)
+def test_backbones_that_cannot_be_exported_say_why(backbone: nn.Module, message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        backbone_model(small(backbone), (4, 4, 1))
