@@ -263,7 +263,9 @@ def _polar(
     """The parts in A's dtype and contiguous, those not known empty."""
 
     def part(value: Tensor | None, *empty: int) -> Tensor:
-        return A.new_empty(empty) if value is None else value.to(A.dtype).contiguous()
+        if value is None or value.numel() == 0:  # new, for an operator's results may not share memory
+            return A.new_empty(empty if value is None else value.shape)
+        return value.to(A.dtype).contiguous()
 
     none = torch.zeros((), dtype=torch.int64, device=A.device)
     return Polar(
