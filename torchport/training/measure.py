@@ -132,9 +132,9 @@ def measure(run: str | Path, checkpoint: str = "best", *, data_dir: str | Path |
 @torch.no_grad()
 def singular_values(head: ImplicitETFHead) -> NDArray[np.float64]:
     """Singular values of the A that the head's next solve would decompose, descending, (m,)."""
-    H = head.means.centred.double()
+    H = head.means.means.double()
     norm = H.norm().clamp_min(torch.finfo(H.dtype).tiny)
-    solution = solve(H / norm, head.frame.double(), head.delta, formulation=head.formulation)
+    solution = solve(H / norm, head.frame.double(), head.delta, method="svd", formulation=head.formulation)
     return torch.linalg.svdvals(solution.linear_term).cpu().numpy()
 
 
