@@ -43,9 +43,7 @@ def etf_certificate(weight: ArrayLike, class_means: ArrayLike | None = None) -> 
     certificate = {
         "etf_error": etf_error(W),
         "row_norm_error": float(np.abs(np.linalg.norm(W, axis=1) - 1).max()),
-        "etf_distance": _distance(
-            unit, nearest_etf(unit.T, solver="polar", formulation="gauge-free").classifier
-        ),
+        "etf_distance": _distance(unit, nearest_etf(unit.T, solver="polar", formulation="gauge-free").classifier),
     }
     if class_means is not None and np.any(class_means):
         H = np.asarray(class_means, np.float64)

@@ -105,9 +105,7 @@ class CheckReport:
         return {**asdict(self), "passed": self.passed}
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.precision}, {self.size / 1e6:.2f} MB, {self.images} images at batch {self.batch_sizes}"
-        ]
+        lines = [f"{self.precision}, {self.size / 1e6:.2f} MB, {self.images} images at batch {self.batch_sizes}"]
         for name, error in self.outputs.items():
             lines.append(f"  {name:<13} max |Δ| {error.absolute:.1e}, relative {error.relative:.1e}")
         lines.append(f"  same label    {self.agreement:.2%} ({self.disagreements} differ)")
@@ -182,21 +180,15 @@ def compare(
         )
     truth = None if labels is None else np.asarray(labels)
     if truth is not None and truth.shape != pixels.shape[:1]:
-        raise InputError(
-            f"labels have shape {truth.shape}: expected one for each of the {len(pixels)} images"
-        )
+        raise InputError(f"labels have shape {truth.shape}: expected one for each of the {len(pixels)} images")
     if len(classifier.class_names) != frozen.num_classes:
-        raise ExportError(
-            f"the file has {len(classifier.class_names)} classes, the model {frozen.num_classes}"
-        )
+        raise ExportError(f"the file has {len(classifier.class_names)} classes, the model {frozen.num_classes}")
     precision = classifier.metadata["precision"]
     expected, inputs = _torch_side(frozen, pixels, mean, std, classifier)
 
     worst = {name: Deviation(0.0, 0.0) for name in COMPARED}
     found = np.empty(len(pixels), np.int64)
-    for batch_size in sorted(
-        BATCH_SIZES
-    ):  # the largest one sees every image, and leaves its labels in `found`
+    for batch_size in sorted(BATCH_SIZES):  # the largest one sees every image, and leaves its labels in `found`
         some = slice(0, len(pixels) if batch_size == max(BATCH_SIZES) else 64 * batch_size)
         answer = classifier.predict(inputs[some], batch_size=batch_size)
         got = {"logits": answer.logits, "probabilities": answer.probabilities, "cosine": answer.cosines}
@@ -220,9 +212,7 @@ def compare(
         accuracy_torch=accuracy[0],
         accuracy_onnx=accuracy[1],
         failures=tuple(
-            _failures(
-                bound or BOUNDS[precision], frozen.temperature, worst, disagreements / len(pixels), accuracy
-            )
+            _failures(bound or BOUNDS[precision], frozen.temperature, worst, disagreements / len(pixels), accuracy)
         ),
     )
 

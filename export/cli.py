@@ -27,17 +27,11 @@ def build_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """The flags of `etf-export RUN` and of `etf-export check MODEL`."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--checkpoint", choices=("best", "last"), default="best", help="of the run [best]")
-    shared.add_argument(
-        "--check-images", type=int, default=1000, metavar="N", help="test images to check on [1000]"
-    )
-    shared.add_argument(
-        "--data-dir", metavar="DIR", help="where data sets lie ($NEAREST_ETF_DATA, or a cache folder)"
-    )
+    shared.add_argument("--check-images", type=int, default=1000, metavar="N", help="test images to check on [1000]")
+    shared.add_argument("--data-dir", metavar="DIR", help="where data sets lie ($NEAREST_ETF_DATA, or a cache folder)")
 
     form: Any = argparse.RawDescriptionHelpFormatter
-    about = (
-        "Export a run to one ONNX file, which is checked against PyTorch on real images before it is written."
-    )
+    about = "Export a run to one ONNX file, which is checked against PyTorch on real images before it is written."
     export = _Parser(
         prog="etf-export",
         description=about,
@@ -55,15 +49,9 @@ def build_parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         help="of the backbone, or of the head with --head-only; fp64 is for heads, int8 for backbones [fp32]",
     )
     export.add_argument("--layout", choices=("NHWC", "NCHW"), default="NHWC", help="of the images [NHWC]")
-    export.add_argument(
-        "--float-input", action="store_true", help="take normalised float32, not 8-bit pixels"
-    )
-    export.add_argument(
-        "--head-only", action="store_true", help="take features: leave out backbone and pixels"
-    )
-    export.add_argument(
-        "--samples", type=int, default=0, metavar="N", help="also write N held-out images as PNG"
-    )
+    export.add_argument("--float-input", action="store_true", help="take normalised float32, not 8-bit pixels")
+    export.add_argument("--head-only", action="store_true", help="take features: leave out backbone and pixels")
+    export.add_argument("--samples", type=int, default=0, metavar="N", help="also write N held-out images as PNG")
     export.add_argument("--licence", metavar="TEXT", help="terms that the file should state")
     export.add_argument("--overwrite", action="store_true", help="replace existing files")
 
@@ -154,16 +142,12 @@ def run_check(given: argparse.Namespace) -> int:
 def _check_flags(given: argparse.Namespace) -> None:
     """Flags that contradict each other, or numbers out of range."""
     if given.head_only and (given.float_input or given.precision == "int8"):
-        raise ExportError(
-            "--head-only takes features: it goes with neither --float-input nor --precision int8"
-        )
+        raise ExportError("--head-only takes features: it goes with neither --float-input nor --precision int8")
     if given.precision == "fp64" and not given.head_only:
         raise ExportError("--precision fp64 is for --head-only: a backbone is trained in less")
     for flag, least in (("check_images", 1), ("samples", 0)):
         if getattr(given, flag) < least:
-            raise ExportError(
-                f"--{flag.replace('_', '-')} is {getattr(given, flag)}: expected at least {least}"
-            )
+            raise ExportError(f"--{flag.replace('_', '-')} is {getattr(given, flag)}: expected at least {least}")
 
 
 if __name__ == "__main__":

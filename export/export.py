@@ -23,11 +23,13 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto
 from torch import nn
 
+from ..torchport import ClassMeans
 from .certificate import etf_certificate
 from .check import Bound, CheckReport, compare
 from .errors import CheckError, ExportError, ModelFileError
 from .freeze import Frozen, freeze
 from .graph import DTYPES, backbone_model, classifier_model, head_model, preprocessing_piece, seal
+from .model_file import FORMAT
 from .predict import OnnxClassifier
 
 Layout = Literal["NHWC", "NCHW"]
@@ -115,11 +117,12 @@ def export_onnx(
     shape = _image_shape(image_shape)
     _one_of("layout", layout, ("NHWC", "NCHW"))
     _one_of("precision", precision, ("fp32", "fp16", "int8"))
-    if precision == "int8" and float_input:
-        raise ExportError("int8 is calibrated on 8-bit images: it cannot go with float_input")
     mean, std = _per_channel("mean", mean, shape[2]), _per_channel("std", std, shape[2])
     if min(std) <= 0:
         raise ExportError(f"std is {std}: expected positive numbers")
+    if precision == "int8" and float_input:
+        raise ExportError("int8 is calibrated on 8-bit images: it cannot go with float_input")
+    calibration = _calibration(calibration_images, shape) if precision == "int8" else None
     frozen = freeze(model)
     stated = {
         **(metadata or {}),
@@ -149,12 +152,11 @@ def export_onnx(
     if precision == "fp16":
         from .quantize import to_float16
 
-        graph = classifier_model(frozen, to_float16(backbone), preprocessing, kind, stated["input"]["shape"])
-        data, report = finish(graph, precision)
-    elif precision == "int8":
+        half = classifier_model(frozen, to_float16(backbone), preprocessing, kind, stated["input"]["shape"])
+        data, report = finish(half, precision)
+    elif calibration is not None:
         from .quantize import to_int8
 
-        calibration = _calibration(calibration_images, shape)
         data, report = finish(
             to_int8(graph, calibration if layout == "NHWC" else calibration.transpose(0, 3, 1, 2)), precision
         )
@@ -223,9 +225,7 @@ def writable_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
         if target.is_dir():
             raise ModelFileError(f"{target} is a folder")
         if target.exists() and not overwrite:
-            raise ModelFileError(
-                f"{target} exists: choose another name, or replace it by overwrite (--overwrite)"
-            )
+            raise ModelFileError(f"{target} exists: choose another name, or replace it by overwrite (--overwrite)")
     if not os.access(path.parent, os.W_OK):
         raise ModelFileError(f"{path} cannot be written: no permission to write in {path.parent}")
     return path
@@ -265,22 +265,17 @@ def _umask() -> int:
 
 
 def _description(frozen: Frozen, class_names: Sequence[str] | None) -> dict[str, Any]:
-    names = (
-        [str(k) for k in range(frozen.num_classes)]
-        if class_names is None
-        else [str(name) for name in class_names]
-    )
+    names = [str(k) for k in range(frozen.num_classes)] if class_names is None else [str(name) for name in class_names]
     if len(names) != frozen.num_classes:
-        raise ExportError(
-            f"class_names has {len(names)} names, but the model has {frozen.num_classes} classes"
-        )
+        raise ExportError(f"class_names has {len(names)} names, but the model has {frozen.num_classes} classes")
     means = getattr(frozen.head, "means", None)
-    centred = None if means is None else means.centred.numpy()
+    class_means = means.means.numpy() if isinstance(means, ClassMeans) else None
     packages = ("nearest-etf", "torch", "onnx", "onnxscript", "onnxruntime")
     return {
+        "format": FORMAT,
         "class_names": names,
         "head": frozen.describe_head(),
-        "certificate": etf_certificate(frozen.weight, centred),
+        "certificate": etf_certificate(frozen.weight, class_means),
         "versions": {package: version(package) for package in packages},
     }
 
@@ -304,10 +299,12 @@ def _per_channel(name: str, values: Sequence[float], channels: int) -> list[floa
 
 
 def _calibration(images: ArrayLike | None, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    found = np.empty((0, *shape), np.uint8) if images is None else np.asarray(images)
-    if found.dtype != np.uint8 or found.shape[1:] != shape:
+    if images is None:
+        raise ExportError("int8 needs real training images to calibrate on: pass calibration_images")
+    found = np.asarray(images)
+    if found.dtype != np.uint8 or found.shape[1:] != shape or not len(found):
         raise ExportError(
-            f"calibration_images are {found.shape} {found.dtype}: expected uint8 of shape (N, *{shape})"
+            f"calibration_images are {found.shape} {found.dtype}: expected uint8 of shape (N, *{shape}), N > 0"
         )
     return found
 

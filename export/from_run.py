@@ -90,9 +90,7 @@ def samples_folder(model: Path, overwrite: bool) -> Path:
     if folder.exists():
         if not overwrite:
             raise ExportError(f"{folder} exists: choose another name, or replace it by --overwrite")
-        if not folder.is_dir() or any(
-            not re.fullmatch(r"\d+-\d+\.png", file.name) for file in folder.iterdir()
-        ):
+        if not folder.is_dir() or any(not re.fullmatch(r"\d+-\d+\.png", file.name) for file in folder.iterdir()):
             raise ExportError(f"{folder} holds more than sample images, so it is not overwritten")
     return folder
 

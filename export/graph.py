@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from .errors import ExportError
 from .freeze import Frozen
-from .model_file import FORMAT, METADATA_KEY, OUTPUTS
+from .model_file import METADATA_KEY, OUTPUTS
 
 OPSET, IR_VERSION = 18, 8  # onnxruntime >= 1.16 reads both
 HEAD_OPSET, HEAD_IR_VERSION = 13, 7  # for old runtimes
@@ -51,9 +51,7 @@ class Piece:
         return output
 
 
-def preprocessing_piece(
-    mean: Sequence[float], std: Sequence[float], layout: str, *, float_input: bool
-) -> Piece:
+def preprocessing_piece(mean: Sequence[float], std: Sequence[float], layout: str, *, float_input: bool) -> Piece:
     """`images` to `backbone/pixels` (N, C, H, W): (x/255 − mean)/std, as one product and one sum."""
     piece, x = Piece(OPSET), "images"
     if layout == "NHWC":
@@ -122,9 +120,7 @@ def backbone_model(frozen: Frozen, image_shape: tuple[int, int, int]) -> onnx.Mo
         ) from error
     found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
     if found != (2, frozen.num_features):
-        raise ExportError(
-            f"the backbone gives {found} for 2 images: expected features (2, {frozen.num_features})"
-        )
+        raise ExportError(f"the backbone gives {found} for 2 images: expected features (2, {frozen.num_features})")
     try:
         with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
             warnings.simplefilter("ignore")
@@ -150,9 +146,7 @@ def backbone_model(frozen: Frozen, image_shape: tuple[int, int, int]) -> onnx.Mo
     model = onnx.inliner.inline_local_functions(program.model_proto)
     opset = {entry.domain: entry.version for entry in model.opset_import}
     if opset.get("", 0) != OPSET:
-        raise ExportError(
-            f"torch exported the backbone for opset {opset.get('')}, not {OPSET}, as it was asked to"
-        )
+        raise ExportError(f"torch exported the backbone for opset {opset.get('')}, not {OPSET}, as it was asked to")
     if not model.graph.output[0].type.tensor_type.shape.dim[0].dim_param:
         raise ExportError("the backbone exports for one batch size only: its forward has to accept any")
     strip(model)
@@ -200,7 +194,7 @@ def _outputs(num_classes: int, dtype: type[np.floating[Any]]) -> list[onnx.Value
     return [helper.make_tensor_value_info(*of) for of in zip(OUTPUTS, kinds, shapes, strict=True)]
 
 
-def seal(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> bytes:
+def seal(model: onnx.ModelProto, metadata: dict[str, Any]) -> bytes:
     """Strip, describe and validate a model; the same model and metadata give the same bytes.
 
     Raises
@@ -210,8 +204,7 @@ def seal(model: onnx.ModelProto, metadata: Mapping[str, Any]) -> bytes:
     """
     strip(model)
     model.producer_name, model.producer_version = "nearest-etf", version("nearest-etf")
-    description = json.dumps({"format": FORMAT, **metadata}, sort_keys=True, ensure_ascii=False)
-    helper.set_model_props(model, {METADATA_KEY: description})
+    helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata, sort_keys=True, ensure_ascii=False)})
     try:
         onnx.checker.check_model(model, full_check=True)
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)

@@ -67,9 +67,7 @@ def load_image(path: Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
                     f"{path} is a {mode} image: convert it to 8-bit {'RGB or ' * (channels == 3)}greyscale"
                 )
             if sorted(image.size) != sorted((width, height)):
-                raise InputError(
-                    f"{path} has {_size(image.size)} pixels, but the model takes {_size((width, height))}"
-                )
+                raise InputError(f"{path} has {_size(image.size)} pixels, but the model takes {_size((width, height))}")
             upright = ImageOps.exif_transpose(image)
             if upright.size != (width, height):
                 raise InputError(

@@ -40,9 +40,7 @@ def open_session(data: bytes, name: str, threads: int) -> onnxruntime.InferenceS
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelFileError(
-            f"{name} is damaged or no ONNX model that onnxruntime can run ({reason})"
-        ) from error
+        raise ModelFileError(f"{name} is damaged or no ONNX model that onnxruntime can run ({reason})") from error
 
 
 def matches_sidecar(path: Path, data: bytes) -> bool:
@@ -59,9 +57,7 @@ def matches_sidecar(path: Path, data: bytes) -> bool:
     try:
         expected = json.loads(sidecar.read_text(encoding="utf-8"))["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(
-            f"{sidecar} is not the sidecar of a model: expected JSON with a sha256"
-        ) from error
+        raise ModelFileError(f"{sidecar} is not the sidecar of a model: expected JSON with a sha256") from error
     found = hashlib.sha256(data).hexdigest()
     if found != expected:
         raise ModelFileError(

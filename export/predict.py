@@ -121,9 +121,7 @@ class OnnxClassifier:
         self.verified = verified
         self._session = open_session(data, name, available_cores() if threads is None else threads)
         try:
-            self.metadata: dict[str, Any] = json.loads(
-                self._session.get_modelmeta().custom_metadata_map[METADATA_KEY]
-            )
+            self.metadata: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA_KEY])
             found, entry = self.metadata["format"], self.metadata["input"]
             self.class_names = tuple(self.metadata["class_names"])
             self.input_shape = tuple(int(size) for size in entry["shape"])
@@ -138,9 +136,7 @@ class OnnxClassifier:
                 f"{name} has format {found}, but this version reads format {FORMAT}: update nearest-etf"
             )
         names = [entry.name for entry in self._session.get_inputs()]
-        if names != [self._input_name] or [entry.name for entry in self._session.get_outputs()] != list(
-            OUTPUTS
-        ):
+        if names != [self._input_name] or [entry.name for entry in self._session.get_outputs()] != list(OUTPUTS):
             raise ModelFileError(f"{name} contradicts its own metadata: its inputs are {names}")
 
     @property
@@ -170,9 +166,7 @@ class OnnxClassifier:
         parts = [self._run(x[start : start + batch_size]) for start in starts] or [self._nothing()]
         logits, probabilities, labels, cosines = (np.concatenate(part) for part in zip(*parts, strict=True))
         if not np.isfinite(logits).all():
-            raise InputError(
-                "the network's answer is not finite: the input is far outside what it was trained on"
-            )
+            raise InputError("the network's answer is not finite: the input is far outside what it was trained on")
         names = tuple(self.class_names[label] for label in labels)
         return Prediction(labels, names, probabilities, cosines, logits)
 
@@ -197,9 +191,7 @@ class OnnxClassifier:
             hint = "; for a single one write x[None]" if x.shape == self.input_shape else ""
             raise InputError(f"{self._input_name} has shape {x.shape}: expected {expected}{hint}")
         if x.dtype.kind == "f" and not np.isfinite(x).all():
-            raise InputError(
-                f"{self._input_name} holds {int((~np.isfinite(x)).sum())} NaN or infinite values"
-            )
+            raise InputError(f"{self._input_name} holds {int((~np.isfinite(x)).sum())} NaN or infinite values")
         return x
 
 
@@ -269,9 +261,7 @@ def classify_files(
 ) -> Iterator[tuple[Sequence[Path], Prediction]]:
     """Image files and their predictions, batch by batch, with a progress bar on a terminal."""
     if not classifier.takes_images:
-        raise InputError(
-            f"the model takes {classifier.input_dtype} {classifier.metadata['input']['name']}, not files"
-        )
+        raise InputError(f"the model takes {classifier.input_dtype} {classifier.metadata['input']['name']}, not files")
     if batch_size < 1:
         raise InputError(f"the batch size is {batch_size}: expected at least 1")
     entry = classifier.metadata["input"]
@@ -290,9 +280,7 @@ def classify_files(
         yield batch, classifier.predict(images if entry["layout"] == "NHWC" else images.transpose(0, 3, 1, 2))
 
 
-def table_rows(
-    paths: Sequence[Path], prediction: Prediction, names: Sequence[str], k: int
-) -> list[dict[str, Any]]:
+def table_rows(paths: Sequence[Path], prediction: Prediction, names: Sequence[str], k: int) -> list[dict[str, Any]]:
     """One row per file and class named: file, rank, label, name, probability, and the cosine of the first."""
     rows = []
     for i, (path, order) in enumerate(zip(paths, prediction.top(k), strict=True)):

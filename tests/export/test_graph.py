@@ -19,6 +19,7 @@ from nearest_etf.export.graph import DTYPES, backbone_model, head_model, seal
 from nearest_etf.torchport import Classifier, ImplicitETFHead
 
 HEAD_METADATA = {
+    "format": 1,
     "class_names": ["a", "b", "c", "d"],
     "precision": "fp32",
     "input": {"name": "features", "layout": "NF", "shape": [16]},
@@ -80,7 +81,8 @@ def test_head_is_right_at_the_edges_of_its_type(precision: str, scale: str) -> N
     logits = h @ frozen.weight.T + frozen.bias
     tolerance = 40 * float(info.eps)
     np.testing.assert_allclose(answer.logits, logits, rtol=0, atol=tolerance)
-    cosines = (logits - frozen.bias)[np.arange(5), answer.labels] / 5
+    norms = np.linalg.norm(frozen.weight.astype(np.float64), axis=1)  # one, but for rounding
+    cosines = ((logits - frozen.bias) / (5 * norms))[np.arange(5), answer.labels]
     np.testing.assert_allclose(answer.cosines, cosines, rtol=0, atol=tolerance)
     np.testing.assert_allclose(answer.probabilities.sum(1), 1, atol=tolerance)
 

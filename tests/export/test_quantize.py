@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +13,9 @@ from onnx import TensorProto
 from torch import nn
 
 from nearest_etf.export import ExportError, export_onnx
+from nearest_etf.export.freeze import freeze
+from nearest_etf.export.graph import head_model
+from nearest_etf.export.quantize import to_int8
 from nearest_etf.torchport import Classifier, LearnedHead
 
 
@@ -43,37 +47,24 @@ def test_int8_is_in_the_convolutions_only(files: dict[str, Path]) -> None:
     assert set(zero_points) == {np.dtype(np.uint8)}
 
 
-def test_int8_needs_convolutions(tmp_path: Path) -> None:
-    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 8)), LearnedHead(8, 3))
-    images = np.zeros((4, 4, 4, 1), np.uint8)
+def test_int8_needs_convolutions() -> None:
+    model = Classifier(nn.Flatten(), LearnedHead(8, 3))
     with pytest.raises(ExportError, match="this backbone has none"):
-        export_onnx(
-            model,
-            tmp_path / "model.onnx",
-            image_shape=(4, 4, 1),
-            mean=[0.5],
-            std=[0.5],
-            precision="int8",
-            calibration_images=images,
-        )
-    assert not list(tmp_path.iterdir())
+        to_int8(head_model(freeze(model), np.float32), np.zeros((4, 8), np.uint8))
 
 
 @pytest.mark.parametrize(
     ("images", "message"),
-    [(None, "pass calibration_images"), (np.zeros((4, 9, 9, 1), np.uint8), r"calibration_images are \(4, 9, 9, 1\)")],
+    [
+        (None, "pass calibration_images"),
+        (np.zeros((4, 9, 9, 1), np.uint8), r"calibration_images are \(4, 9, 9, 1\)"),
+        (np.zeros((0, 8, 8, 1), np.uint8), "N > 0"),
+    ],
 )
 def test_int8_needs_images_to_calibrate_on(
     model: Classifier, tmp_path: Path, images: np.ndarray | None, message: str
 ) -> None:
+    digits: dict[str, Any] = {"image_shape": (8, 8, 1), "mean": [0.3], "std": [0.37]}
     with pytest.raises(ExportError, match=message):
-        export_onnx(
-            model,
-            tmp_path / "model.onnx",
-            image_shape=(8, 8, 1),
-            mean=[0.3],
-            std=[0.37],
-            precision="int8",
-            calibration_images=images,
-        )
+        export_onnx(model, tmp_path / "model.onnx", **digits, precision="int8", calibration_images=images)
     assert not list(tmp_path.iterdir())
