@@ -239,8 +239,8 @@ def _declarative_blocks(solution: NearestETF) -> tuple[Array, Array, Array]:
     multipliers = lstsq(jacobian.T, gradient.ravel())[0]
     lagrangian = np.kron(I_d, curvature - np.tensordot(multipliers, bend, axes=1))
     system: Array = np.block([[lagrangian, jacobian.T], [jacobian, np.zeros((len(upper), len(upper)))]])
-    B_means: Array = (-2.0 / np.sqrt(K - 1)) * np.kron(I_d, E.T)
-    B_proximal: Array = -delta * np.kron(I_d, E0.T)
+    B_means = np.kron(I_d, (-2.0 / np.sqrt(K - 1)) * E.T).astype(np.float64)
+    B_proximal = np.kron(I_d, -delta * E0.T).astype(np.float64)
     return system, B_means, B_proximal
 
 

@@ -142,6 +142,7 @@ def nearest_etf(
     initial : (d, K) or {"canonical", "random", "feature-polar"}, optional
         Where the trust region starts, and what decides where the minimiser is not unique. Default: the proximal
         point, else the canonical (identity) frame. "random" is one fixed Haar frame; see `initial_frame`.
+        Derivatives take it as constant.
     subproblem : {"exact", "truncated-cg"}
         How the trust region's steps are found.
     tolerance : float

@@ -8,6 +8,8 @@ A tangent vector at U is `V = UΩ + N` with Ω skew and `UᵀN = 0`: `UᵀV` is 
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, eigh, qr, solve_triangular
@@ -44,7 +46,7 @@ def retract_qr(U: Array, V: Array) -> Array:
     """The Q factor of U + V, (d, K), by Cholesky: a first-order retraction, cheaper than the polar one."""
     Y = U + V
     R = cholesky(Y.T @ Y, check_finite=False)
-    return np.asarray(solve_triangular(R, Y.T, trans="T", check_finite=False).T, dtype=np.float64)
+    return cast(Array, solve_triangular(R, Y.T, trans="T", check_finite=False).T)
 
 
 def random_point(d: int, K: int, rng: np.random.Generator) -> Array:

