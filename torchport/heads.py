@@ -171,6 +171,8 @@ class ImplicitETFHead(Head):
             if initial != "canonical":
                 raise ValueError(f"initial = {initial!r}; expected 'canonical' or a frame (d, K).")
             initial = canonical_frame(num_features, num_classes)
+        if initial.shape != (num_features, num_classes):
+            raise ValueError(f"initial has shape {tuple(initial.shape)}; expected {(num_features, num_classes)}.")
         check_problem(initial, None, None, delta, method, formulation)
         self.delta, self.formulation, self.gradient, self.method = delta, formulation, gradient, method
         self.means = ClassMeans(num_features, num_classes)

@@ -169,30 +169,34 @@ def by_matmul(A: Tensor, start: Tensor) -> Polar:
 
 
 def _minimax_coefficients(eps: float) -> tuple[tuple[float, float, float], ...]:
-    """Odd quintics `ax + bx³ + cx⁵` whose composition takes [lowest, 1] to 1 ± eps, each the best for its interval.
+    """Odd quintics `ax + bx³ + cx⁵` whose composition takes [8 eps, 1] to 1 ± eps, each the best for its interval.
 
-    On [l, u] the error of the best one alternates at l, two inner extrema, and u (Remez' algorithm).
+    On [l, 1] the error of the best one alternates at l, two inner extrema, and 1 (Remez' algorithm). Two departures
+    keep full accuracy. Intervals below l = 0.1 are treated as that one, which costs little speed, for the best
+    polynomial would bring large singular values down to l, and with them their digits. And all but the last
+    contract their argument by 1 % first: beyond 1 they fall so steeply that rounding would be amplified.
     """
     steps: list[tuple[float, float, float]] = []
-    lower, upper = 8 * eps, 1.0
+    lower, margin = 8 * eps, 1.01
     while True:
-        points = np.array([lower, 0.5 * (lower + upper), 0.75 * upper, upper])
+        left = max(lower, 0.1)
+        points = np.array([left, 0.5 * (left + 1), 0.75, 1.0])
         for _ in range(50):
             # p(x_i) + (−1)^i e = 1
             system = np.column_stack([points, points**3, points**5, [1.0, -1.0, 1.0, -1.0]])
             a, b, c, error = np.linalg.solve(system, np.ones(4))
-            discriminant = max(9 * b * b - 20 * a * c, 0.0)
-            inner = np.sqrt(np.maximum((-3 * b + np.array([-1.0, 1.0]) * np.sqrt(discriminant)) / (10 * c), 0.0))
-            inner = np.clip(np.sort(inner), lower, upper)
-            if np.allclose(inner, points[1:3], rtol=1e-13, atol=0):
+            root = np.sqrt(max(9 * b * b - 20 * a * c, 0.0))
+            inner = np.sqrt(np.array([-3 * b - root, -3 * b + root]) / (10 * c))  # p'(x) = 0
+            if np.allclose(inner, points[1:3], rtol=1e-12):
                 break
             points[1:3] = inner
-        error = abs(error)
-        if error < 1e-3:  # from here on Newton–Schulz' own quintic converges cubically, without cancellation
-            return (*steps, (a, b, c), (1.875, -1.25, 0.375), (1.875, -1.25, 0.375))
-        scale = 1.0 / (1.0 + error)  # keeps the singular values below one, in spite of rounding
-        steps.append((a * scale, b * scale, c * scale))
-        lower, upper = (1 - error) * scale, 1.0
+        if abs(error) < 1e-3:  # from here on Newton–Schulz' own quintic converges cubically, without cancellation
+            last = (float(a), float(b), float(c))
+            return (*steps, last, (1.875, -1.25, 0.375), (1.875, -1.25, 0.375))
+        scale = 1.0 / (1.0 + abs(error))
+        a, b, c = (float(k * scale / margin**n) for k, n in ((a, 1), (b, 3), (c, 5)))
+        steps.append((a, b, c))
+        lower = min(a * lower + b * lower**3 + c * lower**5, (1.0 - abs(error)) * scale)
 
 
 COEFFICIENTS = {t: _minimax_coefficients(torch.finfo(t).eps) for t in (torch.float32, torch.float64)}

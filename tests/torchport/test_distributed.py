@@ -1,0 +1,47 @@
+"""Two processes that share a batch do what one process does with all of it."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nearest_etf.torchport import ImplicitETFHead
+from nearest_etf.torchport.distributed import all_reduce_sum
+
+
+def shared_batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(12, 8, dtype=torch.float64, generator=generator)
+    return features, torch.arange(12) % 4
+
+
+def step(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The classifier after one step, and the gradient of this process' sum of losses."""
+    head = ImplicitETFHead(8, 4).double()
+    features = features.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(head(features, labels), labels, reduction="sum").backward()
+    assert features.grad is not None
+    return head.weight, features.grad
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    features, labels = shared_batch()
+    mine = slice(0, 5) if rank == 0 else slice(5, 12)
+    torch.save(step(features[mine], labels[mine]), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_without_processes_nothing_happens() -> None:
+    x = torch.ones(3)
+    assert all_reduce_sum(x) is x
+
+
+def test_two_processes_solve_the_same_problem(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path),), nprocs=2, start_method="fork")
+    weight, gradient = step(*shared_batch())
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for part in parts:
+        torch.testing.assert_close(part[0], weight)
+    torch.testing.assert_close(torch.cat([part[1] for part in parts]), gradient)

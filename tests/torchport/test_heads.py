@@ -1,0 +1,180 @@
+"""The three heads: what they compute, what they keep, and how they resume."""
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nearest_etf.reference import ClassMeans as ReferenceClassMeans
+from nearest_etf.reference import etf_error
+from nearest_etf.reference import nearest_etf as reference_nearest_etf
+from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead
+
+HEADS = [LearnedHead, FixedETFHead, ImplicitETFHead]
+
+
+def batch(step: int, d: int = 16, K: int = 6, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    labels = torch.randint(0, K, (20,), generator=generator)
+    return torch.randn(20, d, dtype=dtype, generator=generator).requires_grad_(), labels
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_stored_classifier_is_in_force(kind: type[Head]) -> None:
+    head = kind(16, 6).double()
+    for step in range(3):
+        head(*batch(step))
+    features, _ = batch(9)
+    h = head.normalise(features)
+    torch.testing.assert_close(h.norm(dim=1), torch.full((20,), 5.0, dtype=torch.float64))
+    wanted = h @ head.weight.T + head.bias
+    torch.testing.assert_close(head(features), wanted)
+    torch.testing.assert_close(head.eval()(features, batch(9)[1]), wanted)
+
+
+def test_learned_rows_are_normalised_after_a_step() -> None:
+    head = LearnedHead(16, 6).double()
+    with torch.no_grad():
+        head.weight.mul_(3.0)
+    head.after_step()
+    torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(6, dtype=torch.float64))
+
+
+def test_fixed_head_subtracts_the_batch_mean_in_training() -> None:
+    head = FixedETFHead(16, 6).double()
+    weight = head.weight.clone()
+    features, labels = batch(0)
+    h = head.normalise(features)
+    torch.testing.assert_close(head(features, labels), (h - h.mean(0)) @ weight.T)
+    assert torch.equal(head.weight, weight)
+
+
+@pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
+@pytest.mark.parametrize(("d", "K"), [(16, 6), (80, 70)])
+def test_implicit_head_follows_the_reference_step_by_step(formulation: Any, d: int, K: int) -> None:
+    head = ImplicitETFHead(d, K, formulation=formulation).double()
+    means, frame = ReferenceClassMeans(d, K), None
+    for step in range(3):
+        features, labels = batch(step, d, K)
+        logits = head(features, labels)
+        h = head.normalise(features).detach().numpy()
+        means.update(h, labels.numpy())
+        solution = reference_nearest_etf(means.normalised(), frame, solver="polar", formulation=formulation)
+        frame = solution.frame
+        wanted = (h - means.global_mean) @ solution.classifier.T
+        np.testing.assert_allclose(logits.detach().numpy(), wanted, atol=1e-9)
+        assert etf_error(head.weight.numpy()) < 1e-12
+    health = head.solution_health()
+    assert abs(health["gap"]) < 1e-12
+    assert health["orthogonality"] < 1e-10
+    assert health["condition"] > 1
+    assert health["fallbacks"] == 0
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_gradient_through_the_whole_head(gradient: bool) -> None:
+    fresh = ImplicitETFHead(8, 3, gradient=gradient, delta=0.1).double()
+    fresh(*batch(0, 8, 3))
+    features, labels = batch(1, 8, 3)
+    target = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+    def loss(features: Tensor) -> Tensor:
+        return (copy.deepcopy(fresh)(features, labels) * target).sum()
+
+    right = torch.autograd.gradcheck(loss, features, raise_exception=False)
+    assert right == gradient  # without the solution's share it cannot be the derivative
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_state_dict_resumes_exactly(kind: type[Head]) -> None:
+    head, resumed = kind(80, 70), kind(80, 70)
+    for step in range(3):
+        head(*batch(step, 80, 70, torch.float32))
+    resumed.load_state_dict(copy.deepcopy(head.state_dict()))
+    for step in range(3, 6):
+        features, labels = batch(step, 80, 70, torch.float32)
+        assert torch.equal(head(features, labels), resumed(features, labels))
+    for name, value in head.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_recalibration_is_exact() -> None:
+    head = ImplicitETFHead(16, 6).double()
+    head(*batch(0))
+    frame = head.frame.clone()
+    class_means = torch.randn(6, 16, dtype=torch.float64)
+    head.recalibrate(class_means)
+    H = (class_means - class_means.mean(0)).T.numpy()
+    wanted = reference_nearest_etf(H / np.linalg.norm(H), frame.numpy(), solver="polar")
+    np.testing.assert_allclose(head.weight.numpy(), wanted.classifier, atol=1e-10)
+    torch.testing.assert_close(head.bias, -head.weight @ class_means.mean(0))
+
+
+def test_health_before_the_first_step_is_unknown() -> None:
+    assert all(math.isnan(value) for value in ImplicitETFHead(4, 3).solution_health().values())
+
+
+def test_compiled_steps_are_the_eager_ones() -> None:
+    torch._dynamo.reset()
+    head = ImplicitETFHead(16, 6)
+    twin = copy.deepcopy(head)
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    for step in range(3):
+        features, labels = batch(step, dtype=torch.float32)
+        again = features.detach().clone().requires_grad_()
+        head(features, labels).logsumexp(1).sum().backward()
+        compiled(again, labels).logsumexp(1).sum().backward()
+        torch.testing.assert_close(again.grad, features.grad)
+    for name, value in head.state_dict().items():
+        torch.testing.assert_close(twin.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_autocast_keeps_the_classifier_in_single(kind: type[Head]) -> None:
+    head = kind(16, 6)
+    features, labels = batch(0, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head(features, labels)
+    logits.float().sum().backward()
+    assert logits.dtype == features.dtype
+    assert head.weight.dtype == torch.float32
+    assert features.grad is not None
+
+
+def test_classifier_puts_a_head_on_a_backbone() -> None:
+    model = Classifier(nn.Flatten(), ImplicitETFHead(12, 4))
+    images = torch.randn(5, 3, 2, 2)
+    assert model(images, torch.tensor([0, 1, 2, 3, 0])).shape == (5, 4)
+    assert model.backbone(images).shape == (5, 12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_features": 3}, "linear layer"),
+        ({"num_features": 4}, "gauge-free"),
+        ({"num_classes": 1}, "at least 2"),
+        ({"temperature": 0.0}, "positive"),
+        ({"delta": math.nan}, "delta"),
+        ({"method": "fast"}, "method = 'fast'"),
+        ({"initial": "random"}, "'canonical'"),
+        ({"initial": torch.zeros(5, 8)}, r"expected \(8, 5\)"),
+    ],
+)
+def test_refusals(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImplicitETFHead(**{"num_features": 8, "num_classes": 5, **options})
+
+
+def test_a_bad_batch_changes_nothing() -> None:
+    head = ImplicitETFHead(16, 6)
+    before = copy.deepcopy(head.state_dict())
+    features, labels = batch(0, dtype=torch.float32)
+    for bad in ((torch.full_like(features, torch.nan), labels), (features, labels + 6)):
+        with pytest.raises(ValueError, match="NaN|expected 0…5"):
+            head(*bad)
+    assert all(torch.equal(value, head.state_dict()[name]) for name, value in before.items())
