@@ -81,14 +81,10 @@ def measure(calls: dict[str, Call], batch_size: int, rounds: int) -> dict[str, f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
-    parser.add_argument(
-        "--rounds", type=int, default=15, help="at batch 64; eight times as many at batch 1 [15]"
-    )
+    parser.add_argument("--rounds", type=int, default=15, help="at batch 64; eight times as many at batch 1 [15]")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
@@ -114,9 +110,7 @@ def main() -> None:
                     print(f"{where}: {name:<16} {median:8.2f} ms {ratio:6.2f}×", flush=True)
     if given.json:
         machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__}
-        given.json.write_text(
-            json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8"
-        )
+        given.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,11 +18,8 @@ COLOUR = np.stack([GREY, GREY.T.reshape(4, 6), 255 - GREY], axis=-1)  # (H, W, 3
 def test_lossless_kinds_come_back_exactly(tmp_path: Path) -> None:
     two_level = Image.fromarray(GREY > 100)
     palette = Image.fromarray(GREY).convert("RGB").quantize(64)
-    for name, image in {
-        "grey.png": Image.fromarray(GREY),
-        "two.png": two_level,
-        "grey.tif": Image.fromarray(GREY),
-    }.items():
+    kinds = {"grey.png": Image.fromarray(GREY), "two.png": two_level, "grey.tif": Image.fromarray(GREY)}
+    for name, image in kinds.items():
         image.save(tmp_path / name)
     palette.save(tmp_path / "palette.png")
     Image.fromarray(COLOUR).save(tmp_path / "colour.bmp")

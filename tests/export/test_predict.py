@@ -57,7 +57,7 @@ def test_an_empty_batch_has_an_empty_answer(files: dict[str, Path], name: str, s
     classifier = OnnxClassifier(files[name], threads=1)
     answer = classifier.predict(np.empty(shape, classifier.input_dtype))
     assert (answer.labels.shape, answer.names, answer.cosines.shape) == ((0,), (), (0,))
-    assert answer.probabilities.shape == answer.logits.shape == answer.top(2).shape[:1] + (10,)
+    assert answer.probabilities.shape == answer.logits.shape == (*answer.top(2).shape[:1], 10)
 
 
 ONE = np.zeros((1, 8, 8, 1), np.uint8)
