@@ -8,15 +8,15 @@ from nearest_etf.reference.simplex import canonical_frame, centred_basis, centri
 @pytest.mark.parametrize("K", [2, 3, 10, 100])
 def test_columns_are_unit_vectors_at_equal_angles(K):
     E = simplex_etf(K)
-    assert E.T @ E == pytest.approx((K * np.eye(K) - 1) / (K - 1), abs=1e-14)
+    assert pytest.approx((K * np.eye(K) - 1) / (K - 1), abs=1e-14) == E.T @ E
     assert np.linalg.matrix_rank(E) == K - 1
 
 
 @pytest.mark.parametrize("K", [2, 3, 17])
 def test_basis_spans_the_range_of_the_centring_projector(K):
     Q = centred_basis(K)
-    assert Q.T @ Q == pytest.approx(np.eye(K - 1), abs=1e-14)
-    assert Q @ Q.T == pytest.approx(centring(K), abs=1e-14)
+    assert pytest.approx(np.eye(K - 1), abs=1e-14) == Q.T @ Q
+    assert pytest.approx(centring(K), abs=1e-14) == Q @ Q.T
 
 
 @pytest.mark.parametrize(("d", "K"), [(3, 2), (4, 4), (3, 4), (50, 10)])

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ def test_finds_eigenvectors(seed, retraction):
     values = np.linalg.eigvalsh(B)[::-1]
     assert result.cost == pytest.approx(-0.5 * (3 * values[0] + 2 * values[1] + values[2]), rel=1e-12)
     costs = [step.cost for step in result.history]
-    assert all(after <= before + 1e-12 * abs(before) for before, after in zip(costs, costs[1:], strict=False))
+    assert all(after <= before + 1e-12 * abs(before) for before, after in itertools.pairwise(costs))
 
 
 def test_converges_quadratically_with_truncated_cg():
@@ -124,7 +126,7 @@ def test_failures_are_told_apart_and_advise(problem, options, status):
 
 
 def tangent_basis(U):
-    d, K = U.shape
+    _d, K = U.shape
     complement = np.linalg.svd(U)[0][:, K:]
     basis = []
     for i in range(K):
