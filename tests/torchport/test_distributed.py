@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 
 from nearest_etf.torchport import ImplicitETFHead
 from nearest_etf.torchport.distributed import all_reduce_sum
@@ -39,7 +40,7 @@ def test_without_processes_nothing_happens() -> None:
 
 
 def test_two_processes_solve_the_same_problem(tmp_path: Path) -> None:
-    torch.multiprocessing.start_processes(one_of_two, (str(tmp_path),), nprocs=2, start_method="fork")
+    start_processes(one_of_two, (str(tmp_path),), nprocs=2, start_method="fork")
     weight, gradient = step(*shared_batch())
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for part in parts:

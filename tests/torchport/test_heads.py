@@ -175,6 +175,6 @@ def test_a_bad_batch_changes_nothing() -> None:
     before = copy.deepcopy(head.state_dict())
     features, labels = batch(0, dtype=torch.float32)
     for bad in ((torch.full_like(features, torch.nan), labels), (features, labels + 6)):
-        with pytest.raises(ValueError, match="NaN|expected 0…5"):
+        with pytest.raises(ValueError, match=r"NaN|expected 0…5"):
             head(*bad)
     assert all(torch.equal(value, head.state_dict()[name]) for name, value in before.items())

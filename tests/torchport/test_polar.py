@@ -25,7 +25,7 @@ def conditioned(d: int, m: int, condition: float, seed: int = 0) -> Tensor:
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
+    return float(((found - wanted).norm() / wanted.norm()).detach())
 
 
 def exact_vjp(A: Tensor, G: Tensor) -> Tensor:
@@ -48,10 +48,10 @@ def test_factor_and_gradient_are_right(method: str, d: int, m: int, dtype: torch
     U = polar(A, torch.eye(d, m, dtype=dtype), method).frame
     U.backward(G.to(dtype))
     assert A.grad is not None
-    # Rounding A's entries alone changes the result by eps · condition.
-    bound = 30 * torch.finfo(dtype).eps * condition
+    # Rounding A's entries alone changes the result by eps · condition; the promise in float32 is 1e-4.
+    bound = min(200 * torch.finfo(dtype).eps * (condition + 10), 1e-4)
     assert relative(U.detach().double(), torch.from_numpy(scipy.linalg.polar(A64.numpy())[0])) < bound
-    assert relative(A.grad.double(), exact_vjp(A64, G)) < 3 * bound
+    assert relative(A.grad.double(), exact_vjp(A64, G)) < bound
     assert float((U.T @ U - torch.eye(m)).detach().norm()) < bound
 
 
