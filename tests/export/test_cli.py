@@ -56,7 +56,7 @@ def test_samples_are_held_out_images_as_they_are(run: Path, exported: Path) -> N
     for file in files:
         index, label = map(int, file.stem.split("-"))
         assert label == data.test.labels[index]
-        np.testing.assert_array_equal(np.asarray(Image.open(file)), data.test.images[index, ..., 0])
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), data.test.images[index : index + 1][0, ..., 0])
 
 
 def test_predict_reads_what_export_wrote(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:

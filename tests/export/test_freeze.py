@@ -9,7 +9,7 @@ from torch import nn
 
 from nearest_etf.export import ExportError
 from nearest_etf.export.freeze import freeze
-from nearest_etf.torchport import Classifier, FixedETFHead, ImplicitETFHead, LearnedHead
+from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead
 
 
 def parts(backbone: object = None, **head: object) -> nn.Module:
@@ -23,7 +23,7 @@ def parts(backbone: object = None, **head: object) -> nn.Module:
 
 
 @pytest.mark.parametrize("head", [LearnedHead(8, 3), FixedETFHead(8, 3), ImplicitETFHead(8, 3, delta=0.01)])
-def test_takes_the_classifier_in_force(head: nn.Module) -> None:
+def test_takes_the_classifier_in_force(head: Head) -> None:
     model = Classifier(nn.Flatten(), head).train()
     frozen = freeze(model)
     np.testing.assert_array_equal(frozen.weight, head.weight.detach().numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_a_camera_s_orientation_is_followed(tmp_path: Path) -> None:
 def test_other_kinds_are_refused(tmp_path: Path, name: str, message: str) -> None:
     colour, grey = Image.fromarray(COLOUR), Image.fromarray(GREY)
     frames = [Image.fromarray(GREY + np.uint8(k)) for k in range(2)]
-    makers = {
+    makers: dict[str, Callable[[Path], object]] = {
         "one.png": lambda path: Image.new("L", (1, 1)).save(path),
         "turned.png": lambda path: Image.fromarray(GREY.T.copy()).save(path),
         "cmyk.jpg": lambda path: colour.convert("CMYK").save(path),
