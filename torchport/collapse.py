@@ -99,8 +99,10 @@ class NeuralCollapseMeter:
                 self._add(x, y)
 
     def _add(self, x: Tensor, labels: Tensor) -> None:
-        origins = torch.where(self.counts[labels, None] > 0, self.origins[labels].to(x.dtype), x)
-        self.origins[labels] = origins.double()  # of several first samples of a class in a batch, any one
+        rows = torch.arange(len(labels), device=labels.device)
+        first = rows.new_full((self.num_classes,), len(rows)).scatter_reduce(0, labels, rows, "amin")
+        new = (self.counts == 0) & (first < len(rows))
+        self.origins[new] = x[first[new]].double()
         residuals = x - self.origins[labels].to(x.dtype)
         self.counts += torch.bincount(labels, minlength=self.num_classes)
         self.sums.index_add_(0, labels, residuals.double())

@@ -83,7 +83,10 @@ def load_data(name: str, *, root: str | Path | None = None, image_size: int = 22
     if name == "digits":
         return load_digits()
     if name == "imagenet":
-        name = str(data_root(root) / "imagenet")
+        folder = data_root(root) / "imagenet"
+        if not folder.is_dir():
+            raise DataError(f"imagenet: {folder} is missing: expected train/CLASS/NAME.JPEG and val/CLASS/… in it")
+        return load_folder(folder, image_size)
     if name not in SOURCES:
         if Path(name).is_dir():
             return load_folder(Path(name), image_size)

@@ -44,7 +44,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         raise DataError(
             f"{path} is damaged: its header says {shape}, {math.prod(shape)} bytes, found {len(content) - start}"
         )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()  # writable
 
 
 def read_mnist(images: Path, labels: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ....reference.collapse import MARGIN_EDGES
 from ....reference.nearest_etf import nearest_etf
@@ -44,6 +45,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "svg.hashsalt": "nearest-etf",
+    "svg.fonttype": "none",  # text stays text: smaller, searchable, in the page's own font
 }
 WIDTH = 4.6  # inches: one column on a desktop, the whole width of a phone
 
@@ -64,10 +66,10 @@ CURVES = (
     Curve("accuracy", "Top-1 accuracy", "share of images (%)", factor=100),
     Curve("top5", "Top-5 accuracy", "share of images (%)", factor=100),
     Curve("loss", "Loss", "cross-entropy (nats)", logarithmic=True),
-    Curve("nc1", "NC1: spread within classes", "tr(Σ_W Σ_B†)/K (no unit)", logarithmic=True),
+    Curve("nc1", "NC1: spread within classes", "within / between variance (no unit)", logarithmic=True),
     Curve("nc2", "NC2: classifier to simplex ETF", "Gram distance (no unit)", logarithmic=True),
     Curve("nc2_means", "NC2: class means to simplex ETF", "Gram distance (no unit)", logarithmic=True),
-    Curve("nc3", "NC3: classifier to class means", "distance of W H̄ to M (no unit)", logarithmic=True),
+    Curve("nc3", "NC3: classifier to class means", "distance of W·means to ETF (no unit)", logarithmic=True),
     Curve("nc4", "NC4: nearest class mean disagrees", "share of images (%)", factor=100),
     Curve("cosine_margin", "Cosine margin", "mean difference of cosines"),
     Curve("cosine_margin_std", "Spread of the cosine margin", "standard deviation"),
@@ -77,17 +79,17 @@ CURVES = (
     Curve("equinorm_weight", "Equal norms: classifier", "std / mean of row norms"),
     Curve("equinorm_means", "Equal norms: class means", "std / mean of norms"),
     Curve("equinorm_difference", "Equal norms: difference", "absolute difference"),
-    Curve("bias_offset", "Bias against the global mean", "‖W μ_G + b‖ (logit units)", logarithmic=True),
-    Curve("variability_collapse", "Variability-collapse index", "1 − tr(Σ_T† Σ_B)/rank", logarithmic=True),
+    Curve("bias_offset", "Bias against the global mean", "logits at the global mean (norm)", logarithmic=True),
+    Curve("variability_collapse", "Variability-collapse index", "index, 0 is collapse (no unit)", logarithmic=True),
     Curve("cdnv", "Class-distance normalised variance", "CDNV (no unit)", logarithmic=True),
-    Curve("numerical_rank", "Numerical rank of a class", "(‖X‖_* / ‖X‖_F)², mean over classes"),
+    Curve("numerical_rank", "Numerical rank of a class", "dimensions, mean over classes"),
     Curve("lr", "Learning rate", "step size", parts=("",)),
     Curve("images_per_second", "Speed", "training images per second", parts=("",)),
 )
 SOLVER_CURVES = (
-    Curve("solver_gap", "Solver: optimality gap", "(‖A‖_* − ⟨U, A⟩)/‖A‖_*", logarithmic=True, parts=("",)),
-    Curve("solver_condition", "Solver: condition of A", "σ₁/σ_m", logarithmic=True, parts=("",)),
-    Curve("solver_orthogonality", "Solver: orthogonality", "‖UᵀU − I‖_F", logarithmic=True, parts=("",)),
+    Curve("solver_gap", "Solver: optimality gap", "share of the optimum missed", logarithmic=True, parts=("",)),
+    Curve("solver_condition", "Solver: condition of A", "largest / smallest singular value", logarithmic=True, parts=("",)),
+    Curve("solver_orthogonality", "Solver: orthogonality", "norm of UᵀU − I", logarithmic=True, parts=("",)),
     Curve("solver_fallbacks", "Solver: fallbacks", "steps since the start", parts=("",)),
 )
 PICTURE = ("accuracy", "nc1", "nc2_means", "nc3", "loss", "etf_distance_means")
@@ -126,6 +128,11 @@ def draw_curve(axes: Axes, groups: Sequence[Group], curve: Curve) -> bool:
                 axes.fill_between(x, curve.factor * low, curve.factor * high, **band)
     if curve.logarithmic:
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        if high < 20 * low:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(title=curve.title, xlabel="epoch", ylabel=curve.axis)
     axes.margins(x=0.02)
     return drawn
@@ -147,24 +154,20 @@ def picture(groups: Sequence[Group], caption: str) -> Figure:
 
 def gram_figure(label: str, measured: Measurement, class_names: Sequence[str]) -> Figure:
     """Cosines between the rows of W, and between the centred class means of the training data."""
-    figure = _figure(2.7)
+    figure = _figure(2.75)
+    figure.subplots_adjust(left=0.09, right=0.88, bottom=0.14, top=0.9)
     panels = {"classifier W": measured.arrays["weight"], "class means": centred_means(measured)}
-    cells = figure.subplots(1, 2)
-    for axes, (name, rows) in zip(cells, panels.items(), strict=True):
+    for axes, (name, rows) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         cosines = cosine_matrix(rows)
         image = axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="antialiased")
         K = len(cosines)
-        few = K <= 12 and max(map(len, class_names)) <= 10
-        ticks = np.arange(K) if few else np.linspace(0, K - 1, 3).round()
-        axes.set_xticks(
-            ticks, class_names if few else None, rotation=90 if few and max(map(len, class_names)) > 2 else 0
-        )
-        axes.set_yticks(ticks, class_names if few else None)
+        if K <= 12 and max(map(len, class_names)) <= 3:
+            axes.set_xticks(range(K), class_names)
+            axes.set_yticks(range(K), class_names)
         axes.set(title=f"{label}: {name}", xlabel="class")
         axes.grid(False)
-        axes.tick_params(labelsize=6.5)
-    cells[0].set_ylabel("class")
-    figure.colorbar(image, ax=list(cells), shrink=0.75, label="cosine", ticks=[-1, 0, 1])
+        axes.tick_params(labelsize=6.5, length=2)
+    figure.colorbar(image, cax=figure.add_axes((0.9, 0.24, 0.018, 0.56)), label="cosine", ticks=[-1, 0, 1])
     return figure
 
 
@@ -260,7 +263,7 @@ def means_figure(label: str, colour: str, measured: Measurement, class_names: Se
     )
     outline = [(i, j) for i in range(K) for j in range(i) if K <= 4] or [(i, (i + 1) % K) for i in range(K)]
     for i, j in outline:
-        axes.plot(*ideal[[i, j]].T, color=FAINT, linewidth=0.8, linestyle=":")
+        axes.plot(*ideal[[i, j]].T, color=FAINT, linewidth=1.0, linestyle=":")
     for point in means:
         axes.plot(*np.stack([0 * point, point]).T, color=colour, linewidth=0.7, alpha=0.5)
     axes.plot(*means.T, "o", color=colour, markersize=6 if K <= 30 else 3, label="class means")
@@ -272,7 +275,8 @@ def means_figure(label: str, colour: str, measured: Measurement, class_names: Se
     axes.set_aspect("equal")
     axes.set_axis_off()
     axes.margins(0.12)
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.1, top=0.92)
+    figure.legend(loc="lower center", ncols=2)
     return figure
 
 
@@ -304,7 +308,11 @@ def _colours(groups: Sequence[Group]) -> list[str]:
 
 
 def _figure(height: float) -> Figure:
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    """A figure of one column; margins are fixed, as a layout engine would take longer than the drawing."""
+    figure = Figure(figsize=(WIDTH, height))
+    inch = 1 / height
+    figure.subplots_adjust(left=0.155, right=0.97, top=1 - 0.3 * inch, bottom=0.72 * inch, wspace=0.28)
+    return figure
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -312,4 +320,4 @@ def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 0:
         columns = 1 if max(map(len, labels)) > 25 else min(4, len(labels))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=1.4, columnspacing=1.2)
+        figure.legend(handles, labels, loc="lower center", ncols=columns, handlelength=1.4, columnspacing=1.2)

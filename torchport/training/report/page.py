@@ -35,6 +35,7 @@ nav { margin-top: .8rem; } nav a { margin-right: 1rem; color: #0b5394; }
 .figures { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); margin-top: .8rem; }
 figure { margin: 0; background: var(--paper); border: 1px solid var(--line); border-radius: .4rem; padding: .6rem; }
 figure svg { display: block; width: 100%; height: auto; }
+figure svg text { font-family: system-ui, -apple-system, "Segoe UI", sans-serif !important; }
 .scroll { overflow-x: auto; background: var(--paper); border: 1px solid var(--line); border-radius: .4rem; margin: .8rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; width: 100%; }
 th, td { text-align: left; padding: .45rem .8rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
@@ -129,10 +130,11 @@ def _geometry_figures(
     if known:
         yield "margins", draw.margin_figure(groups, measured)
         yield "cosines", draw.cosine_spread_figure(groups, measured)
+    names = [str(name) for name in names or range(len(known[0][2].arrays["weight"]))] if known else []
     for i, group, m in known:
-        class_names = [str(name) for name in names or range(len(m.arrays["weight"]))]
-        yield f"gram-{i}", draw.gram_figure(group.label, m, class_names)
-        means = draw.means_figure(group.label, colours[i], m, class_names)
+        yield f"gram-{i}", draw.gram_figure(group.label, m, names)
+    for i, group, m in known:
+        means = draw.means_figure(group.label, colours[i], m, names)
         if means is not None:
             yield f"means-{i}", means
 

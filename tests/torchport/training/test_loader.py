@@ -1,0 +1,147 @@
+"""Batches from the device: order, augmentation, processes, and where a run can go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nearest_etf.torchport.training.data import (
+    Augmentation,
+    DataError,
+    DeviceLoader,
+    FolderLoader,
+    Loader,
+    Split,
+    load_data,
+)
+from nearest_etf.torchport.training.data.loader import Batch
+from nearest_etf.torchport.training.data.modify import class_sizes, modified
+
+CPU = torch.device("cpu")
+RNG = np.random.default_rng(3)
+SPLIT = Split(RNG.integers(0, 256, (40, 9, 7, 3)).astype(np.uint8), RNG.integers(0, 4, 40))
+FULL = Augmentation(flip=True, crop_padding=2, rotation=20.0)
+
+
+def raw_loader(split: Split = SPLIT, batch_size: int = 8, rank: int = 0, world: int = 1, **more: bool) -> DeviceLoader:
+    """A loader whose pixels come out as 0…255."""
+    return DeviceLoader(
+        split, batch_size, mean=(0,) * 3, std=(1 / 255,) * 3, device=CPU, rank=rank, world=world, **more
+    )
+
+
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    for (images, labels), (others, other_labels) in zip(ours, theirs, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)
+
+
+def test_pixels_are_normalised_and_in_order() -> None:
+    loader = DeviceLoader(SPLIT, 8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), device=CPU)
+    images = torch.cat([batch for batch, _ in loader.ordered(batch_size=7)])
+    expected = (SPLIT.images / 255 - [0.1, 0.2, 0.3]) / [0.5, 0.6, 0.7]
+    np.testing.assert_allclose(images.permute(0, 2, 3, 1).numpy(), expected, atol=1e-6)
+
+
+def test_an_epoch_shows_every_image_once_in_another_order() -> None:
+    loader = raw_loader()
+    epochs = [torch.cat([images for images, _ in loader.epoch(e)]) for e in (1, 2)]
+    assert not torch.equal(*epochs)
+    for shown in epochs:
+        rows = shown.permute(0, 2, 3, 1).flatten(1).round().numpy()
+        assert {r.tobytes() for r in rows} == {r.tobytes() for r in SPLIT.images.reshape(40, -1).astype(np.float32)}
+
+
+def test_shifted_and_mirrored_images_are_parts_of_the_padded_ones() -> None:
+    split = Split(SPLIT.images[:1].repeat(32, 0), np.arange(32))
+    loader = DeviceLoader(split, 32, mean=(0,) * 3, std=(1 / 255,) * 3, device=CPU, augmentation=Augmentation(True, 2))
+    padded = np.pad(SPLIT.images[0], ((2, 2), (2, 2), (0, 0)))
+    windows = [padded[i : i + 9, j : j + 7] for i in range(5) for j in range(5)]
+    possible = {w.tobytes() for w in windows} | {
+        np.pad(SPLIT.images[0][:, ::-1], ((2, 2), (2, 2), (0, 0)))[i : i + 9, j : j + 7].tobytes()
+        for i in range(5)
+        for j in range(5)
+    }
+    images, _ = next(loader.epoch(1))
+    shown = [i.round().byte().permute(1, 2, 0).numpy().tobytes() for i in images]
+    assert set(shown) <= possible
+    assert len(set(shown)) > 10
+
+
+def test_rotation_turns_about_the_middle() -> None:
+    image = np.zeros((1, 9, 9, 1), np.uint8)
+    image[:, 4, 4] = 255
+    loader = DeviceLoader(
+        Split(image.repeat(2, 0), np.arange(2)),
+        2,
+        mean=(0,),
+        std=(1,),
+        device=CPU,
+        augmentation=Augmentation(rotation=90),
+    )
+    images, _ = next(loader.epoch(0))
+    assert images[:, 0, 4, 4] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("start", [1, 3])
+def test_an_epoch_goes_on_at_any_step(start: int) -> None:
+    loader = DeviceLoader(SPLIT, 8, mean=(0,) * 3, std=(1,) * 3, device=CPU, augmentation=FULL)
+    assert_same(list(loader.epoch(5))[start:], list(loader.epoch(5, start)))
+
+
+def test_processes_share_out_each_batch() -> None:
+    whole = list(raw_loader(stratified=True).epoch(1))
+    parts = [list(raw_loader(rank=r, world=2, stratified=True).epoch(1)) for r in (0, 1)]
+    for (images, labels), *shares in zip(whole, *parts, strict=True):
+        assert torch.equal(images[0::2], shares[0][0])
+        assert torch.equal(labels[1::2], shares[1][1])
+
+
+def test_impossible_batches_are_refused() -> None:
+    with pytest.raises(DataError, match="batch of 41 is more than the 40 images"):
+        raw_loader(batch_size=41)
+    with pytest.raises(DataError, match="3 processes do not divide the batch size 8"):
+        raw_loader(world=3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_folder_batches_do_not_depend_on_workers(tmp_path: Path, workers: int) -> None:
+    for part in ("train", "val"):
+        for name in "ab":
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(3):
+                noise = np.random.default_rng(i).integers(0, 256, (20, 30, 3)).astype(np.uint8)
+                Image.fromarray(noise).save(tmp_path / part / name / f"{i}.png")
+    data = load_data(str(tmp_path), image_size=12)
+
+    def loader(workers: int) -> Loader:
+        return FolderLoader(
+            data.train,
+            2,
+            mean=data.mean,
+            std=data.std,
+            device=CPU,
+            flip=True,
+            workers=workers,  # type: ignore[arg-type]
+        )
+
+    expected = list(loader(0).epoch(2))
+    assert_same(expected[1:], list(loader(workers).epoch(2, start=1)))
+    assert sum(len(labels) for _, labels in loader(workers).ordered()) == 6
+    assert expected[0][0].shape == (2, 3, 12, 12)
+
+
+def test_imbalance_and_noise() -> None:
+    balanced = Split(np.zeros((300, 1, 1, 1), np.uint8), np.repeat(np.arange(3), 100))
+    thinned = modified(balanced, 3, seed=0, imbalance="exponential", ratio=100.0, samples_per_class=50)
+    assert np.bincount(thinned.labels).tolist() == class_sizes(50, 3, "exponential", 100.0) == [50, 5, 1]
+    noisy = modified(balanced, 3, seed=0, label_noise=0.2)
+    assert (noisy.labels != balanced.labels).sum() == 60
+    again = modified(balanced, 3, seed=0, label_noise=0.2)
+    np.testing.assert_array_equal(noisy.labels, again.labels)
+    with pytest.raises(DataError, match="a class has only 100 images"):
+        modified(balanced, 3, seed=0, samples_per_class=101)

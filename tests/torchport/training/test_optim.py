@@ -1,0 +1,72 @@
+"""Optimisers, schedules and losses against their formulas written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from nearest_etf.torchport import Classifier, LearnedHead
+from nearest_etf.torchport.training.agd import AGD
+from nearest_etf.torchport.training.backbones import MLP
+from nearest_etf.torchport.training.losses import training_loss
+from nearest_etf.torchport.training.optim import build_optimiser, learning_rate
+from nearest_etf.torchport.training.settings import Settings
+
+
+def test_automatic_gradient_descent_follows_its_formulas() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4, 3))
+    optimiser = AGD(model, gain=0.5)
+    kernel, matrix = model[0].weight, model[2].weight
+    singular = torch.linalg.svdvals(kernel.detach().permute(2, 3, 0, 1))  # one matrix per position
+    torch.testing.assert_close(singular, torch.full_like(singular, math.sqrt(4 / 2 / 9)))
+    model(torch.randn(5, 2, 3, 3)).square().sum().backward()
+    before = [kernel.detach().clone(), matrix.detach().clone()]
+    sizes = [math.sqrt(4 / 2 / 9), math.sqrt(3 / 4)]
+    G = (
+        sum(sizes[0] * kernel.grad[:, :, i, j].norm() for i in range(3) for j in range(3))
+        + sizes[1] * matrix.grad.norm()
+    )
+    eta = math.log((1 + math.sqrt(1 + 4 * float(G) / 2)) / 2)
+    optimiser.step()
+    expected = before[1] - 0.5 * eta / 2 * sizes[1] * matrix.grad / matrix.grad.norm()
+    torch.testing.assert_close(matrix.detach(), expected)
+    position = (
+        before[0][:, :, 1, 2] - 0.5 * eta / 2 * sizes[0] * kernel.grad[:, :, 1, 2] / kernel.grad[:, :, 1, 2].norm()
+    )
+    torch.testing.assert_close(kernel.detach()[:, :, 1, 2], position)
+    assert not model[0].bias.requires_grad
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_weight_decay_is_for_matrices_of_the_backbone(optimiser: str) -> None:
+    model = Classifier(MLP((2, 2, 1), num_features=4, depth=1), LearnedHead(4, 3))
+    decayed, plain = build_optimiser(Settings(optimiser=optimiser, weight_decay=0.25), model).param_groups
+    assert [p.shape for p in decayed["params"]] == [(4, 4)]
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.25, 0.0)
+    assert {id(p) for p in plain["params"]} == {id(model.head.weight), id(model.backbone.layers[1].bias)}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("none", [2, 2, 2, 2]),
+        ("step", [2, 2, 0.2, 0.02]),
+        ("cosine", [2, 1 + math.cos(math.pi / 5), 1, 1 + math.cos(0.75 * math.pi)]),
+        ("one-cycle", [0.2, 2, 1 + math.cos(math.pi * 0.375), 1 + math.cos(math.pi * 0.6875)]),
+    ],
+)
+def test_schedules(schedule: str, expected: list[float]) -> None:
+    settings = Settings(schedule=schedule, lr=2.0)
+    assert [learning_rate(settings, p) for p in (0.0, 0.2, 0.5, 0.75)] == pytest.approx(expected)
+
+
+def test_dot_regression_has_no_gradient_on_other_classes() -> None:
+    logits = torch.tensor([[4.0, 1.0], [2.0, 5.0]], requires_grad=True)
+    loss = training_loss("dot-regression", logits, torch.tensor([0, 1]), temperature=5.0)
+    loss.backward()
+    assert loss.item() == pytest.approx((1 + 0) / 2 / 10)
+    torch.testing.assert_close(logits.grad, torch.tensor([[-0.1, 0.0], [0.0, 0.0]]))

@@ -1,0 +1,159 @@
+"""Killed at any moment and resumed, a run ends with the same bits; and other ways in which a run can end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nearest_etf.torchport.training.checkpoint import CheckpointError, load_checkpoint, load_model
+from nearest_etf.torchport.training.cli import main
+from nearest_etf.torchport.training.progress import Progress, Stopped
+from nearest_etf.torchport.training.run_folder import RunFolder, read_rows
+from nearest_etf.torchport.training.settings import Settings
+from nearest_etf.torchport.training.train import TrainingError, train
+
+TINY = Settings(
+    samples_per_class=20, batch_size=40, epochs=4, num_features=16, crop_padding=1, lr=0.05, schedule="cosine"
+)  # five steps an epoch
+HEADS = ("learned", "fixed", "implicit")
+
+# Every run is a fork of one process that has imported torch and computed nothing.  A run is killed at its nth step,
+# or at its nth renaming of a finished temporary file: between the metrics, best.pt and last.pt of an epoch.
+KILLED_RUNS = """
+import os, signal, sys, torch
+from dataclasses import replace
+from nearest_etf.torchport.training import progress, train as loop
+from nearest_etf.torchport.training.settings import settings_from
+
+torch.set_num_threads(1)
+folder, settings, heads, points = sys.argv[1], *map(eval, sys.argv[2:])
+
+def run(output, settings, resume=False, place=None, count=0):
+    if os.fork():
+        return os.wait()[1]
+    def lethal(function):
+        def count_down(*arguments):
+            nonlocal count
+            count -= 1
+            if count == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments)
+        return count_down
+    if place == "step":
+        progress.Progress.advance = lethal(progress.Progress.advance)
+    elif place == "rename":
+        os.replace = lethal(os.replace)
+    loop.train(settings, output, resume=resume)
+    os._exit(0)
+
+for head in heads:
+    chosen = settings_from({**settings, "head": head})
+    assert run(f"{folder}/{head}", chosen) == 0
+    for place, count in points:
+        output = f"{folder}/{head}-{place}{count}"
+        assert run(output, chosen, place=place, count=count) == signal.SIGKILL
+        assert run(output, chosen, resume=True) == 0
+"""
+
+
+def without_times(run: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in read_rows(run)]
+
+
+def assert_equal(ours: object, theirs: object, where: str = "") -> None:
+    if isinstance(ours, dict):
+        assert isinstance(theirs, dict)
+        assert ours.keys() == theirs.keys(), where
+        for key, value in ours.items():
+            assert_equal(value, theirs[key], f"{where}.{key}")
+    elif isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), where  # type: ignore[arg-type]
+    else:
+        assert ours == theirs, where
+
+
+def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
+    points = [("step", 7), ("step", 13), ("rename", 4), ("rename", 5)]
+    arguments = [str(tmp_path), repr(TINY.to_dict()), repr(HEADS), repr(points)]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", KILLED_RUNS, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for head in HEADS:
+        whole = tmp_path / head
+        assert [row["epoch"] for row in read_rows(whole)] == [1, 2, 3, 4]
+        for place, count in points:
+            resumed = tmp_path / f"{head}-{place}{count}"
+            assert without_times(resumed) == without_times(whole), resumed
+            for name in ("last.pt", "best.pt"):
+                assert_equal(load_checkpoint(resumed / name), load_checkpoint(whole / name), f"{resumed.name}/{name}")
+
+
+@pytest.mark.parametrize("step", [8, 10])
+def test_a_signal_saves_in_the_middle_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
+) -> None:
+    train(TINY, tmp_path / "whole")
+    advance, steps = Progress.advance, iter(range(1, 1000))
+
+    def interrupting(self: Progress) -> None:
+        advance(self)
+        if next(steps) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "advance", interrupting)
+    with pytest.raises(Stopped, match=str(128 + signal.SIGTERM)) as stopped:
+        train(TINY, tmp_path / "run")
+    assert "go on with: etf-train --resume" in stopped.value.message
+    assert main(["--resume", "--output", str(tmp_path / "run")]) == 0
+    assert without_times(tmp_path / "run") == without_times(tmp_path / "whole")
+    ours, theirs = (load_checkpoint(tmp_path / name / "last.pt") for name in ("run", "whole"))
+    assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("head", ["learned", "implicit"])
+def test_a_diverging_run_keeps_the_last_good_checkpoint(tmp_path: Path, head: str) -> None:
+    settings = {**TINY.to_dict(), "head": head, "backbone": "mlp", "lr": 1e30, "schedule": "none"}
+    with pytest.raises(TrainingError, match="loss is not finite in epoch 1"):
+        train(Settings(**settings), tmp_path / "run")
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_models_are_loaded_from_whole_checkpoints_only(tmp_path: Path) -> None:
+    row = train(TINY, tmp_path / "run")
+    model, settings = load_model(tmp_path / "run", "last")
+    assert settings == TINY
+    assert not model.training
+    last = tmp_path / "run" / "last.pt"
+    content = last.read_bytes()
+    assert row["epoch"] == 4
+    for damaged, complaint in (
+        (content[:-1000], "damaged or no checkpoint"),
+        (b"text", "damaged or no checkpoint"),
+    ):
+        last.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=rf"last\.pt is {complaint}"):
+            load_model(tmp_path / "run", "last")
+    torch.save({"weights": torch.ones(2)}, last)
+    with pytest.raises(CheckpointError, match="no checkpoint of etf-train: expected the format"):
+        load_model(tmp_path / "run", "last")
+    with pytest.raises(CheckpointError, match=r"missing\.pt is missing"):
+        load_model(tmp_path / "run", "missing")
+
+
+def test_a_line_cut_short_is_forgotten(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", TINY)
+    folder.begin()
+    for epoch in (1, 2, 3):
+        folder.append({"epoch": epoch})
+    with open(folder.path / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"epoch": 4})[:-2])
+    folder.truncate(2)
+    assert read_rows(folder.path) == [{"epoch": 1}, {"epoch": 2}]
