@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -22,7 +23,7 @@ from .runs import Array, Group
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 INK, FAINT = "#1f2933", "#9aa5b1"
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -88,7 +89,9 @@ CURVES = (
 )
 SOLVER_CURVES = (
     Curve("solver_gap", "Solver: optimality gap", "share of the optimum missed", logarithmic=True, parts=("",)),
-    Curve("solver_condition", "Solver: condition of A", "largest / smallest singular value", logarithmic=True, parts=("",)),
+    Curve(
+        "solver_condition", "Solver: condition of A", "largest / smallest singular value", logarithmic=True, parts=("",)
+    ),
     Curve("solver_orthogonality", "Solver: orthogonality", "norm of UᵀU − I", logarithmic=True, parts=("",)),
     Curve("solver_fallbacks", "Solver: fallbacks", "steps since the start", parts=("",)),
 )
@@ -108,7 +111,7 @@ def curve_figures(groups: Sequence[Group], curves: Sequence[Curve]) -> Iterator[
 def draw_curve(axes: Axes, groups: Sequence[Group], curve: Curve) -> bool:
     """Median lines (train solid, test dashed) with the range over seeds; whether there was anything to draw."""
     drawn = False
-    for colour, group in zip(_colours(groups), groups, strict=True):
+    for i, group in enumerate(groups):
         for part in curve.parts:
             spread = group.over_seeds(part + curve.metric)
             kept = np.isfinite(spread["median"])
@@ -116,26 +119,37 @@ def draw_curve(axes: Axes, groups: Sequence[Group], curve: Curve) -> bool:
                 kept &= spread["median"] > 0
             if not kept.any():
                 continue
-            drawn = True
-            test = part == "test_"
-            x, low, middle, high = (v[kept] for v in (group.epochs, spread["min"], spread["median"], spread["max"]))
-            low = np.maximum(low, middle * 1e-3) if curve.logarithmic else low
-            line = {"color": colour, "linestyle": (0, (4, 1.5)) if test else "-", "linewidth": 1.1 if test else 1.6}
-            marker = {"marker": "o", "markersize": 2.5} if len(x) < 25 else {}
-            axes.plot(x, curve.factor * middle, label="_" if test else group.label, **line, **marker)
+            drawn, test = True, part == "test_"
+            x = group.epochs[kept]
+            low, middle, high = (curve.factor * spread[name][kept] for name in ("min", "median", "max"))
+            axes.plot(
+                x,
+                middle,
+                color=colour(i),
+                linestyle=(0, (4, 1.5)) if test else "-",
+                linewidth=1.1 if test else 1.6,
+                marker="o" if len(x) < 25 else "",
+                markersize=2.5,
+                label="_" if test else group.label,
+            )
             if len(group.runs) > 1:
-                band = {"color": colour, "alpha": 0.10 if test else 0.18, "linewidth": 0}
-                axes.fill_between(x, curve.factor * low, curve.factor * high, **band)
+                low = np.maximum(low, 1e-3 * middle) if curve.logarithmic else low
+                axes.fill_between(x, low, high, color=colour(i), alpha=0.10 if test else 0.18, linewidth=0)
     if curve.logarithmic:
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        if high < 20 * low:
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _logarithmic(axes)
     axes.set(title=curve.title, xlabel="epoch", ylabel=curve.axis)
     axes.margins(x=0.02)
     return drawn
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic axis with plain numbers at its ticks."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 20 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def picture(groups: Sequence[Group], caption: str) -> Figure:
@@ -152,10 +166,10 @@ def picture(groups: Sequence[Group], caption: str) -> Figure:
     return figure
 
 
-def gram_figure(label: str, measured: Measurement, class_names: Sequence[str]) -> Figure:
+def gram_figure(label: str, hue: str, measured: Measurement, class_names: Sequence[str]) -> Figure:
     """Cosines between the rows of W, and between the centred class means of the training data."""
-    figure = _figure(2.75)
-    figure.subplots_adjust(left=0.09, right=0.88, bottom=0.14, top=0.9)
+    figure = _figure(2.45)
+    figure.subplots_adjust(left=0.07, right=0.86, bottom=0.1, top=0.95)
     panels = {"classifier W": measured.arrays["weight"], "class means": centred_means(measured)}
     for axes, (name, rows) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         cosines = cosine_matrix(rows)
@@ -167,7 +181,7 @@ def gram_figure(label: str, measured: Measurement, class_names: Sequence[str]) -
         axes.set(title=f"{label}: {name}", xlabel="class")
         axes.grid(False)
         axes.tick_params(labelsize=6.5, length=2)
-    figure.colorbar(image, cax=figure.add_axes((0.9, 0.24, 0.018, 0.56)), label="cosine", ticks=[-1, 0, 1])
+    figure.colorbar(image, cax=figure.add_axes((0.885, 0.25, 0.018, 0.55)), label="cosine", ticks=[-1, 0, 1])
     return figure
 
 
@@ -176,7 +190,7 @@ def cosine_spread_figure(groups: Sequence[Group], measured: Sequence[Measurement
     figure = _figure(2.9)
     axes = figure.add_subplot()
     K = 2
-    for colour, group, m in zip(_colours(groups), groups, measured, strict=True):
+    for i, (group, m) in enumerate(zip(groups, measured, strict=True)):
         if isinstance(m, str):
             continue
         for rows, dashed in ((centred_means(m), False), (m.arrays["weight"], True)):
@@ -185,7 +199,7 @@ def cosine_spread_figure(groups: Sequence[Group], measured: Sequence[Measurement
             off_diagonal = np.sort(cosines[~np.eye(K, dtype=bool)])
             share = np.linspace(0, 100, len(off_diagonal))
             style = (0, (4, 1.5)) if dashed else "-"
-            axes.plot(off_diagonal, share, color=colour, linestyle=style, label="_" if dashed else group.label)
+            axes.plot(off_diagonal, share, color=colour(i), linestyle=style, label="_" if dashed else group.label)
     axes.axvline(-1 / (K - 1), color=INK, linewidth=0.8, linestyle=":")
     axes.set(title="Cosines between classes", xlabel="cosine", ylabel="share of pairs below (%)")
     _legend(figure, axes)
@@ -196,32 +210,39 @@ def margin_figure(groups: Sequence[Group], measured: Sequence[Measurement | str]
     """Distributions of the cosine margin over samples, train solid and test dashed."""
     figure = _figure(2.9)
     axes = figure.add_subplot()
-    centres = 0.5 * (MARGIN_EDGES[1:] + MARGIN_EDGES[:-1])
-    seen, K = np.zeros(len(centres), dtype=bool), 2
-    for colour, group, m in zip(_colours(groups), groups, measured, strict=True):
+    edges = MARGIN_EDGES[::4]
+    K, lowest = 2, 1.0
+    for i, (group, m) in enumerate(zip(groups, measured, strict=True)):
         if isinstance(m, str):
             continue
         K = len(m.arrays["weight"])
         for part, style in (("train", "-"), ("test", (0, (4, 1.5)))):
-            counts = m.arrays[f"{part}_margins"]
-            seen |= counts > 0
-            share = 100 * counts / counts.sum()
-            axes.step(
-                centres,
-                share,
-                where="mid",
-                color=colour,
-                linestyle=style,
-                linewidth=1.2,
-                label=group.label if part == "train" else "_",
-            )
+            share = 100 * m.arrays[f"{part}_margins"].reshape(-1, 4).sum(1) / m.arrays[f"{part}_margins"].sum()
+            lowest = min(lowest, edges[np.flatnonzero(share)[0]])
+            axes.stairs(share, edges, color=colour(i), linestyle=style, label=group.label if part == "train" else "_")
     axes.axvline(K / (K - 1), color=INK, linewidth=0.8, linestyle=":")
-    low = centres[seen][0] if seen.any() else -2.0
-    axes.set_xlim(low - 0.05, max(K / (K - 1), centres[seen][-1] if seen.any() else 2.0) + 0.05)
+    axes.set_xlim(lowest - 0.05, K / (K - 1) + 0.15)
     axes.set(title="Cosine margins", xlabel="cosine to the true class less the largest to another")
-    axes.set_ylabel("share of images per 0.02 (%)")
+    axes.set_ylabel(f"share of images per {edges[1] - edges[0]:.2f} (%)")
     _legend(figure, axes)
     return figure
+
+
+def distribution_figures(
+    groups: Sequence[Group], measured: Sequence[Measurement | str]
+) -> Iterator[tuple[str, Figure]]:
+    """Cosine margins over samples and cosines over pairs of classes, if any group could be measured."""
+    if not all(isinstance(m, str) for m in measured):
+        yield "margins", margin_figure(groups, measured)
+        yield "cosines", cosine_spread_figure(groups, measured)
+
+
+def solver_figures(groups: Sequence[Group], measured: Sequence[Measurement | str]) -> Iterator[tuple[str, Figure]]:
+    """What the implicit heads' solver said of itself, and the singular values of A."""
+    yield from curve_figures(groups, SOLVER_CURVES)
+    spectrum = singular_value_figure(groups, measured)
+    if spectrum is not None:
+        yield "singular-values", spectrum
 
 
 def singular_value_figure(groups: Sequence[Group], measured: Sequence[Measurement | str]) -> Figure | None:
@@ -229,12 +250,11 @@ def singular_value_figure(groups: Sequence[Group], measured: Sequence[Measuremen
     figure = _figure(2.9)
     axes = figure.add_subplot()
     drawn = False
-    for colour, group, m in zip(_colours(groups), groups, measured, strict=True):
+    for i, (group, m) in enumerate(zip(groups, measured, strict=True)):
         if not isinstance(m, str) and "singular_values" in m.arrays:
             values = m.arrays["singular_values"]
-            axes.semilogy(
-                np.arange(1, len(values) + 1), values, color=colour, marker="o", markersize=3, label=group.label
-            )
+            index = np.arange(1, len(values) + 1)
+            axes.semilogy(index, values, color=colour(i), marker="o", markersize=3, label=group.label)
             drawn = True
     if not drawn:
         return None
@@ -243,7 +263,7 @@ def singular_value_figure(groups: Sequence[Group], measured: Sequence[Measuremen
     return figure
 
 
-def means_figure(label: str, colour: str, measured: Measurement, class_names: Sequence[str]) -> Figure | None:
+def means_figure(label: str, hue: str, measured: Measurement, class_names: Sequence[str]) -> Figure | None:
     """Class means and classifier, seen along the nearest simplex ETF: in 3-d for K = 4, else in 2-d.
 
     The frame of the ETF nearest to the class means is turned so that its vertices show as a regular polygon (for
@@ -256,7 +276,7 @@ def means_figure(label: str, colour: str, measured: Measurement, class_names: Se
     frame = nearest_etf(H.T, solver="polar", formulation="gauge-free").frame  # (d, K)
     vertices = _vertices(K)  # (K, k)
     figure = _figure(3.9)
-    axes = figure.add_subplot(projection="3d") if vertices.shape[1] == 3 else figure.add_subplot()
+    axes: Any = figure.add_subplot(projection="3d" if vertices.shape[1] == 3 else None)
     ideal, means, rows = (
         points / np.sqrt(np.square(points).sum(1).mean() + 1e-300)
         for points in (vertices, H @ frame @ vertices, (W - W.mean(0)) @ frame @ vertices)
@@ -265,8 +285,8 @@ def means_figure(label: str, colour: str, measured: Measurement, class_names: Se
     for i, j in outline:
         axes.plot(*ideal[[i, j]].T, color=FAINT, linewidth=1.0, linestyle=":")
     for point in means:
-        axes.plot(*np.stack([0 * point, point]).T, color=colour, linewidth=0.7, alpha=0.5)
-    axes.plot(*means.T, "o", color=colour, markersize=6 if K <= 30 else 3, label="class means")
+        axes.plot(*np.stack([0 * point, point]).T, color=hue, linewidth=0.7, alpha=0.5)
+    axes.plot(*means.T, "o", color=hue, markersize=6 if K <= 30 else 3, label="class means")
     axes.plot(*rows.T, "x", color=INK, markersize=6 if K <= 30 else 3, label="rows of W")
     if K <= 30:
         for name, point in zip(class_names, 1.17 * means, strict=True):
@@ -303,8 +323,9 @@ def cosine_matrix(rows: Array) -> Array:
     return unit @ unit.T
 
 
-def _colours(groups: Sequence[Group]) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(len(groups))]
+def colour(group: int) -> str:
+    """The colour of a group, by its place."""
+    return COLOURS[group % len(COLOURS)]
 
 
 def _figure(height: float) -> Figure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -20,23 +20,27 @@ CSS = """
 :root { --ink: #1f2933; --soft: #52606d; --line: #e4e7eb; --paper: #fff; --wash: #f5f7fa; }
 * { box-sizing: border-box; }
 html { color-scheme: light; -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: var(--wash); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; }
+body { margin: 0; background: var(--wash); color: var(--ink); font: 16px/1.55 var(--font); }
+:root { --font: system-ui, -apple-system, "Segoe UI", sans-serif; }
 header, main, footer { max-width: 82rem; margin: 0 auto; padding: 1rem clamp(.8rem, 3vw, 2rem); }
 header { padding-top: 2rem; }
 h1 { font-size: clamp(1.5rem, 4vw, 2.1rem); line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .3rem; }
 p { max-width: 46rem; margin: .4rem 0; }
-.soft, figcaption, footer { color: var(--soft); font-size: .9rem; }
-nav { margin-top: .8rem; } nav a { margin-right: 1rem; color: #0b5394; }
-.verdicts { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); margin: 1rem 0; }
-.verdict { background: var(--paper); border: 1px solid var(--line); border-left: .35rem solid; border-radius: .4rem; padding: .7rem 1rem; }
+.soft, footer { color: var(--soft); font-size: .9rem; }
+nav { margin-top: .8rem; }
+nav a { margin-right: 1rem; color: #0b5394; }
+.verdicts, .figures { display: grid; gap: .8rem; align-items: start; margin: .8rem 0; }
+.verdicts { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); align-items: stretch; }
+.figures { grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
+.verdict, figure, .scroll { background: var(--paper); border: 1px solid var(--line); border-radius: .4rem; }
+.verdict { border-left: .35rem solid; padding: .7rem 1rem; }
 .verdict h3 { margin: 0 0 .2rem; font-size: 1rem; }
 .verdict p { margin: 0; font-size: .95rem; }
-.figures { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); margin-top: .8rem; }
-figure { margin: 0; background: var(--paper); border: 1px solid var(--line); border-radius: .4rem; padding: .6rem; }
+figure { margin: 0; padding: .6rem; }
 figure svg { display: block; width: 100%; height: auto; }
-figure svg text { font-family: system-ui, -apple-system, "Segoe UI", sans-serif !important; }
-.scroll { overflow-x: auto; background: var(--paper); border: 1px solid var(--line); border-radius: .4rem; margin: .8rem 0; }
+figure svg text { font-family: var(--font) !important; }
+.scroll { overflow-x: auto; margin: .8rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; width: 100%; }
 th, td { text-align: left; padding: .45rem .8rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td.long { white-space: normal; overflow-wrap: anywhere; }
@@ -44,9 +48,14 @@ tr:last-child td { border-bottom: 0; }
 th { font-weight: 600; color: var(--soft); }
 summary { cursor: pointer; margin: .6rem 0; }
 @media print {
-  body { background: #fff; font-size: 10pt; } nav { display: none; }
-  .figures { grid-template-columns: 1fr 1fr; } figure, .verdict, tr { break-inside: avoid; } h2 { break-after: avoid; }
-  header, main, footer { max-width: none; padding: 0; } .scroll { overflow: visible; } th, td { white-space: normal; padding: .2rem .4rem; }
+  body { background: #fff; font-size: 10pt; }
+  nav { display: none; }
+  .figures { grid-template-columns: 1fr 1fr; }
+  figure, .verdict, tr { break-inside: avoid; }
+  h2, h2 + p { break-after: avoid; }
+  header, main, footer { max-width: none; padding: 0; }
+  .scroll { overflow: visible; }
+  th, td { white-space: normal; padding: .2rem .4rem; }
 }
 """
 
@@ -65,29 +74,31 @@ def _page(
     groups: Sequence[Group], measured: Sequence[Measurement | str], epochs: Sequence[int], figures_to: Path | None
 ) -> str:
     first = groups[0].runs[0]
-    data = first.config.get("data", {})
-    title = f"Neural collapse on {data.get('name', first.settings.get('data', 'unknown data'))}"
-    runs = sum(len(group.runs) for group in groups)
-    about = f"{runs} runs, {len(groups)} heads, backbone {first.settings.get('backbone', '?')}, up to {max(int(g.epochs[-1]) for g in groups)} epochs."
+    title = f"Neural collapse on {first.config.get('data', {}).get('name', first.settings.get('data'))}"
+    about = (
+        f"{sum(len(group.runs) for group in groups)} runs of {', '.join(group.label for group in groups)}; "
+        f"backbone {first.settings.get('backbone')}, up to {max(int(group.epochs[-1]) for group in groups)} epochs."
+    )
+    verdicts = "".join(
+        f'<div class="verdict" style="border-left-color:{draw.colour(i)}">'
+        f"<h3>{escape(group.label)}</h3><p>{escape(verdict(group))}</p></div>"
+        for i, group in enumerate(groups)
+    )
+    left_out = "".join(
+        f'<p class="soft">{escape(group.label)}: geometry not drawn, {escape(reason)}.</p>'
+        for group, reason in zip(groups, measured, strict=True)
+        if isinstance(reason, str)
+    )
 
     def section(anchor: str, heading: str, text: str, figures: Iterable[tuple[str, Figure]]) -> str:
         drawn = "".join(_inline(name, figure, figures_to) for name, figure in figures)
-        return (
-            f'<h2 id="{anchor}">{heading}</h2><p class="soft">{text}</p><div class="figures">{drawn}</div>'
-            if drawn
-            else ""
-        )
+        opening = f'<h2 id="{anchor}">{heading}</h2><p class="soft">{text}</p>'
+        return f'{opening}<div class="figures">{drawn}</div>' if drawn else ""
 
     parts = [
         _head(title, about),
-        '<main><h2 id="verdict">Verdict</h2>',
-        f"<p>{escape(comparison(groups))}</p>",
-        '<div class="verdicts">',
-        *(
-            f'<div class="verdict" style="border-left-color:{colour}"><h3>{escape(group.label)}</h3><p>{escape(_sentence(verdict(group)))}</p></div>'
-            for colour, group in zip(draw.COLOURS * len(groups), groups, strict=False)
-        ),
-        "</div>",
+        f'<main><h2 id="verdict">Verdict</h2><p>{escape(comparison(groups))}</p>',
+        f'<div class="verdicts">{verdicts}</div>',
         _table(summary(groups)),
         _table(accuracy_at(groups, epochs)),
         '<p class="soft">Medians over seeds, with the range; NC1–NC3 on the training data at the end.</p>',
@@ -100,54 +111,56 @@ def _page(
         section(
             "geometry",
             "Geometry at the end",
-            "Of the seed that ends nearest to the median test accuracy. Solid: class means or training data; dashed: W or "
-            "test data; dotted: a simplex ETF.",
-            _geometry_figures(groups, measured, data.get("class_names")),
+            "Of the seed that ends nearest to the median test accuracy. Margins: solid on training data, dashed on test "
+            "data. Cosines: solid between class means, dashed between rows of W. Dotted: a simplex ETF.",
+            draw.distribution_figures(groups, measured),
         ),
-        *(
-            f'<p class="soft">{escape(g.label)}: geometry not drawn, {escape(m)}.</p>'
-            for g, m in zip(groups, measured, strict=True)
-            if isinstance(m, str)
+        left_out,
+        section(
+            "gram",
+            "Gram matrices",
+            "Cosines between classes; for a simplex ETF 1 on the diagonal and −1/(K−1) elsewhere.",
+            _each(draw.gram_figure, "gram", groups, measured),
+        ),
+        section(
+            "means",
+            "Class means",
+            "Seen along the nearest simplex ETF, turned so that its vertices show as a regular polygon or tetrahedron "
+            "(dotted): what is off the outline is off the ETF.",
+            _each(draw.means_figure, "means", groups, measured),
         ),
         section(
             "solver",
             "Solver health",
-            "Certificate and conditioning of the nearest-ETF problem as the implicit head solved it, epoch by epoch.",
-            _solver_figures(groups, measured),
+            "Certificate and conditioning of the nearest-ETF problem as the implicit head solved it, epoch by epoch; "
+            "and the singular values of A in its last checkpoint.",
+            draw.solver_figures(groups, measured),
         ),
         _details(groups),
-        "</main><footer>Written by etf-report. Everything is in this file: it opens offline and prints as it stands.</footer>",
+        "</main><footer>Written by etf-report. All is in this file: it opens offline and prints.</footer>",
         "</body></html>\n",
     ]
     return "\n".join(parts)
 
 
-def _geometry_figures(
-    groups: Sequence[Group], measured: Sequence[Measurement | str], names: Sequence[str] | None
-) -> Iterable[tuple[str, Figure]]:
-    colours = draw.COLOURS * len(groups)
-    known = [(i, g, m) for i, (g, m) in enumerate(zip(groups, measured, strict=True)) if not isinstance(m, str)]
-    if known:
-        yield "margins", draw.margin_figure(groups, measured)
-        yield "cosines", draw.cosine_spread_figure(groups, measured)
-    names = [str(name) for name in names or range(len(known[0][2].arrays["weight"]))] if known else []
-    for i, group, m in known:
-        yield f"gram-{i}", draw.gram_figure(group.label, m, names)
-    for i, group, m in known:
-        means = draw.means_figure(group.label, colours[i], m, names)
-        if means is not None:
-            yield f"means-{i}", means
-
-
-def _solver_figures(groups: Sequence[Group], measured: Sequence[Measurement | str]) -> Iterable[tuple[str, Figure]]:
-    yield from draw.curve_figures(groups, draw.SOLVER_CURVES)
-    spectrum = draw.singular_value_figure(groups, measured)
-    if spectrum is not None:
-        yield "singular-values", spectrum
+def _each(
+    figure_of: Callable[[str, str, Measurement, Sequence[str]], Figure | None],
+    name: str,
+    groups: Sequence[Group],
+    measured: Sequence[Measurement | str],
+) -> Iterator[tuple[str, Figure]]:
+    """A figure per group that could be measured."""
+    for i, (group, m) in enumerate(zip(groups, measured, strict=True)):
+        if not isinstance(m, str):
+            numbers = range(len(m.arrays["weight"]))
+            class_names = group.runs[0].config.get("data", {}).get("class_names") or numbers
+            figure = figure_of(group.label, draw.colour(i), m, [str(class_name) for class_name in class_names])
+            if figure is not None:
+                yield f"{name}-{i}", figure
 
 
 def _inline(name: str, figure: Figure, figures_to: Path | None) -> str:
-    """The figure as an SVG element, without ids that another figure might share."""
+    """The figure as an SVG element whose ids no other figure shares."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     if figures_to is not None:
@@ -157,11 +170,6 @@ def _inline(name: str, figure: Figure, figures_to: Path | None) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(
-        r' id="(?:figure|axes|patch|line2d|text|matplotlib|xtick|ytick|legend|\w*Collection|pane3d|axis3d|grid3d)[\w.]*"',
-        "",
-        svg,
-    )
     svg = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
     titles = [axes.get_title(loc="left") or axes.get_title() for axes in figure.axes]
@@ -170,14 +178,8 @@ def _inline(name: str, figure: Figure, figures_to: Path | None) -> str:
 
 
 def _head(title: str, about: str) -> str:
-    anchors = (
-        ("verdict", "Verdict"),
-        ("curves", "Curves"),
-        ("geometry", "Geometry"),
-        ("solver", "Solver"),
-        ("details", "Runs"),
-    )
-    links = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in anchors)
+    anchors = ("verdict", "curves", "geometry", "solver", "details")
+    links = "".join(f'<a href="#{anchor}">{anchor.capitalize()}</a>' for anchor in anchors)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
@@ -224,12 +226,6 @@ def _details(groups: Sequence[Group]) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td{' class=long' if len(cell) > 40 else ''}>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in table[1:]
-    )
+    cells = [[f"<td{' class=long' if len(cell) > 40 else ''}>{escape(cell)}</td>" for cell in row] for row in table[1:]]
+    body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
