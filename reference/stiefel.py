@@ -38,8 +38,9 @@ def retract_polar(U: Array, V: Array) -> Array:
     For a tangent V, `(U+V)ᵀ(U+V) = I + VᵀV` is well conditioned, so its square root may be taken by eigh.
     """
     Y = U + V
-    eigenvalues, Q = eigh(Y.T @ Y)
-    return Y @ ((Q / np.sqrt(eigenvalues)) @ Q.T)
+    eigenvalues, Q = eigh(Y.T @ Y, check_finite=False)
+    root: Array = (Q / np.sqrt(eigenvalues)) @ Q.T
+    return Y @ root
 
 
 def retract_qr(U: Array, V: Array) -> Array:
@@ -52,7 +53,7 @@ def retract_qr(U: Array, V: Array) -> Array:
 def random_point(d: int, K: int, rng: np.random.Generator) -> Array:
     """A point drawn uniformly (Haar): QR of a Gaussian matrix, signs fixed by R's diagonal (Mezzadri 2007)."""
     Q, R = qr(rng.standard_normal((d, K)), mode="economic")
-    return Q * np.where(np.diag(R) < 0, -1.0, 1.0)
+    return np.multiply(Q, np.where(np.diag(R) < 0, -1.0, 1.0), dtype=np.float64)
 
 
 def random_tangent(U: Array, rng: np.random.Generator) -> Array:

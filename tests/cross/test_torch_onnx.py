@@ -1,0 +1,41 @@
+"""The frozen head against the reference's own formulas: NumPy solves, torch holds, onnxruntime answers."""
+
+import numpy as np
+import pytest
+import torch
+
+import nearest_etf.reference as reference
+import nearest_etf.torchport as torchport
+from nearest_etf.export import OnnxClassifier
+from nearest_etf.export.export import export_head_onnx
+from nearest_etf.reference.problems import class_means_of_condition
+
+TAU = 5.0
+
+
+@pytest.mark.parametrize(("precision", "name"), [("fp32", "logits, ONNX float32"), ("fp64", "logits, ONNX float64")])
+def test_frozen_head_is_the_reference_solution(precision, name, tolerance, tmp_path):
+    rng = np.random.default_rng(0)
+    d, K = 12, 5
+    means = class_means_of_condition(d, K, 10, rng)
+    global_mean = rng.standard_normal(d)
+    head = torchport.ImplicitETFHead(d, K, TAU).double()
+    head.recalibrate(torch.tensor(means.T + global_mean), torch.tensor(global_mean))
+    model = torchport.Classifier(torch.nn.Flatten(), head if precision == "fp64" else head.float()).eval()
+
+    images = rng.integers(0, 256, size=(70, 1, d, 1), dtype=np.uint8)  # a backbone that hands its pixels on
+    path = tmp_path / "head.onnx"
+    export_head_onnx(model, path, check_images=images, mean=[0.5], std=[0.25], precision=precision)
+
+    solution = reference.nearest_etf(means)
+    W = solution.classifier
+    b = -W @ global_mean
+    for batch in (1, 7, 64):
+        features = rng.standard_normal((batch, d)).astype(np.float64 if precision == "fp64" else np.float32)
+        h = TAU * features / np.linalg.norm(features, axis=1, keepdims=True)
+        expected = h.astype(np.float64) @ W.T + b
+        prediction = OnnxClassifier(path).predict(features)
+        assert np.linalg.norm(prediction.logits - expected) < tolerance(name) * np.linalg.norm(expected)
+        assert np.array_equal(prediction.labels, expected.argmax(axis=1))
+        cosines = (h @ W.T)[np.arange(batch), prediction.labels] / TAU
+        assert prediction.cosines == pytest.approx(cosines, abs=1e-6)
