@@ -275,7 +275,8 @@ def _description(frozen: Frozen, class_names: Sequence[str] | None) -> dict[str,
         "format": FORMAT,
         "class_names": names,
         "head": frozen.describe_head(),
-        "certificate": etf_certificate(frozen.weight, class_means),
+        # rounded, so that a file's bytes do not hang on the last bit of somebody's LAPACK
+        "certificate": {k: round(v, 10) for k, v in etf_certificate(frozen.weight, class_means).items()},
         "versions": {package: version(package) for package in packages},
     }
 

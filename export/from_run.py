@@ -57,6 +57,8 @@ def load_run(run: Path, checkpoint: str = "best", data_dir: str | None = None) -
     path = run / f"{checkpoint}.pt"
     try:
         model, settings = load_model(run, checkpoint)
+        if settings.data == "ufm":
+            raise ExportError(f"{run} has free features instead of a network on images: there is nothing to export")
         trained_on = load_checkpoint(path)["data"]
         data = load_data(settings.data, root=data_dir, image_size=settings.image_size)
     except (CheckpointError, DataError, SettingsError) as error:
