@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .class_means import ClassMeans, check_batch, store
+from .distributed import all_reduce_sum
 from .nearest_etf import Formulation, Solution, check_problem, solve, without_autocast
 from .polar import SMALLEST_FOR_WARM_START
 from .simplex import canonical_frame, check_sizes, classifier_from_frame
@@ -115,7 +116,9 @@ class FixedETFHead(Head):
     def update(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         self.means(h, labels)
         store(self, bias=-self.weight @ self.means.global_mean)
-        return self.weight, -self.weight @ h.mean(0).to(self.weight.dtype)
+        total = all_reduce_sum(torch.cat([h.sum(0), h.new_tensor([len(h)])]))  # over all processes
+        batch_mean = total[:-1] / total[-1].detach()
+        return self.weight, -self.weight @ batch_mean.to(self.weight.dtype)
 
 
 class ImplicitETFHead(Head):

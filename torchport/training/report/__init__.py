@@ -48,12 +48,13 @@ def write_report(groups: Sequence[Group], target: Path, epochs: Sequence[int], f
     made = groups[0].runs[0].config
     device = made.get("provenance", {}).get("device", "")
     seeds = max(len(group.runs) for group in groups)
-    note = f"{made.get('data', {}).get('name', '')}, median and range over {seeds} seed(s); train solid, test dashed. {device}"
+    name = made.get("data", {}).get("name", "")
+    note = f"{name}, median and range over {seeds} seed(s); train solid, test dashed. {device}"
     figures.picture(groups, note).savefig(target, dpi=130)
 
 
 def write_tables(groups: Sequence[Group], folder: Path, epochs: Sequence[int]) -> list[Path]:
-    """Write what is known over seeds: every metric and epoch as CSV; the summary and the accuracies in three formats."""
+    """Write every metric over seeds as CSV, and the summary and accuracy tables as Markdown, CSV and LaTeX."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"metrics.csv": over_seeds_csv(groups)}
     for name, table in (("summary", summary(groups)), ("accuracy", accuracy_at(groups, epochs))):

@@ -111,8 +111,8 @@ def _page(
         section(
             "geometry",
             "Geometry at the end",
-            "Of the seed that ends nearest to the median test accuracy. Margins: solid on training data, dashed on test "
-            "data. Cosines: solid between class means, dashed between rows of W. Dotted: a simplex ETF.",
+            "Of the seed that ends nearest to the median test accuracy. Margins: solid on training data, dashed on "
+            "test data. Cosines: solid between class means, dashed between rows of W. Dotted: a simplex ETF.",
             draw.distribution_figures(groups, measured),
         ),
         left_out,

@@ -144,14 +144,14 @@ def _collapse(group: Group) -> str:
     reached = [tolerance for tolerance in TOLERANCES if worst[-1] <= tolerance]
     if not reached:
         return (
-            f"Not collapsed to within {TOLERANCES[-1]:g} yet: class means and classifier end {worst[-1]:.2g} from a common "
-            f"simplex ETF, with NC1 at {nc1}."
+            f"Not collapsed to within {TOLERANCES[-1]:g} yet: class means and classifier end {worst[-1]:.2g} "
+            f"from a common simplex ETF, with NC1 at {nc1}."
         )
     outside = np.flatnonzero(worst > reached[0])
     since = epochs[outside[-1] + 1] if len(outside) else epochs[0]
     return (
-        f"Class means and classifier have collapsed to within {reached[0]:g} of a common simplex ETF since epoch {since} "
-        f"({worst[-1]:.2g} at the end), with NC1 at {nc1}."
+        f"Class means and classifier have collapsed to within {reached[0]:g} of a common simplex ETF since epoch "
+        f"{since} ({worst[-1]:.2g} at the end), with NC1 at {nc1}."
     )
 
 
