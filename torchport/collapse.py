@@ -242,9 +242,7 @@ class NeuralCollapseMeter:
         """The mean μ_G (d,) of the means of the classes seen, and H̄ᵀ (K, d), those less μ_G."""
         present = self.counts > 0
         if int(present.sum()) < 2:
-            raise ValueError(
-                f"{int(present.sum())} class(es) have been seen; neural collapse compares at least two."
-            )
+            raise ValueError(f"{int(present.sum())} class(es) have been seen; neural collapse compares at least two.")
         if not self.squares.isfinite().all():
             raise ValueError("the features seen hold NaN or infinite entries.")
         means = self.class_means()[present]
@@ -383,9 +381,7 @@ def _check(features: Tensor, labels: Tensor, num_classes: int, num_features: int
             f"features are {features.dtype} {tuple(features.shape)}; expected floating (B, {num_features})."
         )
     if labels.shape != features.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"labels are {labels.dtype} {tuple(labels.shape)}; expected int64 ({len(features)},)."
-        )
+        raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}; expected int64 ({len(features)},).")
     if len(labels):
         least, most = (int(label) for label in labels.aminmax())
         if least < 0 or most >= num_classes:

@@ -89,9 +89,7 @@ def cdnv(H: Tensor, variances: Tensor) -> float:
         squared_distances = lengths - 2 * H[rows] @ H.T
         squared_distances = squared_distances.where(squared_distances > CUTOFF * lengths, 0.0)
         squared_distances.diagonal(start).fill_(torch.inf)
-        total += float(
-            (0.5 * (variances[rows, None] + variances) / squared_distances).nan_to_num(nan=torch.inf).sum()
-        )
+        total += float((0.5 * (variances[rows, None] + variances) / squared_distances).nan_to_num(nan=torch.inf).sum())
     return total / (K * (K - 1))
 
 

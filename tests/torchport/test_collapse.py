@@ -165,9 +165,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     expected = asdict(neural_collapse(*make_problem(5, spread=1e-3)))
     for name in expected.keys() - {"numerical_rank"}:
         absolute = 1e-12 if name == "variability_collapse" else 0.0
-        np.testing.assert_allclose(
-            measured[name].numpy(), expected[name], rtol=1e-9, atol=absolute, err_msg=name
-        )
+        np.testing.assert_allclose(measured[name].numpy(), expected[name], rtol=1e-9, atol=absolute, err_msg=name)
 
 
 def test_a_second_pass_over_other_data_is_caught() -> None:

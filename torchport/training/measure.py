@@ -172,13 +172,13 @@ def table(measurements: dict[str, Measurement]) -> str:
     """Figures as rows, checkpoints and parts as columns.
 
     >>> print(table({"last": Measurement(3, {"train_nc1": 0.125, "test_nc1": 2.0}, {})}))
-                 last (epoch 3)
-                 train       test
-    nc1          0.125          2
+                last (epoch 3)
+              train       test
+    nc1       0.125          2
     """
     names = list(dict.fromkeys(key.split("_", 1)[1] for m in measurements.values() for key in m.figures))
-    width = max(map(len, names)) if len(names) > 1 else 6
-    heading = "".join(f"{f'{name} (epoch {m.epoch})':>21}" for name, m in measurements.items())
+    width = max(map(len, names))
+    heading = "".join(f"{f'{name} (epoch {m.epoch})':>22}" for name, m in measurements.items())
     lines = [
         " " * width + heading,
         " " * width + "".join(f"{part:>11}" for _ in measurements for part in PARTS),

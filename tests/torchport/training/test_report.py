@@ -20,7 +20,7 @@ from nearest_etf.torchport.training.report import group_runs, load_run, main
 from nearest_etf.torchport.training.report.tables import as_latex, as_markdown, comparison, summary, verdict
 
 HEADS = ("learned", "fixed", "implicit")
-FIGURES = 19  # 10 curves, 2 distributions, 3 Gram matrices, 3 views of class means … of the fixture's runs
+FIGURES = 19  # 8 curves, 2 distributions, 3 Gram matrices, 3 views of class means, 3 of the solver
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
