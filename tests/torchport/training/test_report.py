@@ -203,7 +203,7 @@ def test_page_in_a_browser(page: Path, tmp_path: Path, width: int) -> None:
     assert "CONSOLE" not in browser.stderr
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 4, 7])
+@pytest.mark.parametrize("num_classes", [2, 13])
 def test_any_number_of_classes(num_classes: int, tmp_path: Path) -> None:
     run = write_run(tmp_path, "implicit", 0, epochs=2, num_classes=num_classes)
     assert main([str(run), "--to", str(tmp_path / "report.html")]) == 0
