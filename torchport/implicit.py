@@ -40,15 +40,14 @@ def inverse_hessian(known: Polar, A: Tensor, G: Tensor) -> Tensor:
     weights = pseudo_inverse(D[:, None] + D, 2 * zero)
     GV = G @ V
     T = L.mT @ GV
-    S = T - T.mT
-    Phi = S * weights
+    Phi = (T - T.mT) * weights
     if Y.numel() == 0:
         inverse = pseudo_inverse(D, zero)
-        return torch.addmm(GV * inverse, L, Phi - T * inverse) @ V.mT
-    for _ in range(3):  # (D+Y)Φ + Φ(D+Y) = S: each pass gains a factor ‖Y/D‖ ≤ 2e-2
+        return GV.mul_(inverse).addmm_(L, Phi.sub_(T * inverse)) @ V.mT
+    for _ in range(2):  # (D+Y)Φ + Φ(D+Y) = T − Tᵀ: each pass gains a factor ‖Y/D‖, which by_basis bounds
         YPhi = Y @ Phi
-        Phi = (S - (YPhi - YPhi.mT)) * weights
-    return torch.addmm(GV @ known.inverse, L, Phi - T @ known.inverse) @ V.mT
+        Phi = (T - T.mT - YPhi + YPhi.mT) * weights
+    return (GV @ known.inverse).addmm_(L, Phi - T @ known.inverse) @ V.mT
 
 
 def _inverse_hessian_by_matmul(U: Tensor, A: Tensor, G: Tensor) -> Tensor:

@@ -112,22 +112,22 @@ def by_eigh(A: Tensor) -> Polar | None:
         return None
     if A.dtype == torch.float64:
         return by_basis(A, V)
-    sigma, V = squares.sqrt().to(A.dtype), V.to(A.dtype)
-    left = (A @ V) / sigma
+    sigma, V = squares.sqrt().to(A.dtype), V.to(A.dtype, memory_format=torch.contiguous_format)
+    left = (A @ V).div_(sigma)
     return _polar(A, left @ V.mT, left, sigma, V)
 
 
 def by_basis(A: Tensor, V: Tensor) -> Polar | None:
     """From a stale eigenbasis V: the columns of AV are nearly orthogonal; None where they are not enough so.
 
-    With `AV = L̂ D` (unit columns) and `L̂ᵀL̂ = I + F` the wanted `VᵀPV = D + Y` is the root of `D(I+F)D`, and
+    With `A V = L̂ D` (unit columns) and `L̂ᵀL̂ = I + F` the wanted `VᵀPV = D + Y` is the root of `D(I+F)D`, and
     `DY + YD + Y² = DFD` is solved by fixed-point iteration. `L̂ D` carries small singular values to full relative
     accuracy, as one-sided Jacobi methods do; only products and one Cholesky factorisation are needed.
     """
-    bound, tolerance = (2e-2, 1e-6) if A.dtype == torch.float32 else (1e-4, 1e-14)
-    C = A @ V
-    D = torch.linalg.vector_norm(C, dim=0)
-    left = C / D
+    bound, tolerance = (5e-3, 1e-6) if A.dtype == torch.float32 else (1e-5, 1e-14)
+    left = A @ V
+    D = torch.linalg.vector_norm(left, dim=0)
+    left = left.div_(D)
     F = left.mT @ left
     F.diagonal().zero_()
     pairs = D[:, None] + D
