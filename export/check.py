@@ -17,7 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from .errors import ExportError, InputError
+from .errors import CheckError, ExportError, InputError
 from .freeze import Frozen, freeze
 from .predict import OnnxClassifier
 
@@ -146,6 +146,8 @@ def check_onnx(
         If the file cannot be used.
     InputError
         If images or labels have the wrong shape or dtype.
+    CheckError
+        If the file gives no finite answer.
     """
     classifier = OnnxClassifier(path)
     stated = classifier.metadata["preprocessing"]
@@ -183,23 +185,32 @@ def compare(
         raise InputError(f"labels have shape {truth.shape}: expected one for each of the {len(pixels)} images")
     if len(classifier.class_names) != frozen.num_classes:
         raise ExportError(f"the file has {len(classifier.class_names)} classes, the model {frozen.num_classes}")
+    if classifier.image_shape not in (None, pixels.shape[1:]):
+        raise InputError(
+            f"images are {pixels.shape[1:]}: expected {classifier.image_shape}, height, width and channels"
+        )
     precision = classifier.metadata["precision"]
     expected, inputs = _torch_side(frozen, pixels, mean, std, classifier)
 
     worst = {name: Deviation(0.0, 0.0) for name in COMPARED}
     found = np.empty(len(pixels), np.int64)
+    differ = np.zeros(len(pixels), bool)  # at any batch size
     for batch_size in sorted(BATCH_SIZES):  # the largest one sees every image, and leaves its labels in `found`
         some = slice(0, len(pixels) if batch_size == max(BATCH_SIZES) else 64 * batch_size)
-        answer = classifier.predict(inputs[some], batch_size=batch_size)
+        try:
+            answer = classifier.predict(inputs[some], batch_size=batch_size)
+        except InputError as error:
+            raise CheckError(f"in {precision}, the exported model fails where PyTorch does not: {error}") from error
         got = {"logits": answer.logits, "probabilities": answer.probabilities, "cosine": answer.cosines}
         found[some] = answer.labels
         same = answer.labels == expected["label"][some]
+        differ[some] |= ~same
         for name in COMPARED:
             rows = same if name == "cosine" else slice(None)  # another label has another vertex
-            error = _deviation(got[name][rows], expected[name][some][rows])
-            worst[name] = max(worst[name], error, key=lambda e: e.absolute)
+            deviation = _deviation(got[name][rows], expected[name][some][rows])
+            worst[name] = max(worst[name], deviation, key=lambda d: d.absolute)
 
-    disagreements = int((found != expected["label"]).sum())
+    disagreements = int(differ.sum())
     accuracy = [None if truth is None else float((of == truth).mean()) for of in (expected["label"], found)]
     return CheckReport(
         precision=precision,
@@ -250,21 +261,25 @@ def _torch_side(
     if m.shape[1] != images.shape[3]:
         raise InputError(f"images have {images.shape[3]} channels, but mean and std {m.shape[1]}")
     weight = torch.from_numpy(frozen.weight)
-    entry = classifier.metadata["input"]
     parts: list[dict[str, torch.Tensor]] = []
     for batch in torch.from_numpy(np.ascontiguousarray(images)).split(64):
         x = (batch.permute(0, 3, 1, 2).float() / 255 - m) / s  # (B, C, H, W)
-        features = frozen.backbone(x)
-        logits = frozen.head(features)
+        try:
+            features = frozen.backbone(x)
+            logits = frozen.head(features)
+        except (ValueError, RuntimeError) as error:
+            raise ExportError(f"PyTorch's own model fails on the images: {error}") from error
         label = logits.argmax(1)
         pixels = batch if classifier.takes_images else x.permute(0, 2, 3, 1)  # (B, H, W, C)
         part = {"logits": logits, "probabilities": logits.softmax(1), "label": label}
         part["cosine"] = torch.cosine_similarity(features, weight[label])
-        part["inputs"] = features if entry["name"] == "features" else pixels
+        part["inputs"] = features if classifier.image_shape is None else pixels
         parts.append(part)
     joined = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    if not np.isfinite(joined["logits"]).all():
+        raise ExportError("PyTorch's own logits are not finite: train the model first")
     inputs = joined.pop("inputs").astype(classifier.input_dtype, copy=False)
-    return joined, inputs.transpose(0, 3, 1, 2) if entry["layout"] == "NCHW" else inputs
+    return joined, inputs.transpose(0, 3, 1, 2) if classifier.layout == "NCHW" else inputs
 
 
 def _deviation(found: NDArray[Any], expected: NDArray[Any]) -> Deviation:

@@ -232,7 +232,7 @@ def writable_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
 
 
 def write_model(path: Path, data: bytes, metadata: Mapping[str, Any], report: CheckReport) -> None:
-    """Write a model and its sidecar, both or neither."""
+    """Write a model and its sidecar, each whole or not at all."""
     sidecar = {"sha256": hashlib.sha256(data).hexdigest(), **metadata, "check": report.to_dict()}
     text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
     try:

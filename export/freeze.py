@@ -85,6 +85,8 @@ def freeze(model: nn.Module) -> Frozen:
                 f"the model, a {type(model).__name__}, has no module .{part}: name your parts so, or put "
                 "them together with nearest_etf.torchport.Classifier(backbone, head)"
             )
+        if "forward" in vars(uncompiled(getattr(model, part))):
+            raise ExportError(f"something replaced the forward of the {part}: export the model without it (autocast?)")
     try:
         backbone, head = (
             copy.deepcopy(uncompiled(part)).cpu().float().eval().requires_grad_(False)

@@ -144,6 +144,19 @@ class OnnxClassifier:
         """Whether it takes 8-bit images, as files hold them."""
         return self.input_dtype == np.uint8
 
+    @property
+    def layout(self) -> str:
+        """ "NHWC" or "NCHW"; "NF" for a file that takes features."""
+        return str(self.metadata["input"]["layout"])
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Height, width and channels of an image, whatever the layout; None for a file that takes features."""
+        if self.layout == "NF":
+            return None
+        first, second, third = self.input_shape
+        return (first, second, third) if self.layout == "NHWC" else (second, third, first)
+
     def predict(self, images: ArrayLike, *, batch_size: int = 64) -> Prediction:
         """Classify a batch of any size, an empty one too.
 
@@ -260,13 +273,11 @@ def classify_files(
     classifier: OnnxClassifier, paths: Sequence[Path], batch_size: int = 64
 ) -> Iterator[tuple[Sequence[Path], Prediction]]:
     """Image files and their predictions, batch by batch, with a progress bar on a terminal."""
-    if not classifier.takes_images:
+    shape = classifier.image_shape
+    if shape is None or not classifier.takes_images:
         raise InputError(f"the model takes {classifier.input_dtype} {classifier.metadata['input']['name']}, not files")
     if batch_size < 1:
         raise InputError(f"the batch size is {batch_size}: expected at least 1")
-    entry = classifier.metadata["input"]
-    first, second, third = classifier.input_shape
-    shape = (first, second, third) if entry["layout"] == "NHWC" else (second, third, first)
     batches: Any = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
     if sys.stderr.isatty():
         try:
@@ -277,7 +288,7 @@ def classify_files(
             pass
     for batch in batches:
         images = load_images(batch, shape)
-        yield batch, classifier.predict(images if entry["layout"] == "NHWC" else images.transpose(0, 3, 1, 2))
+        yield batch, classifier.predict(images if classifier.layout == "NHWC" else images.transpose(0, 3, 1, 2))
 
 
 def table_rows(paths: Sequence[Path], prediction: Prediction, names: Sequence[str], k: int) -> list[dict[str, Any]]:

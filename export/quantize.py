@@ -1,5 +1,8 @@
 """Lower precision, for the backbone only: float16, or int8 convolutions; the rest stays in float32.
 
+float16 is for size, and for speed on GPUs: onnxruntime's CPU computes it in float32, from rounded weights, so that
+features beyond float16's range (65504) would only show where float16 is computed.
+
 int8 is static: activations to unsigned 8 bits with one scale per tensor, found on real training images;
 weights to signed 8 bits with one scale per output channel; written as QuantizeLinear/DequantizeLinear
 pairs, which onnxruntime turns into integer convolutions. Linear layers gain nothing from it and stay in

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from nearest_etf.export import Bound, ExportError, InputError, check_onnx
+from nearest_etf.export import (
+    Bound,
+    CheckError,
+    ExportError,
+    InputError,
+    OnnxClassifier,
+    check_onnx,
+    export_head_onnx,
+)
 from nearest_etf.torchport import Classifier, FixedETFHead
 
 Images = tuple[np.ndarray, np.ndarray]
@@ -75,7 +83,7 @@ def test_lost_agreement_and_accuracy_are_noticed(files: dict[str, Path], model: 
         (np.zeros((2, 8, 8), np.uint8), None, r"shape \(2, 8, 8\)"),
         (np.zeros((0, 8, 8, 1), np.uint8), None, "N > 0"),
         (np.zeros((2, 8, 8, 1), np.uint8), [1], "expected one for each of the 2 images"),
-        (np.zeros((2, 8, 8, 3), np.uint8), None, "images have 3 channels, but mean and std 1"),
+        (np.zeros((2, 8, 8, 3), np.uint8), None, r"images are \(8, 8, 3\): expected \(8, 8, 1\)"),
     ],
 )
 def test_wrong_images_are_refused(
@@ -89,3 +97,25 @@ def test_another_number_of_classes_is_refused(files: dict[str, Path], model: Cla
     other = Classifier(model.backbone, FixedETFHead(24, 7))
     with pytest.raises(ExportError, match="10 classes, the model 7"):
         check_onnx(files["fp32"], other, held_out[0])
+
+
+def test_an_answer_that_is_not_finite_fails_the_check(
+    files: dict[str, Path], model: Classifier, held_out: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflow(self: OnnxClassifier, images: np.ndarray, *, batch_size: int) -> None:
+        raise InputError("the network's answer is not finite")
+
+    monkeypatch.setattr(OnnxClassifier, "predict", overflow)
+    with pytest.raises(CheckError, match=r"in fp16, the exported model fails where PyTorch does not: .* not finite"):
+        check_onnx(files["fp16"], model, held_out[0])
+
+
+def test_a_model_that_is_not_finite_in_pytorch_is_not_exported(
+    model: Classifier, held_out: Images, tmp_path: Path
+) -> None:
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        next(broken.backbone.parameters()).fill_(torch.nan)
+    with pytest.raises(ExportError, match="PyTorch's own logits are not finite"):
+        export_head_onnx(broken, tmp_path / "m.onnx", mean=[0.3], std=[0.37], check_images=held_out[0])
+    assert not list(tmp_path.iterdir())

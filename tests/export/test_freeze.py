@@ -41,6 +41,13 @@ def test_takes_a_model_straight_from_training() -> None:
     np.testing.assert_array_equal(freeze(model).weight, head.weight.numpy())
 
 
+def test_refuses_a_forward_that_a_copy_would_share_with_the_original() -> None:
+    backbone = nn.Linear(4, 8)
+    backbone.forward = backbone.forward  # type: ignore[method-assign]
+    with pytest.raises(ExportError, match="replaced the forward of the backbone"):
+        freeze(Classifier(backbone, LearnedHead(8, 3)))
+
+
 def test_a_head_without_bias_has_none() -> None:
     frozen = freeze(parts(weight=torch.eye(3, 5), bias=None, temperature=2))
     assert frozen.bias.tolist() == [0, 0, 0]
