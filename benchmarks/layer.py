@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -132,17 +133,15 @@ def trust_region_dense(problem: Problem) -> Answer:
     J_scaled = (J.reshape(-1, K) @ inverse.astype(np.float32)).reshape(len(i), d * K)
     G = problem.G.double().numpy()
     free = G @ inverse
-    J = J.reshape(len(i), d * K)
-    multipliers = np.linalg.solve(J_scaled @ J.T, J @ free.ravel().astype(np.float32))
+    J_flat = J.reshape(len(i), d * K)
+    multipliers = np.linalg.solve(J_scaled @ J_flat.T, J_flat @ free.ravel().astype(np.float32))
     Y = free - (multipliers @ J_scaled).reshape(d, K)
     return torch.from_numpy(U), torch.from_numpy((2.0 / np.sqrt(K - 1)) * (Y - Y.mean(1, keepdims=True)))
 
 
 def contestants(d: int, K: int, device: str, slow: bool) -> dict[str, Callable[[Problem], Any]]:
     """Those that can run at this size, by name."""
-    run: dict[str, Callable[[Problem], Any]] = {
-        f"ours: {method}": lambda problem, method=method: ours(problem, method) for method in OURS
-    }
+    run: dict[str, Callable[[Problem], Any]] = {f"ours: {method}": partial(ours, method=method) for method in OURS}
     run["autograd through SVD"] = autograd_svd
     if device == "cpu":
         run["SciPy polar (forward)"] = scipy_polar
@@ -190,7 +189,7 @@ def cold_rows(d: int, K: int, condition: float, options: argparse.Namespace) -> 
             once = name.startswith("trust region") or d * K > 10**7
             if turn > 0 and once and times[name]:
                 continue
-            elapsed, answers[name] = timed(lambda run=run: run(problem), options.device)
+            elapsed, answers[name] = timed(partial(run, problem), options.device)
             if turn > 0 or once:  # the first turn warms caches and threads up
                 times[name].append(elapsed)
     for name in field:
@@ -209,9 +208,9 @@ def successive_rows(d: int, K: int, condition: float, options: argparse.Namespac
         H = (1 - options.drift) * H + options.drift * moved
         problem = Problem(H / H.norm(), frame.detach(), first.G)
         runs: dict[str, Callable[[], Any]] = {
-            names[0]: lambda p=problem, b=basis: ours(p, "eigh", b),
-            names[1]: lambda p=problem: ours(p, "eigh"),
-            names[2]: lambda p=problem: autograd_svd(p),
+            names[0]: partial(ours, problem, "eigh", basis),
+            names[1]: partial(ours, problem, "eigh"),
+            names[2]: partial(autograd_svd, problem),
         }
         answers = {}
         for name, run in runs.items():
