@@ -1,4 +1,4 @@
-"""`etf-train`: from a recipe and flags to a trained run folder."""
+"""`etf-train`: from a recipe and flags to a trained run folder, or with `etf-train sweep` to several."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   etf-train digits --head implicit --seed 0 --output runs/x    train; seconds on a laptop
   etf-train digits --head learned --epochs 5 --lr 1e-3         any setting of the recipe can be changed
   etf-train --resume --output runs/x                           go on where a run stopped
+  etf-train sweep digits --heads fixed implicit --seeds 3      several runs; finished ones are skipped
   etf-train --list                                             the recipes
   etf-train --show cifar10-resnet18                            what a recipe says
 """
@@ -32,10 +33,10 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(sweeping: bool = False) -> argparse.ArgumentParser:
     """All flags; those of the settings are made from the fields of `Settings`."""
     parser = _Parser(
-        prog="etf-train",
+        prog="etf-train sweep" if sweeping else "etf-train",
         description="Train a network with a learned, a fixed ETF or a nearest-ETF classifier head.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -45,9 +46,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the recipes and exit")
     parser.add_argument("--show", metavar="RECIPE", help="print a recipe and exit")
     run = parser.add_argument_group("the run")
-    run.add_argument("--output", metavar="DIR", help="run folder (runs/RECIPE-HEAD-seedN)")
-    run.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
-    run.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
+    if sweeping:
+        run.add_argument("--heads", nargs="+", metavar="HEAD", default=["learned", "fixed", "implicit"])
+        run.add_argument("--seeds", type=int, metavar="N", default=3, help="seeds 0 to N-1 [3]")
+        run.add_argument("--output", metavar="DIR", help="folder of the run folders HEAD-seedN (runs/RECIPE)")
+    else:
+        run.add_argument("--output", metavar="DIR", help="run folder (runs/RECIPE-HEAD-seedN)")
+        run.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
+    run.add_argument("--overwrite", action="store_true", help="replace runs that exist")
     run.add_argument(
         "--recalibrate",
         action="store_true",
@@ -57,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (a GPU where there is one)")
     group = parser.add_argument_group("settings (defaults in brackets; a recipe changes some of them)")
     for f in fields(Settings):
-        if f.name == "recipe":
+        if f.name == "recipe" or (sweeping and f.name in ("head", "seed")):
             continue
         choices = f.metadata["choices"]
         about = f"{', '.join(choices) + ': ' if choices else ''}{f.metadata['help']} [{f.default}]"
@@ -72,12 +78,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 on success, 1 if training failed, 2 if it was asked for in the wrong way."""
-    parser = build_parser()
-    given, unknown = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    sweeping = words[:1] == ["sweep"]
+    parser = build_parser(sweeping)
+    given, unknown = parser.parse_known_args(words[1:] if sweeping else words)
     values = vars(given)
-    recipe, output, show = values.pop("recipe"), values.pop("output"), values.pop("show")
-    listing, resume, overwrite = values.pop("list"), values.pop("resume"), values.pop("overwrite")
-    data_dir, device, recalibrate = values.pop("data_dir"), values.pop("device"), values.pop("recalibrate")
+    recipe, output, show, listing = (values.pop(name) for name in ("recipe", "output", "show", "list"))
+    options = {name: values.pop(name) for name in ("overwrite", "recalibrate", "data_dir", "device")}
     try:
         if unknown:
             flags = [flag for action in parser._actions for flag in action.option_strings]
@@ -88,18 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if show:
             print(recipe_text(show), end="")
             return 0
+        if sweeping:
+            heads, seeds = values.pop("heads"), values.pop("seeds")
+            return run_sweep(recipe, values, heads, seeds, output, **options)
+        resume = values.pop("resume")
         settings = gather_settings(recipe, values, output if resume else None)
-        return run(
-            settings,
-            output or f"runs/{settings.recipe}-{settings.head}-seed{settings.seed}",
-            resume=resume,
-            overwrite=overwrite,
-            data_dir=data_dir,
-            device=device,
-            recalibrate=recalibrate,
-        )
+        output = output or f"runs/{settings.recipe}-{settings.head}-seed{settings.seed}"
+        return run(settings, output, resume=resume, **options)
     except SettingsError as error:
-        print(f"etf-train: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
 
 
@@ -141,10 +145,30 @@ def run(settings: Settings, output: str, **options: Any) -> int:
     except Stopped as stopped:
         print(f"etf-train: {stopped.message}", file=sys.stderr)
         return int(stopped.code or 1)
+    if not row:  # one of several processes: the first one reports
+        return 0
     rows = read_rows(output)
     reached = ", ".join(f"{level:.0%} in epoch {epochs_to(rows, level) or 'none'}" for level in (0.95, 0.99))
     print(f"{output}: test accuracy {row['test_accuracy']:.2%}, training accuracy {reached}")
     return 0
+
+
+def run_sweep(
+    recipe: str | None, values: dict[str, Any], heads: list[str], seeds: int, output: str | None, **options: Any
+) -> int:
+    """Train every head with every seed, and list what became of them."""
+    from .progress import Stopped
+    from .sweep import sweep
+
+    folder = output or f"runs/{recipe or 'custom'}"
+    try:
+        outcomes = sweep(lambda run: gather_settings(recipe, {**values, **run}, None), heads, seeds, folder, **options)
+    except Stopped as stopped:
+        print(f"etf-train sweep: {stopped.message}", file=sys.stderr)
+        return int(stopped.code or 1)
+    for name, outcome in outcomes.items():
+        print(f"{folder}/{name}: {outcome}")
+    return 0 if all(outcome.startswith("done") for outcome in outcomes.values()) else 1
 
 
 if __name__ == "__main__":

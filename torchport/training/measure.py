@@ -172,9 +172,9 @@ def table(measurements: dict[str, Measurement]) -> str:
     """Figures as rows, checkpoints and parts as columns.
 
     >>> print(table({"last": Measurement(3, {"train_nc1": 0.125, "test_nc1": 2.0}, {})}))
-                last (epoch 3)
-              train       test
-    nc1       0.125          2
+               last (epoch 3)
+             train       test
+    nc1      0.125          2
     """
     names = list(dict.fromkeys(key.split("_", 1)[1] for m in measurements.values() for key in m.figures))
     width = max(map(len, names))

@@ -75,7 +75,7 @@ def train(
     Returns
     -------
     dict
-        Metrics of the last epoch.
+        Metrics of the last epoch; under several processes, empty on all but the first.
 
     Raises
     ------

@@ -20,19 +20,21 @@ from nearest_etf.torchport.training.settings import Settings
 from nearest_etf.torchport.training.train import TrainingError, train
 
 TINY = Settings(
-    samples_per_class=20, batch_size=40, epochs=4, num_features=16, crop_padding=1, lr=0.05, schedule="cosine"
+    samples_per_class=20, batch_size=40, epochs=3, num_features=16, crop_padding=1, lr=0.05, schedule="cosine"
 )  # five steps an epoch
 HEADS = ("learned", "fixed", "implicit")
 
 # Every run is a fork of one process that has imported torch and computed nothing.  A run is killed at its nth step,
 # or at its nth renaming of a finished temporary file: between the metrics, best.pt and last.pt of an epoch.
 KILLED_RUNS = """
-import os, signal, sys, torch
+import os, signal, sys
+import sklearn.datasets, torch, torch._dynamo  # once, for all forks
 from dataclasses import replace
 from nearest_etf.torchport.training import progress, train as loop
 from nearest_etf.torchport.training.settings import settings_from
 
 torch.set_num_threads(1)
+torch.optim.SGD([torch.zeros(1, requires_grad=True)])
 folder, settings, heads, points = sys.argv[1], *map(eval, sys.argv[2:])
 
 def run(output, settings, resume=False, place=None, count=0):
@@ -80,7 +82,7 @@ def assert_equal(ours: object, theirs: object, where: str = "") -> None:
 
 
 def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
-    points = [("step", 7), ("step", 13), ("rename", 4), ("rename", 5)]
+    points = [("step", 7), ("rename", 4), ("rename", 5)]
     arguments = [str(tmp_path), repr(TINY.to_dict()), repr(HEADS), repr(points)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", KILLED_RUNS, *arguments], capture_output=True, text=True, check=False
@@ -88,7 +90,7 @@ def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for head in HEADS:
         whole = tmp_path / head
-        assert [row["epoch"] for row in read_rows(whole)] == [1, 2, 3, 4]
+        assert [row["epoch"] for row in read_rows(whole)] == [1, 2, 3]
         for place, count in points:
             resumed = tmp_path / f"{head}-{place}{count}"
             assert without_times(resumed) == without_times(whole), resumed
@@ -133,7 +135,7 @@ def test_models_are_loaded_from_whole_checkpoints_only(tmp_path: Path) -> None:
     assert not model.training
     last = tmp_path / "run" / "last.pt"
     content = last.read_bytes()
-    assert row["epoch"] == 4
+    assert row["epoch"] == 3
     for damaged, complaint in (
         (content[:-1000], "damaged or no checkpoint"),
         (b"text", "damaged or no checkpoint"),

@@ -126,6 +126,23 @@ def test_a_run_folder_is_replaced_only_on_request(tmp_path: Path, capsys: pytest
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
+def test_a_sweep_skips_what_is_done_and_goes_on_after_failures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", *QUICK, "--heads", "fixed", "implicit", "--seeds", "1", "--output", str(tmp_path)]
+    (tmp_path / "fixed-seed0").mkdir()
+    (tmp_path / "fixed-seed0" / "notes.txt").touch()
+    assert main(command) == 1
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert "fixed-seed0 exists: choose another --output" in lines[0]
+    assert lines[1].endswith("implicit-seed0: done")
+    (tmp_path / "fixed-seed0" / "notes.txt").unlink()
+    assert main(command) == 0
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()[-2:]] == ["done", "done before"]
+    assert main([*command[:-5], "fixd", *command[-4:]]) == 2
+    assert "did you mean 'fixed'" in capsys.readouterr().err
+
+
 def test_help_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main(["--help"])

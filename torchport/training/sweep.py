@@ -1,0 +1,75 @@
+"""`etf-train sweep`: one recipe with several heads and seeds, one run after the other in one process.
+
+    etf-train sweep digits --heads learned fixed implicit --seeds 3 --output runs/demo
+
+Runs go to OUTPUT/HEAD-seedN. Finished ones are skipped and interrupted ones resumed; after a failure the rest
+goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .settings import Settings, SettingsError
+
+
+def sweep(
+    make_settings: Callable[[Mapping[str, Any]], Settings],
+    heads: Sequence[str],
+    seeds: int,
+    output: str | Path,
+    recalibrate: bool = False,
+    **options: Any,
+) -> dict[str, str]:
+    """Train every head with every seed 0…seeds−1.
+
+    Parameters
+    ----------
+    make_settings : callable
+        From {"head": …, "seed": …} to the settings of a run.
+    heads : sequence of str
+    seeds : int
+    output : path
+        Folder of the run folders.
+    recalibrate : bool
+        As for `train`, for implicit heads.
+    options
+        As for `train`: data_dir, device, overwrite.
+
+    Returns
+    -------
+    dict
+        What became of each run: "done", "done before", or what went wrong.
+
+    Raises
+    ------
+    SettingsError
+        If a setting is wrong; nothing has been trained then.
+    """
+    from .checkpoint import CheckpointError
+    from .data import DataError
+    from .run_folder import read_rows, read_settings
+    from .train import TrainingError, train
+
+    runs = {
+        f"{head}-seed{seed}": make_settings({"head": head, "seed": seed}) for head in heads for seed in range(seeds)
+    }
+    outcomes: dict[str, str] = {}
+    for name, settings in runs.items():
+        folder = Path(output) / name
+        begun = (folder / "config.json").exists() and not options.get("overwrite")
+        rows = read_rows(folder) if begun else []
+        try:
+            if rows and rows[-1]["epoch"] == settings.epochs and read_settings(folder) == settings:
+                outcomes[name] = "done before"
+                continue
+            print(f"{name}:", flush=True)
+            exact = recalibrate and settings.head == "implicit"
+            train(settings, folder, resume=begun, recalibrate=exact, **options)
+            outcomes[name] = "done"
+        except (SettingsError, DataError, CheckpointError, TrainingError) as error:
+            outcomes[name] = str(error)
+            print(f"{name} failed: {error}", flush=True)
+    return outcomes
