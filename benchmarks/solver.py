@@ -1,0 +1,174 @@
+"""The trust region against its peers, on the successive problems of a training run.
+
+    python benchmarks/solver.py                 all sizes, about five minutes on two cores
+    python benchmarks/solver.py --quick         small sizes only, seconds
+    python benchmarks/solver.py --json solver.json
+
+Every contestant gets the same problem (P), the same start U₀ (the previous step's solution) and the same tolerance on
+the Riemannian gradient, and they run in turn, round after round. Ratios are taken round by round. Peers: Pymanopt's
+TrustRegions (NumPy backend, polar retraction, exact derivatives of the same linear cost) and geoopt's
+Riemannian Adam (torch, Stiefel manifold), which stops after a fixed number of steps if it does not get there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nearest_etf.reference import nearest_etf
+from nearest_etf.reference.nearest_etf import NearestETF
+from nearest_etf.reference.stiefel import Array, project
+
+SIZES = ((512, 10), (512, 100), (2048, 1000))
+DELTA = 1e-3
+TOLERANCE = 1e-6  # of the Riemannian gradient norm of (P′)
+ADAM_STEPS = 500
+
+
+def training_problem(d: int, K: int, seed: int) -> tuple[Array, Array]:
+    """Class means H of a step late in training (α = 1e-2) and the previous step's frame U₀, both (d, K)."""
+    rng = np.random.default_rng(seed)
+    means, batch = rng.standard_normal((2, d, K))
+    before = means / np.linalg.norm(means)
+    after = 0.99 * before + 0.01 * batch / np.linalg.norm(batch)
+    frame = nearest_etf(before, np.eye(d, K), DELTA, solver="polar").frame
+    return after / np.linalg.norm(after), frame
+
+
+def contestants(H: Array, U0: Array) -> dict[str, Callable[[], tuple[Array, int]]]:
+    """Functions that solve the problem and return the frame and the number of outer iterations."""
+    d, K = H.shape
+    A = 2 / np.sqrt(K - 1) * (H - H.mean(axis=1, keepdims=True)) + DELTA * U0
+    relative = TOLERANCE / float(np.linalg.norm(A))
+
+    def ours(**options: Any) -> Callable[[], tuple[Array, int]]:
+        def solve() -> tuple[Array, int]:
+            solution: NearestETF = nearest_etf(H, U0, DELTA, tolerance=relative, **options)
+            return solution.frame, solution.iterations
+
+        return solve
+
+    def pymanopt_trust_region() -> tuple[Array, int]:
+        import pymanopt
+
+        manifold = pymanopt.manifolds.Stiefel(d, K, retraction="polar")
+
+        @pymanopt.function.numpy(manifold)
+        def cost(U: Array) -> float:
+            return -float(np.vdot(U, A))
+
+        @pymanopt.function.numpy(manifold)
+        def gradient(U: Array) -> Array:
+            return -A
+
+        @pymanopt.function.numpy(manifold)
+        def hessian(U: Array, V: Array) -> Array:
+            return np.zeros_like(V)
+
+        problem = pymanopt.Problem(manifold, cost, euclidean_gradient=gradient, euclidean_hessian=hessian)
+        optimizer = pymanopt.optimizers.TrustRegions(verbosity=0, min_gradient_norm=TOLERANCE)
+        result = optimizer.run(problem, initial_point=U0)
+        return result.point, result.iterations
+
+    def geoopt_adam() -> tuple[Array, int]:
+        import geoopt
+        import torch
+
+        target = torch.tensor(A)
+        U = geoopt.ManifoldParameter(torch.tensor(U0), manifold=geoopt.Stiefel())
+        optimizer = geoopt.optim.RiemannianAdam([U], lr=1e-2)
+        for step in range(1, ADAM_STEPS + 1):
+            optimizer.zero_grad()
+            (-(U * target).sum()).backward()
+            optimizer.step()
+            if step % 10 == 0:
+                frame = U.detach().numpy()
+                if np.linalg.norm(project(frame, A)) <= TOLERANCE:
+                    break
+        return U.detach().numpy(), step
+
+    return {
+        "exact step": ours(),
+        "truncated CG": ours(subproblem="truncated-cg"),
+        "polar factor (SVD)": ours(solver="polar"),
+        "pymanopt TrustRegions": pymanopt_trust_region,
+        "geoopt RiemannianAdam": geoopt_adam,
+    }
+
+
+def measure(d: int, K: int, rounds: int) -> list[dict[str, Any]]:
+    """Every contestant's times over the rounds, with its gap and the ratio of Pymanopt's time to its own."""
+    times: dict[str, list[float]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for turn in range(rounds):
+        H, U0 = training_problem(d, K, seed=turn)
+        oracle = nearest_etf(H, U0, DELTA, solver="polar")
+        A, best = oracle.linear_term, float(oracle.singular_values.sum())
+        for name, solve in contestants(H, U0).items():
+            if name.startswith("geoopt") and turn >= 1:  # hundreds of steps: once is enough
+                continue
+            start = time.perf_counter()
+            frame, iterations = solve()
+            times.setdefault(name, []).append(time.perf_counter() - start)
+            gap = (best - float(np.vdot(frame, A))) / best
+            worst = max(gap, facts.get(name, {}).get("gap", -1.0))
+            facts[name] = {"gap": worst, "iterations": iterations}
+    peer = times["pymanopt TrustRegions"]
+    rows = []
+    for name, seconds in times.items():
+        ratios = [theirs / own for theirs, own in zip(peer, seconds, strict=False)]
+        rows.append(
+            {
+                "d": d,
+                "K": K,
+                "solver": name,
+                "median_ms": 1e3 * statistics.median(seconds),
+                "min_ms": 1e3 * min(seconds),
+                "max_ms": 1e3 * max(seconds),
+                "rounds": len(seconds),
+                **facts[name],
+                "pymanopt_over_it": statistics.median(ratios),
+                "ratio_min": min(ratios),
+                "ratio_max": max(ratios),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="leave (2048, 1000) out")
+    parser.add_argument("--rounds", type=int, default=7, help="problems per size [7]; 3 at the largest size")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = parser.parse_args()
+
+    rows = []
+    print(f"{'(d, K)':>12}  {'solver':22}  {'median ms':>10}  {'min … max':>21}  steps  {'gap/‖A‖_*':>9}  pymanopt / it")
+    for d, K in SIZES[:2] if options.quick else SIZES:
+        for row in measure(d, K, min(options.rounds, 3) if K >= 1000 else options.rounds):
+            rows.append(row)
+            spread = f"{row['min_ms']:9.2f} … {row['max_ms']:9.2f}"
+            ratio = f"{row['pymanopt_over_it']:7.1f}×  ({row['ratio_min']:.1f} … {row['ratio_max']:.1f})"
+            print(
+                f"({d:5d},{K:5d})  {row['solver']:22}  {row['median_ms']:10.2f}  {spread}  {row['iterations']:5d}"
+                f"  {row['gap']:9.1e}  {ratio}",
+                flush=True,
+            )
+    if options.json is not None:
+        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        report = {"machine": machine, "python": sys.version.split()[0], "numpy": np.__version__, "rows": rows}
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
