@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from nearest_etf.torchport.training.data import (
     DataError,
     DeviceLoader,
     FolderLoader,
-    Loader,
+    FolderSplit,
     Split,
     load_data,
 )
@@ -27,10 +28,10 @@ SPLIT = Split(RNG.integers(0, 256, (40, 9, 7, 3)).astype(np.uint8), RNG.integers
 FULL = Augmentation(flip=True, crop_padding=2, rotation=20.0)
 
 
-def raw_loader(split: Split = SPLIT, batch_size: int = 8, rank: int = 0, world: int = 1, **more: bool) -> DeviceLoader:
+def raw_loader(batch_size: int = 8, rank: int = 0, world: int = 1, stratified: bool = False) -> DeviceLoader:
     """A loader whose pixels come out as 0…255."""
     return DeviceLoader(
-        split, batch_size, mean=(0,) * 3, std=(1 / 255,) * 3, device=CPU, rank=rank, world=world, **more
+        SPLIT, batch_size, mean=(0,) * 3, std=(1 / 255,) * 3, device=CPU, rank=rank, world=world, stratified=stratified
     )
 
 
@@ -118,20 +119,11 @@ def test_folder_batches_do_not_depend_on_workers(tmp_path: Path, workers: int) -
                 Image.fromarray(noise).save(tmp_path / part / name / f"{i}.png")
     data = load_data(str(tmp_path), image_size=12)
 
-    def loader(workers: int) -> Loader:
-        return FolderLoader(
-            data.train,
-            2,
-            mean=data.mean,
-            std=data.std,
-            device=CPU,
-            flip=True,
-            workers=workers,  # type: ignore[arg-type]
-        )
-
-    expected = list(loader(0).epoch(2))
-    assert_same(expected[1:], list(loader(workers).epoch(2, start=1)))
-    assert sum(len(labels) for _, labels in loader(workers).ordered()) == 6
+    assert isinstance(data.train, FolderSplit)
+    loader = partial(FolderLoader, data.train, 2, mean=data.mean, std=data.std, device=CPU, flip=True)
+    expected = list(loader(workers=0).epoch(2))
+    assert_same(expected[1:], list(loader(workers=workers).epoch(2, start=1)))
+    assert sum(len(labels) for _, labels in loader(workers=workers).ordered()) == 6
     assert expected[0][0].shape == (2, 3, 12, 12)
 
 

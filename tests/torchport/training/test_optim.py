@@ -18,36 +18,36 @@ from nearest_etf.torchport.training.settings import Settings
 
 def test_automatic_gradient_descent_follows_its_formulas() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(4, 3))
+    convolution, linear = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
+    model = nn.Sequential(convolution, nn.Flatten(), linear)
     optimiser = AGD(model, gain=0.5)
-    kernel, matrix = model[0].weight, model[2].weight
-    singular = torch.linalg.svdvals(kernel.detach().permute(2, 3, 0, 1))  # one matrix per position
-    torch.testing.assert_close(singular, torch.full_like(singular, math.sqrt(4 / 2 / 9)))
+    sizes = math.sqrt(4 / 2 / 9), math.sqrt(3 / 4)
+    singular = torch.linalg.svdvals(convolution.weight.detach().permute(2, 3, 0, 1))  # one matrix per position
+    torch.testing.assert_close(singular, torch.full_like(singular, sizes[0]))
+
     model(torch.randn(5, 2, 3, 3)).square().sum().backward()
-    before = [kernel.detach().clone(), matrix.detach().clone()]
-    sizes = [math.sqrt(4 / 2 / 9), math.sqrt(3 / 4)]
-    G = (
-        sum(sizes[0] * kernel.grad[:, :, i, j].norm() for i in range(3) for j in range(3))
-        + sizes[1] * matrix.grad.norm()
-    )
-    eta = math.log((1 + math.sqrt(1 + 4 * float(G) / 2)) / 2)
+    before = [p.detach().clone() for p in (convolution.weight, linear.weight)]
+    kernel, matrix = (p.grad if p.grad is not None else p for p in (convolution.weight, linear.weight))
+    positions = [kernel[:, :, i, j] for i in range(3) for j in range(3)]
+    G = (sum(sizes[0] * float(g.norm()) for g in positions) + sizes[1] * float(matrix.norm())) / 2
+    step = 0.5 * math.log((1 + math.sqrt(1 + 4 * G)) / 2) / 2
     optimiser.step()
-    expected = before[1] - 0.5 * eta / 2 * sizes[1] * matrix.grad / matrix.grad.norm()
-    torch.testing.assert_close(matrix.detach(), expected)
-    position = (
-        before[0][:, :, 1, 2] - 0.5 * eta / 2 * sizes[0] * kernel.grad[:, :, 1, 2] / kernel.grad[:, :, 1, 2].norm()
-    )
-    torch.testing.assert_close(kernel.detach()[:, :, 1, 2], position)
-    assert not model[0].bias.requires_grad
+    torch.testing.assert_close(linear.weight.detach(), before[1] - step * sizes[1] * matrix / matrix.norm())
+    expected = before[0][:, :, 1, 2] - step * sizes[0] * positions[5] / positions[5].norm()
+    torch.testing.assert_close(convolution.weight.detach()[:, :, 1, 2], expected)
+    assert convolution.bias is not None
+    assert not convolution.bias.requires_grad
 
 
 @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 def test_weight_decay_is_for_matrices_of_the_backbone(optimiser: str) -> None:
-    model = Classifier(MLP((2, 2, 1), num_features=4, depth=1), LearnedHead(4, 3))
+    backbone, head = MLP((2, 2, 1), num_features=4, depth=1), LearnedHead(4, 3)
+    model = Classifier(backbone, head)
     decayed, plain = build_optimiser(Settings(optimiser=optimiser, weight_decay=0.25), model).param_groups
     assert [p.shape for p in decayed["params"]] == [(4, 4)]
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.25, 0.0)
-    assert {id(p) for p in plain["params"]} == {id(model.head.weight), id(model.backbone.layers[1].bias)}
+    bias = backbone.get_parameter("layers.1.bias")
+    assert {id(p) for p in plain["params"]} == {id(head.weight), id(bias)}
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_two_processes_are_one(two_processes: Path, tmp_path: Path, head: str, f
     ours, theirs = (load_checkpoint(path / "last.pt")["model"] for path in (two_processes / head, tmp_path / "one"))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-6, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(value, theirs[name], rtol=1e-6, atol=1e-6)
     for row, other in zip(read_rows(two_processes / head), read_rows(tmp_path / "one"), strict=True):
         for key in ("running_loss", "running_accuracy", "train_loss", "test_accuracy", "train_nc1"):
             assert row[key] == pytest.approx(other[key], rel=1e-5, abs=1e-6), key
