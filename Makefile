@@ -15,6 +15,16 @@ setup: .venv/ready  ## install everything into .venv
 	mkdir -p .venv/typing && ln -sfn ../.. .venv/typing/nearest_etf  # shows mypy the installed names
 	touch $@
 
+DEMO := runs/demo
+demo: setup     ## verify, train three heads, measure, export, check, predict: about a minute
+	$(BIN)/etf-verify
+	$(BIN)/etf-train sweep digits --heads learned fixed implicit --seeds 3 --output $(DEMO) --overwrite
+	$(BIN)/etf-export $(DEMO)/implicit-seed0 --to $(DEMO)/model.onnx --samples 40 --overwrite
+	$(BIN)/etf-predict $(DEMO)/model.onnx $(DEMO)/model-samples --score
+	$(BIN)/etf-report $(DEMO)/*-seed* --to $(DEMO)/report.html
+	$(BIN)/etf-report $(DEMO)/*-seed* --to $(DEMO)/report.png
+	@printf '\nmade in %s:\n' $(DEMO); cd $(DEMO) && ls -1 */config.json */metrics.csv */best.pt *.onnx *.json *.png *.html
+
 test: lint      ## formatting, lint, types, and all tests
 	$(BIN)/pytest -q
 
@@ -26,6 +36,13 @@ lint: setup     ## ruff and mypy
 
 verify: setup   ## check the solver numerically
 	$(BIN)/etf-verify
+
+bench: setup    ## every speed claim, against its peers (see benchmarks/)
+	$(BIN)/python benchmarks/solver.py --quick
+	$(BIN)/python benchmarks/layer.py --quick
+	$(BIN)/python benchmarks/step_overhead.py --quick
+	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/export.py
 
 clean:          ## remove what the targets made, runs/ excepted
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -153,7 +153,9 @@ def main() -> None:
     options = parser.parse_args()
 
     rows = []
-    print(f"{'(d, K)':>12}  {'solver':22}  {'median ms':>10}  {'min … max':>21}  steps  {'gap/‖A‖_*':>9}  pymanopt / it")
+    print(
+        f"{'(d, K)':>12}  {'solver':22}  {'median ms':>10}  {'min … max':>21}  steps  {'gap/‖A‖_*':>9}  pymanopt / it"
+    )
     for d, K in SIZES[:2] if options.quick else SIZES:
         for row in measure(d, K, min(options.rounds, 3) if K >= 1000 else options.rounds):
             rows.append(row)
