@@ -5,6 +5,7 @@ metrics.jsonl   one JSON object per epoch; metrics.csv is the same as a table
 log.txt         what was printed
 last.pt         everything needed to go on from where the run stopped
 best.pt         the same at the best test accuracy so far
+recalibrated.*  on request: the model with exact class means, and its figures beside the running ones
 """
 
 from __future__ import annotations

@@ -146,9 +146,10 @@ class Settings:
 def settings_from(values: Mapping[str, Any]) -> Settings:
     """Settings from named values; an unknown name is refused with the nearest valid one.
 
-    >>> settings_from({"batchsize": 64}) Traceback (most recent call last): ...
-    nearest_etf.torchport.training.settings.SettingsError: unknown setting 'batchsize': did you mean
-    'batch_size'?
+    >>> settings_from({"batchsize": 64})
+    Traceback (most recent call last):
+    ...
+    nearest_etf.torchport.training.settings.SettingsError: unknown setting 'batchsize': did you mean 'batch_size'?
     """
     known = [f.name for f in fields(Settings)]
     for name in values:

@@ -33,9 +33,8 @@ from .run_folder import Row, RunFolder, read_rows
 from .settings import Settings, SettingsError
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
 SAVE_EVERY = 60.0  # seconds between checkpoints, where evaluations are rarer
+LOOK_EVERY = 100  # steps between looks at the loss, each of which waits for the device
 
 
 class TrainingError(RuntimeError):
@@ -124,7 +123,8 @@ def train(
     if rank == 0:
         folder.begin()
         folder.truncate(start_epoch - 1)
-        folder.write_config(settings, data, place)
+        if not folder.resumed:
+            folder.write_config(settings, data, place)
 
     def save(name: str, epoch: int, step: int) -> None:
         """Write a checkpoint from which the run goes on with step `step` of epoch `epoch`."""
@@ -173,7 +173,7 @@ def train(
                         raise diverged(epoch, folder.path) from error
                     loss = training_loss(settings.loss, logits, part_labels, settings.temperature)
                     # The gradient reaches the features through h and, in closed form, through U as well.
-                    scaler.scale(loss / settings.accumulation).backward()
+                    scaler.scale(loss * len(part) / len(images)).backward()
                     totals += batch_totals(loss, logits, part_labels)
                 if settings.clip:
                     scaler.unscale_(optimiser)
@@ -182,6 +182,8 @@ def train(
                 scaler.update()
                 model.head.after_step()  # a learned head's rows go back to unit norm
                 progress.advance()
+                if step % LOOK_EVERY == LOOK_EVERY - 1 and not totals[0].isfinite():
+                    raise diverged(epoch, folder.path)
                 if interrupt.requested and world == 1 and step + 1 < steps:
                     save("last.pt", epoch, step + 1)
                     raise interrupt.stop(folder.path, epoch)

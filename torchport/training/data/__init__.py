@@ -174,9 +174,7 @@ def make_loader(
         "rank": rank,
         "world": world,
     }
-    batch_size = min(settings.batch_size, len(split) // world * world)
-    if split is data.train:
-        batch_size = settings.batch_size
+    batch_size = settings.batch_size if split is data.train else world  # a test split is only read in order
     if isinstance(split, FolderSplit):
         return FolderLoader(split, batch_size, flip=settings.flip, workers=settings.workers, **shared)
     augmentation = Augmentation(settings.flip, settings.crop_padding, settings.rotation)
