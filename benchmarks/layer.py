@@ -177,9 +177,23 @@ def timed(function: Callable[[], Any], device: str) -> tuple[float, Any]:
     return 1e3 * (time.perf_counter() - start), result
 
 
-def cold_rows(d: int, K: int, condition: float, options: argparse.Namespace) -> Iterator[Row]:
-    """All contestants on one problem, in turn, until the time for each is used up."""
-    problem = Problem(*(x.to(options.device) for x in vars(synthetic(d, K, condition)).values()))
+def from_run(run: str) -> Problem:
+    """The problem that the next step of a training run would solve: running means and last solution of its head."""
+    from nearest_etf.torchport import ImplicitETFHead
+    from nearest_etf.torchport.training.checkpoint import load_model
+
+    head = load_model(run, "last")[0].head
+    if not isinstance(head, ImplicitETFHead):
+        raise SystemExit(f"--trained {run}: its head is {head.kind!r}; expected a run with the implicit head.")
+    H = head.means.means
+    generator = torch.Generator().manual_seed(0)
+    return Problem(H / H.norm(), head.frame, centred(torch.randn(H.shape, generator=generator)))
+
+
+def cold_rows(problem: Problem, condition: float, phase: str, options: argparse.Namespace) -> Iterator[Row]:
+    """All contestants on one problem, in turn."""
+    problem = Problem(*(x.to(options.device) for x in vars(problem).values()))
+    d, K = problem.H.shape
     wanted = truth(problem)
     field = contestants(d, K, options.device, slow=not options.quick and condition == 10)
     times: dict[str, list[float]] = {name: [] for name in field}
@@ -193,8 +207,8 @@ def cold_rows(d: int, K: int, condition: float, options: argparse.Namespace) -> 
             if turn > 0 or once:  # the first turn warms caches and threads up
                 times[name].append(elapsed)
     for name in field:
-        peak = peak_bytes(name, d, K, condition, options) if options.memory else None
-        yield row(name, problem, condition, "cold", times[name], errors(answers[name], wanted), peak)
+        peak = peak_bytes(name, d, K, condition, options) if options.memory and phase == "cold" else None
+        yield row(name, problem, condition, phase, times[name], errors(answers[name], wanted), peak)
 
 
 def successive_rows(d: int, K: int, condition: float, options: argparse.Namespace) -> Iterator[Row]:
@@ -269,6 +283,18 @@ def current_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
+def all_rows(options: argparse.Namespace) -> Iterator[Row]:
+    for d, K in options.sizes:
+        for condition in options.conditions:
+            yield from cold_rows(synthetic(d, K, condition), condition, "cold", options)
+            if options.device == "cpu" and condition <= 1e3:
+                yield from successive_rows(d, K, condition, options)
+    for run in options.trained:
+        problem = from_run(run)
+        sigma = torch.linalg.svdvals(linear_term(problem.H.double(), problem.U0.double()))
+        yield from cold_rows(problem, float(sigma[0] / sigma[-1]), "trained", options)
+
+
 def plot(rows: list[Row], path: str) -> None:
     """Time and peak memory against K, one line per contestant and number of features."""
     import matplotlib
@@ -302,6 +328,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--sizes", nargs="+", default=SIZES[:5], help=f"dxK, default {' '.join(SIZES[:5])}")
     parser.add_argument("--conditions", nargs="+", type=float, default=[10.0, 1e3, 1e6], help="κ of the class means")
+    parser.add_argument("--trained", nargs="+", default=[], help="run folders of training runs whose means to solve for")
     parser.add_argument("--runs", type=int, default=7, help="timed runs of each contestant")
     parser.add_argument("--drift", type=float, default=1e-3, help="α_t of the successive problems")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -332,18 +359,12 @@ def main() -> None:
         return
     rows: list[Row] = []
     print(f"{'contestant':32}{'d':>6}{'K':>6}{'κ':>8}  {'phase':11}{'ms':>10}{'UM error':>10}{'grad.':>9}{'MiB':>8}")
-    for d, K in options.sizes:
-        for condition in options.conditions:
-            phases = [cold_rows(d, K, condition, options)]
-            if options.device == "cpu" and condition <= 1e3:
-                phases.append(successive_rows(d, K, condition, options))
-            for phase in phases:
-                for r in phase:
-                    rows.append(r)
-                    gradient = "—" if r.gradient_error is None else f"{r.gradient_error:.0e}"
-                    memory = "—" if r.peak_bytes is None else f"{r.peak_bytes / 2**20:.1f}"
-                    line = f"{r.contestant:32}{d:6}{K:6}{condition:8.0e}  {r.phase:11}{r.median_ms:10.2f}"
-                    print(f"{line}{r.etf_error:10.0e}{gradient:>9}{memory:>8}", flush=True)
+    for r in all_rows(options):
+        rows.append(r)
+        gradient = "—" if r.gradient_error is None else f"{r.gradient_error:.0e}"
+        memory = "—" if r.peak_bytes is None else f"{r.peak_bytes / 2**20:.1f}"
+        line = f"{r.contestant:32}{r.d:6}{r.K:6}{r.condition:8.0e}  {r.phase:11}{r.median_ms:10.2f}"
+        print(f"{line}{r.etf_error:10.0e}{gradient:>9}{memory:>8}", flush=True)
     if options.json:
         report = {"provenance": provenance(options), "rows": [asdict(r) for r in rows]}
         Path(options.json).write_text(json.dumps(report, indent=1))

@@ -54,8 +54,8 @@ def _inverse_hessian_by_matmul(U: Tensor, A: Tensor, G: Tensor) -> Tensor:
     P = U.mT @ A
     P = 0.5 * (P + P.mT)
     T = U.mT @ G
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(P)[0])
-    return U @ lyapunov_by_sign(P, T - T.mT) + (G - U @ T) @ inverse
+    normal = torch.cholesky_solve((G - U @ T).mT, torch.linalg.cholesky_ex(P)[0]).mT
+    return U @ lyapunov_by_sign(P, T - T.mT) + normal
 
 
 def lyapunov_by_sign(P: Tensor, S: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from torch import Tensor
 
 METHODS = ("auto", "svd", "eigh", "matmul")
 
-# The crossovers of "auto", measured with benchmarks/layer.py on two CPU cores: below this many columns LAPACK's
-# SVD is as quick as all that surrounds an eigendecomposition, and a stale basis saves nothing.
-SMALLEST_FOR_EIGH = 8
-SMALLEST_FOR_WARM_START = 64
+# The crossovers of "auto", measured with benchmarks/layer.py on one and two CPU cores. With fewer columns than
+# these, LAPACK's SVD is as quick as all that surrounds an eigendecomposition, and a stale basis saves nothing.
+SMALLEST_FOR_EIGH = 16
+SMALLEST_FOR_WARM_START = 256
 
 _warned: set[str] = set()
 

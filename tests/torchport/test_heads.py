@@ -13,6 +13,7 @@ from nearest_etf.reference import ClassMeans as ReferenceClassMeans
 from nearest_etf.reference import etf_error
 from nearest_etf.reference import nearest_etf as reference_nearest_etf
 from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead
+from nearest_etf.torchport import heads as heads_module
 
 HEADS = [LearnedHead, FixedETFHead, ImplicitETFHead]
 
@@ -55,7 +56,10 @@ def test_fixed_head_subtracts_the_batch_mean_in_training() -> None:
 
 @pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
 @pytest.mark.parametrize(("d", "K"), [(16, 6), (80, 70)])
-def test_implicit_head_follows_the_reference_step_by_step(formulation: Any, d: int, K: int) -> None:
+def test_implicit_head_follows_the_reference_step_by_step(
+    formulation: Any, d: int, K: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads_module, "SMALLEST_FOR_WARM_START", 50)
     head = ImplicitETFHead(d, K, formulation=formulation).double()
     means, frame = ReferenceClassMeans(d, K), None
     for step in range(3):
@@ -90,7 +94,8 @@ def test_gradient_through_the_whole_head(gradient: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_state_dict_resumes_exactly(kind: type[Head]) -> None:
+def test_state_dict_resumes_exactly(kind: type[Head], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads_module, "SMALLEST_FOR_WARM_START", 50)
     head, resumed = kind(80, 70), kind(80, 70)
     for step in range(3):
         head(*batch(step, 80, 70, torch.float32))
