@@ -63,14 +63,14 @@ def with_dictionaries(batches: Batches, weight: Tensor) -> Figures:
     counts: dict[int, int] = {}
     for features, labels in batches:
         for b in range(len(labels)):
-            y = labels[b].item()
+            y = int(labels[b])
             sums[y] = sums[y] + features[b] if y in sums else features[b].clone()
             counts[y] = counts.get(y, 0) + 1
     means = {y: sums[y] / counts[y] for y in sums}
     sigma_w = torch.zeros(d, d)
     for features, labels in batches:
         for b in range(len(labels)):
-            y = labels[b].item()
+            y = int(labels[b])
             sigma_w += (features[b] - means[y]).unsqueeze(1) @ (features[b] - means[y]).unsqueeze(0)
     sigma_w /= sum(counts.values())
     stacked = torch.stack([means[y] for y in sorted(means)])
