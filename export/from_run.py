@@ -62,7 +62,7 @@ def load_run(run: Path, checkpoint: str = "best", data_dir: str | None = None) -
         trained_on = load_checkpoint(path)["data"]
         data = load_data(settings.data, root=data_dir, image_size=settings.image_size)
     except (CheckpointError, DataError, SettingsError) as error:
-        raise ExportError(str(error)) from error
+        raise ExportError(" ".join(str(error).split())) from error
     rows = [row for row in read_rows(run) if "test_accuracy" in row]
     row = (max(rows, key=lambda r: r["test_accuracy"]) if checkpoint == "best" else rows[-1]) if rows else {}
     metadata = {
