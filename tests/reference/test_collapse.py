@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,6 +167,6 @@ def test_more_classes_than_dimensions() -> None:
 )
 def test_bad_input_is_named(changed: dict[str, Array], message: str) -> None:
     features, labels, weight, bias = random_data(0, size=8)
-    given: dict[str, Array] = {"features": features, "labels": labels, "weight": weight, "bias": bias}
+    given: dict[str, Any] = {"features": features, "labels": labels, "weight": weight, "bias": bias}
     with pytest.raises(ValueError, match=message):
         neural_collapse(**(given | changed))

@@ -60,9 +60,10 @@ def write_run(folder: Path, head: str, seed: int, epochs: int = 6, num_classes: 
     (run / "config.json").write_text(json.dumps(config))
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (run / "last.pt").touch()
-    means = canonical_etf(6, num_classes).T + 0.1 * rng.standard_normal((num_classes, 6))
+    etf = canonical_etf(num_classes + 2, num_classes).T
+    means = etf + 0.1 * rng.standard_normal(etf.shape)
     margins = rng.integers(0, 9, 200)
-    arrays = {"weight": canonical_etf(6, num_classes).T, "train_margins": margins, "test_margins": margins}
+    arrays = {"weight": etf, "train_margins": margins, "test_margins": margins}
     arrays |= {"train_means": means, "test_means": means}
     if head == "implicit":
         arrays["singular_values"] = np.geomspace(1, 1e-3, num_classes)
