@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from .class_means import ClassMeans, check_batch, store
 from .distributed import all_reduce_sum
-from .nearest_etf import Formulation, Solution, check_problem, solve, without_autocast
+from .nearest_etf import Formulation, check_problem, solve, without_autocast
 from .polar import SMALLEST_FOR_WARM_START
-from .simplex import canonical_frame, check_sizes, classifier_from_frame
+from .simplex import canonical_frame, check_frame, check_sizes, classifier_from_frame
 
 
 class Head(nn.Module):
@@ -144,7 +144,8 @@ class ImplicitETFHead(Head):
     -----
     A training batch updates the running means, which are divided by their Frobenius norm; the gradient flows through
     that normalisation, through the batch term of H and of μ. Buffers hold all state, so a `state_dict` resumes
-    exactly.
+    exactly. On accelerators nothing makes the host wait after the first step; a problem that float32 cannot solve
+    gives NaN there, never a wrong number, and is counted in `fallbacks`.
 
     Examples
     --------
@@ -174,8 +175,7 @@ class ImplicitETFHead(Head):
             if initial != "canonical":
                 raise ValueError(f"initial = {initial!r}; expected 'canonical' or a frame (d, K).")
             initial = canonical_frame(num_features, num_classes)
-        if initial.shape != (num_features, num_classes):
-            raise ValueError(f"initial has shape {tuple(initial.shape)}; expected {(num_features, num_classes)}.")
+        check_frame("initial", initial, (num_features, num_classes))
         check_problem(initial, None, None, delta, method, formulation)
         self.delta, self.formulation, self.gradient, self.method = delta, formulation, gradient, method
         self.means = ClassMeans(num_features, num_classes)
@@ -191,7 +191,7 @@ class ImplicitETFHead(Head):
         self.register_buffer("fallbacks", torch.zeros((), dtype=torch.int64))
         self._first = True  # what `means.steps == 0` says, without making the host of a GPU wait for it
         self.register_load_state_dict_post_hook(ImplicitETFHead._after_load)
-        self._last: Solution | None = None
+        self._last: tuple[Tensor, Tensor] | None = None  # A and X
 
     def update(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         H, global_mean = self.means(h, labels)
@@ -221,7 +221,7 @@ class ImplicitETFHead(Head):
         """
         if self._last is None:
             return dict.fromkeys(("gap", "condition", "orthogonality", "fallbacks"), math.nan)
-        A, X = self._last.linear_term.double(), self._last.polar.frame.double()
+        A, X = (part.double() for part in self._last)
         sigma = torch.linalg.svdvals(A)
         eye = torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
         return {
@@ -250,11 +250,7 @@ class ImplicitETFHead(Head):
         store(self, frame=solution.frame, weight=weight, bias=bias, fallbacks=fallbacks)
         if warm:
             store(self, basis=solution.polar.basis)
-        self._last = Solution(
-            solution.frame.detach(),
-            solution.linear_term.detach(),
-            solution.polar._replace(frame=solution.polar.frame.detach()),
-        )
+        self._last = solution.linear_term.detach(), solution.polar.frame.detach()
         return weight, bias
 
     def _after_load(self, _: object) -> None:

@@ -97,3 +97,17 @@ def check_sizes(num_features: int, num_classes: int, formulation: str) -> None:
             f"{K} classes with {d} features: the paper's formulation asks for {K} orthonormal columns in {d} "
             'dimensions. Use formulation="gauge-free", which needs only K−1 features, or more features.'
         )
+
+
+def check_frame(name: str, U: Tensor, shape: tuple[int, int]) -> None:
+    """Refuse what is no frame: `U M` must have the Gram matrix M."""
+    if U.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(U.shape)}; expected {shape}.")
+    etf = centred(U.double())
+    gram = etf.mT @ etf
+    error = float((gram - centred(torch.eye(shape[1], dtype=gram.dtype, device=gram.device))).abs().max())
+    if not error <= 1e-3:
+        raise ValueError(
+            f"{name} is not a frame: (U M)ᵀ(U M) differs from M by {error:.1e}. Pass a solution of nearest_etf, or the "
+            "polar factor of your matrix."
+        )

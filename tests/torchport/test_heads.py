@@ -168,6 +168,8 @@ def test_classifier_puts_a_head_on_a_backbone() -> None:
         ({"method": "fast"}, "method = 'fast'"),
         ({"initial": "random"}, "'canonical'"),
         ({"initial": torch.zeros(5, 8)}, r"expected \(8, 5\)"),
+        ({"initial": torch.zeros(8, 5)}, "not a frame"),
+        ({"initial": torch.full((8, 5), torch.nan)}, "not a frame"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:
