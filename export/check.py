@@ -6,6 +6,7 @@ constants, so that every step of the export is under test.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +28,7 @@ COMPARED = ("logits", "probabilities", "cosine")
 
 @dataclass(frozen=True)
 class Bound:
-    """What a precision has to keep; None leaves a figure free.
+    """What a precision has to keep; None leaves a figure free. Shares are rounded up to whole images.
 
     Attributes
     ----------
@@ -211,7 +212,11 @@ def compare(
             worst[name] = max(worst[name], deviation, key=lambda d: d.absolute)
 
     disagreements = int(differ.sum())
-    accuracy = [None if truth is None else float((of == truth).mean()) for of in (expected["label"], found)]
+    right = [0 if truth is None else int((labels == truth).sum()) for labels in (expected["label"], found)]
+    accuracy = [None if truth is None else count / len(pixels) for count in right]
+    largest = worst["logits"].absolute
+    bound = bound or BOUNDS[precision]
+    failures = _failures(bound, frozen.temperature, largest, len(pixels), disagreements, right[0] - right[1])
     return CheckReport(
         precision=precision,
         images=len(pixels),
@@ -222,30 +227,23 @@ def compare(
         agreement=1 - disagreements / len(pixels),
         accuracy_torch=accuracy[0],
         accuracy_onnx=accuracy[1],
-        failures=tuple(
-            _failures(bound or BOUNDS[precision], frozen.temperature, worst, disagreements / len(pixels), accuracy)
-        ),
+        failures=tuple(failures),
     )
 
 
-def _failures(
-    bound: Bound,
-    temperature: float,
-    worst: Mapping[str, Deviation],
-    differ: float,
-    accuracy: list[float | None],
-) -> list[str]:
+def _failures(bound: Bound, temperature: float, error: float, images: int, differ: int, lost: int) -> list[str]:
     failures = []
-    error = worst["logits"].absolute
     if bound.logits is not None and not error <= (largest := bound.logits * max(1.0, temperature / 5)):
         failures.append(f"a logit is off by {error:.1e}; allowed is {largest:.1e}")
-    if differ > 1 - bound.agreement + 1e-12:
-        failures.append(f"{differ:.2%} of the images get another label; allowed is {1 - bound.agreement:.2%}")
-    before, after = accuracy
-    loss = 0.0 if before is None or after is None else before - after
-    if bound.accuracy_loss is not None and loss > bound.accuracy_loss + 1e-12:
-        failures.append(f"accuracy falls by {loss:.2%}; allowed is {bound.accuracy_loss:.2%}")
+    if differ > (most := _whole(1 - bound.agreement, images)):
+        failures.append(f"{differ} of {images} images get another label; allowed are {most}")
+    if bound.accuracy_loss is not None and lost > (most := _whole(bound.accuracy_loss, images)):
+        failures.append(f"accuracy falls by {lost} of {images} images; allowed are {most}")
     return failures
+
+
+def _whole(share: float, images: int) -> int:
+    return math.ceil(share * images - 1e-9)
 
 
 @torch.no_grad()
