@@ -8,6 +8,8 @@ never seen is zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -78,6 +80,13 @@ class ClassMeans(nn.Module):
 
         store(self, means=H, global_mean=global_mean, seen=self.seen | present, steps=steps)
         return H, global_mean
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassMeans:
+        """`.to(bfloat16)` and `.half()` stop at float32: an average that moves by 1e-4 would stand still in less."""
+        super()._apply(fn, recurse)
+        if self.means.dtype in (torch.bfloat16, torch.float16):
+            self.means, self.global_mean = self.means.float(), self.global_mean.float()
+        return self
 
     def set(self, class_means: Tensor, global_mean: Tensor | None = None) -> None:
         """Put exact class means (K, d), not centred, in place of the running ones; the default mean is theirs."""

@@ -115,10 +115,11 @@ class FixedETFHead(Head):
 
     def update(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         self.means(h, labels)
-        store(self, bias=-self.weight @ self.means.global_mean)
+        weight = self.weight.to(self.means.global_mean.dtype)
+        store(self, bias=-weight @ self.means.global_mean)
         total = all_reduce_sum(torch.cat([h.sum(0), h.new_tensor([len(h)])]))  # over all processes
         batch_mean = total[:-1] / total[-1].detach()
-        return self.weight, -self.weight @ batch_mean.to(self.weight.dtype)
+        return weight, -weight @ batch_mean.to(weight.dtype)
 
 
 class ImplicitETFHead(Head):

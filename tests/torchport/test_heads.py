@@ -150,6 +150,24 @@ def test_autocast_keeps_the_classifier_in_single(kind: type[Head]) -> None:
     assert features.grad is not None
 
 
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_in_half_precision_keeps_its_averages_in_single(kind: type[Head]) -> None:
+    head = kind(16, 6).bfloat16()
+    features, labels = batch(0, dtype=torch.bfloat16)
+    assert head(features, labels).dtype == torch.bfloat16
+    assert head.weight.dtype == torch.bfloat16
+    if isinstance(head, FixedETFHead | ImplicitETFHead):
+        assert head.means.means.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [FixedETFHead, ImplicitETFHead])
+def test_fewest_features_that_hold_a_simplex(kind: type[Head]) -> None:
+    head = kind(5, 6, formulation="gauge-free") if kind is ImplicitETFHead else kind(5, 6)
+    for step in range(2):
+        head(*batch(step, 5, 6, torch.float32))
+    assert etf_error(head.weight.double().numpy()) < 1e-6
+
+
 def test_classifier_puts_a_head_on_a_backbone() -> None:
     model = Classifier(nn.Flatten(), ImplicitETFHead(12, 4))
     images = torch.randn(5, 3, 2, 2)
