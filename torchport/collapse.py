@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -207,7 +208,7 @@ class NeuralCollapseMeter:
             numerical_rank=float("nan"),
             variability_collapse=variability_collapse(sigma_w, H, len(values)),
             cdnv=cdnv(H, variances),
-            margin_histogram=torch.zeros(MARGIN_BINS, dtype=torch.int64).numpy(),
+            margin_histogram=np.zeros(MARGIN_BINS, dtype=np.int64),
         )
 
     def second_pass(self, weight: Tensor, bias: Tensor | None = None) -> SecondPass:

@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ....reference.collapse import MARGIN_EDGES
 from ....reference.nearest_etf import nearest_etf
@@ -178,6 +178,9 @@ def gram_figure(label: str, hue: str, measured: Measurement, class_names: Sequen
         if K <= 12 and max(map(len, class_names)) <= 3:
             axes.set_xticks(range(K), class_names)
             axes.set_yticks(range(K), class_names)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set(title=f"{label}: {name}", xlabel="class")
         axes.grid(False)
         axes.tick_params(labelsize=6.5, length=2)
@@ -284,7 +287,7 @@ def means_figure(label: str, hue: str, measured: Measurement, class_names: Seque
     outline = [(i, j) for i in range(K) for j in range(i) if K <= 4] or [(i, (i + 1) % K) for i in range(K)]
     for i, j in outline:
         axes.plot(*ideal[[i, j]].T, color=FAINT, linewidth=1.0, linestyle=":")
-    for point in means:
+    for point in means if K <= 30 else ():
         axes.plot(*np.stack([0 * point, point]).T, color=hue, linewidth=0.7, alpha=0.5)
     axes.plot(*means.T, "o", color=hue, markersize=6 if K <= 30 else 3, label="class means")
     axes.plot(*rows.T, "x", color=INK, markersize=6 if K <= 30 else 3, label="rows of W")
@@ -293,6 +296,8 @@ def means_figure(label: str, hue: str, measured: Measurement, class_names: Seque
             axes.text(*point, name, ha="center", va="center", fontsize=7.5)
     axes.set_title(f"{label}: class means")
     axes.set_aspect("equal")
+    if vertices.shape[1] == 3:
+        axes.set_box_aspect(None, zoom=1.35)
     axes.set_axis_off()
     axes.margins(0.12)
     figure.subplots_adjust(left=0.02, right=0.98, bottom=0.1, top=0.92)

@@ -51,6 +51,8 @@ summary { cursor: pointer; margin: .6rem 0; }
   body { background: #fff; font-size: 10pt; }
   nav { display: none; }
   .figures { grid-template-columns: 1fr 1fr; }
+  .verdicts { grid-template-columns: repeat(3, 1fr); }
+  .verdict p, table { font-size: 8pt; }
   figure, .verdict, tr { break-inside: avoid; }
   h2, h2 + p { break-after: avoid; }
   header, main, footer { max-width: none; padding: 0; }
