@@ -32,9 +32,7 @@ Row = dict[str, float]
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, finds either the old contents or the new, never half of
-    them.
-    """
+    """Write a file so that readers and crashes find the old contents or the new ones, never half of them."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
@@ -55,7 +53,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path, settings: Settings, *, resume: bool = False, overwrite: bool = False) -> None:
         self.path = Path(path)
-        taken = self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        taken = self.path.exists() and (not self.path.is_dir() or any(p.suffix != ".tmp" for p in self.path.iterdir()))
         self.resumed = resume and (self.path / "last.pt").exists()
         if resume and (self.path / "config.json").exists():
             saved = read_settings(self.path)

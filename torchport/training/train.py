@@ -122,9 +122,9 @@ def train(
         set_random_state(saved["random"])
     if rank == 0:
         folder.begin()
-        folder.truncate(start_epoch - 1)
         if not folder.resumed:
             folder.write_config(settings, data, place)
+        folder.truncate(start_epoch - 1)
 
     def save(name: str, epoch: int, step: int) -> None:
         """Write a checkpoint from which the run goes on with step `step` of epoch `epoch`."""

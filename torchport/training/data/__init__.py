@@ -176,6 +176,10 @@ def make_loader(
     }
     batch_size = settings.batch_size if split is data.train else world  # a test split is only read in order
     if isinstance(split, FolderSplit):
+        if settings.crop_padding or settings.rotation:
+            raise DataError(
+                "image folders are augmented by random parts and flip: crop_padding and rotation are not for them"
+            )
         return FolderLoader(split, batch_size, flip=settings.flip, workers=settings.workers, **shared)
     augmentation = Augmentation(settings.flip, settings.crop_padding, settings.rotation)
     return DeviceLoader(split, batch_size, augmentation=augmentation, **shared)

@@ -55,9 +55,7 @@ class FolderSplit:
         return digest.hexdigest()
 
     def read(self, index: int, rng: np.random.Generator | None = None, flip: bool = False) -> NDArray[np.uint8]:
-        """An image: its middle, or with `rng` a random part (8–100 % of the area, 3:4 to 4:3), perhaps
-        mirrored.
-        """
+        """An image: its middle, or with `rng` a random part of it (as `random_box`), perhaps mirrored."""
         from PIL import Image, ImageOps, UnidentifiedImageError
 
         path = self.paths[index]
@@ -90,8 +88,9 @@ class LazyImages:
 
 
 def random_box(size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """A random part of an image as (left, upper, right, lower): Szegedy et al. 2014, arXiv 1409.4842,
-    section 6.
+    """A random part of an image as (left, upper, right, lower).
+
+    Between 8 and 100 % of its area, and between 3:4 and 4:3 (Szegedy et al. 2014, arXiv 1409.4842, section 6).
     """
     width, height = size
     for _ in range(10):
@@ -136,9 +135,7 @@ def _folder_split(root: Path, part: str, classes: Sequence[str], size: int) -> F
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
-    """What worker processes hold; an item is asked for by (epoch, index), with epoch −1 for the unchanged
-    image.
-    """
+    """What worker processes hold; an item is asked for as (epoch, index), with epoch −1 for the image unchanged."""
 
     def __init__(self, split: FolderSplit, seed: int, flip: bool) -> None:
         self.split, self.seed, self.flip = split, seed, flip

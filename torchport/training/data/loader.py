@@ -97,9 +97,16 @@ class DeviceLoader:
         self.batch_size, self.seed, self.stratified = batch_size, seed, stratified
         self.augmentation, self.device, self.rank, self.world = augmentation, device, rank, world
         self._order_labels = split.labels
-        self.images = torch.from_numpy(np.ascontiguousarray(split.images)).to(device)  # (N, H, W, C)
+        padding = augmentation.crop_padding
+        images = torch.from_numpy(np.ascontiguousarray(split.images)).to(device)  # (N, H, W, C)
+        padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+        N, height, width, channels = padded.shape
+        self.images = padded[:, padding : height - padding, padding : width - padding]
+        # A row of W pixels from any pixel on, as a view: one gather of rows then shifts a whole batch.
+        length = width - 2 * padding
+        self._rows = padded.view(-1).as_strided((N * height * width - length + 1, length * channels), (channels, 1))
+        self._padded_size = height, width
         self.labels = torch.from_numpy(split.labels).to(device)
-        channels = len(mean)
         self._scale = (1 / (255 * torch.tensor(std))).to(device).view(1, channels, 1, 1)
         self._shift = (-torch.tensor(mean) / torch.tensor(std)).to(device).view(1, channels, 1, 1)
 
@@ -125,23 +132,18 @@ class DeviceLoader:
             yield self._normalised(self.images[part]), self.labels[part]
 
     def _normalised(self, images: Tensor) -> Tensor:
-        return images.permute(0, 3, 1, 2) * self._scale + self._shift  # (B, C, H, W), channels last in memory
+        return (images.permute(0, 3, 1, 2) * self._scale).add_(self._shift)  # (B, C, H, W), channels last in memory
 
     def _augmented(self, index: Tensor, random: Tensor) -> Tensor:
-        padding = self.augmentation.crop_padding
-        if not padding and not self.augmentation.flip:
-            return self._rotated(self._normalised(self.images[index]), random)
-        _, height, width, _ = self.images.shape
-        rows = torch.arange(height, device=self.device).repeat(len(index), 1)  # (B, H): where pixels come from
-        columns = torch.arange(width, device=self.device).repeat(len(index), 1)
+        _, height, width, channels = self.images.shape
+        padded_height, padded_width = self._padded_size
+        top, left = (random[:, 1:3] * (2 * self.augmentation.crop_padding + 1)).long().T[:, :, None]  # (B, 1) each
+        rows = index[:, None] * padded_height + top + torch.arange(height, device=self.device)  # (B, H)
+        pixels = self._rows.index_select(0, (rows * padded_width + left).flatten())
+        images = pixels.view(-1, height, width, channels)
         if self.augmentation.flip:
-            columns = torch.where(random[:, :1] < 0.5, width - 1 - columns, columns)
-        shifts = (random[:, 1:3] * (2 * padding + 1)).long() - padding  # (B, 2)
-        rows, columns = rows + shifts[:, :1], columns + shifts[:, 1:]
-        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-        rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
-        images = self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, H, W, C)
-        return self._rotated(self._normalised(images * inside[..., None]), random)
+            images = torch.where(random[:, 0, None, None, None] < 0.5, images.flip(2), images)
+        return self._rotated(self._normalised(images), random)
 
     def _rotated(self, images: Tensor, random: Tensor) -> Tensor:
         if not self.augmentation.rotation:
