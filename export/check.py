@@ -18,7 +18,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from .errors import CheckError, ExportError, InputError
+from .errors import CheckError, ExportError, InputError, first_line
 from .freeze import Frozen, freeze
 from .predict import OnnxClassifier
 
@@ -266,7 +266,7 @@ def _torch_side(
             features = frozen.backbone(x)
             logits = frozen.head(features)
         except (ValueError, RuntimeError) as error:
-            raise ExportError(f"PyTorch's own model fails on the images: {error}") from error
+            raise ExportError(f"PyTorch's own model fails on the images: {first_line(error)}") from error
         label = logits.argmax(1)
         pixels = batch if classifier.takes_images else x.permute(0, 2, 3, 1)  # (B, H, W, C)
         part = {"logits": logits, "probabilities": logits.softmax(1), "label": label}

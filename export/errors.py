@@ -17,3 +17,12 @@ class InputError(ExportError):
 
 class CheckError(ExportError):
     """An exported model that differs from PyTorch by more than is allowed; no file was left."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, cut to the line that a message of ours can quote.
+
+    >>> first_line(RuntimeError("shapes differ\\n  in conv2d"))
+    'shapes differ'
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .errors import ExportError
+from .errors import ExportError, first_line
 
 Array = NDArray[np.float32]
 
@@ -93,7 +93,7 @@ def freeze(model: nn.Module) -> Frozen:
             for part in (model.get_submodule("backbone"), model.get_submodule("head"))
         )
     except RuntimeError as error:
-        raise ExportError(f"the model cannot be copied: {_first_line(error)}") from error
+        raise ExportError(f"the model cannot be copied: {first_line(error)}") from error
     for name in ("weight", "temperature"):
         if not hasattr(head, name):
             raise ExportError(
@@ -129,7 +129,3 @@ def _array(name: str, values: object) -> Array:
     if not np.isfinite(array).all():
         raise ExportError(f"the head's {name} holds NaN or infinite entries: train it first")
     return array
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -23,7 +24,7 @@ import onnx.inliner
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from .errors import ExportError
+from .errors import ExportError, first_line
 from .freeze import Frozen
 from .model_file import METADATA_KEY, OUTPUTS
 
@@ -36,7 +37,6 @@ DTYPES: dict[str, type[np.floating[Any]]] = {"fp16": np.float16, "fp32": np.floa
 class Piece:
     """A run of nodes and the constants they use."""
 
-    opset: int
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
@@ -53,7 +53,7 @@ class Piece:
 
 def preprocessing_piece(mean: Sequence[float], std: Sequence[float], layout: str, *, float_input: bool) -> Piece:
     """`images` to `backbone/pixels` (N, C, H, W): (x/255 − mean)/std, as one product and one sum."""
-    piece, x = Piece(OPSET), "images"
+    piece, x = Piece(), "images"
     if layout == "NHWC":
         x = piece.add("Transpose", [x], "images_nchw", perm=[0, 3, 1, 2])
     if float_input:
@@ -72,7 +72,7 @@ def head_piece(frozen: Frozen, features: str, dtype: type[np.floating[Any]], ops
     Features are divided by their largest entry before they are squared, so that float16 neither overflows nor
     underflows; then the length is at least 1, and only all-zero features need the `Max`.
     """
-    p = Piece(opset)
+    p = Piece()
     W, tau = frozen.weight.astype(np.float64), frozen.temperature
     axis, one = p.constant("axis", [1]), p.constant("one", 1, dtype)
     size = p.add("Abs", [features], "feature_sizes")
@@ -116,14 +116,13 @@ def backbone_model(frozen: Frozen, image_shape: tuple[int, int, int]) -> onnx.Mo
             features = frozen.backbone(sample)
     except Exception as error:
         raise ExportError(
-            f"the backbone fails on images of shape (N, C, H, W) = {tuple(sample.shape)}: {error}"
+            f"the backbone fails on images of shape (N, C, H, W) = {tuple(sample.shape)}: {first_line(error)}"
         ) from error
     found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
     if found != (2, frozen.num_features):
         raise ExportError(f"the backbone gives {found} for 2 images: expected features (2, {frozen.num_features})")
     try:
-        with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
-            warnings.simplefilter("ignore")
+        with _quiet("torch.onnx", "onnxscript", "onnx_ir"):
             program = torch.onnx.export(
                 frozen.backbone,
                 (sample,),
@@ -137,10 +136,9 @@ def backbone_model(frozen: Frozen, image_shape: tuple[int, int, int]) -> onnx.Mo
                 dynamic_shapes=({0: torch.export.Dim("N")},),
             )
     except Exception as error:
-        reason = str(error).strip().splitlines()
         raise ExportError(
-            f"torch cannot export the backbone ({type(error).__name__}: {reason[0] if reason else ''}); its "
-            "forward has to be free of branches on tensor values and has to accept any batch size"
+            f"torch cannot export the backbone ({type(error).__name__}: {first_line(error)}); its forward has to "
+            "be free of branches on tensor values, and to accept any batch size"
         ) from error
     assert program is not None
     model = onnx.inliner.inline_local_functions(program.model_proto)
@@ -209,7 +207,7 @@ def seal(model: onnx.ModelProto, metadata: dict[str, Any]) -> bytes:
         onnx.checker.check_model(model, full_check=True)
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
-        raise ExportError(f"the exported graph is not valid ONNX: {error}") from error
+        raise ExportError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
     return model.SerializeToString(deterministic=True)
 
 
@@ -234,17 +232,17 @@ def _strip_graph(graph: onnx.GraphProto) -> None:
                     _strip_graph(subgraph)
 
 
-class _quiet:
-    """Loggers that say nothing below an error inside this context."""
-
-    def __init__(self, *names: str) -> None:
-        self.loggers = [logging.getLogger(name) for name in names]
-
-    def __enter__(self) -> None:
-        self.levels = [logger.level for logger in self.loggers]
-        for logger in self.loggers:
-            logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *exception: object) -> None:
-        for logger, level in zip(self.loggers, self.levels, strict=True):
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """No warnings inside this context, and nothing below an error from the loggers of these names."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

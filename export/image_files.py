@@ -32,8 +32,8 @@ def find_images(names: Iterable[str | Path]) -> list[Path]:
             found += inside
         elif path.is_file():
             found.append(path)
-        elif matches := sorted(Path(match) for match in glob.glob(str(name), recursive=True)):
-            found += [match for match in matches if match.is_file()]
+        elif matches := sorted(Path(m) for m in glob.glob(str(name), recursive=True) if Path(m).is_file()):
+            found += matches
         else:
             raise InputError(f"{name} is neither a file, nor a folder, nor a pattern that matches any")
     return found

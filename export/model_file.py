@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from .errors import InputError, ModelFileError
+from .errors import InputError, ModelFileError, first_line
 
 FORMAT = 1  # of the metadata, one JSON object under this key
 METADATA_KEY = "nearest_etf"
@@ -39,8 +39,7 @@ def open_session(data: bytes, name: str, threads: int) -> onnxruntime.InferenceS
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelFileError(f"{name} is damaged or no ONNX model that onnxruntime can run ({reason})") from error
+        raise ModelFileError(f"{name} is damaged or no ONNX model that can be run ({first_line(error)})") from error
 
 
 def matches_sidecar(path: Path, data: bytes) -> bool:

@@ -135,9 +135,10 @@ class OnnxClassifier:
             raise ModelFileError(
                 f"{name} has format {found}, but this version reads format {FORMAT}: update nearest-etf"
             )
-        names = [entry.name for entry in self._session.get_inputs()]
-        if names != [self._input_name] or [entry.name for entry in self._session.get_outputs()] != list(OUTPUTS):
-            raise ModelFileError(f"{name} contradicts its own metadata: its inputs are {names}")
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        interface = ([entry.name for entry in inputs], [entry.name for entry in outputs], outputs[0].shape[1:])
+        if interface != ([self._input_name], list(OUTPUTS), [len(self.class_names)]):
+            raise ModelFileError(f"{name} contradicts its own metadata: inputs, outputs and classes are {interface}")
 
     @property
     def takes_images(self) -> bool:
