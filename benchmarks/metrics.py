@@ -3,8 +3,9 @@
     python benchmarks/metrics.py                     # 50,000 × 512 features, K = 100: a minute on two cores
     python benchmarks/metrics.py --samples 5000 --repeats 5
 
-The peer is how the paper's scripts (and Zhu et al. 2021, arXiv 2105.02375) go about it, written here from that
-description: a dictionary of class sums filled one sample at a time, then a column times a row per sample for Σ_W.
+The peer is the widespread way since Zhu et al. 2021, arXiv 2105.02375, written here from its description: a dictionary
+of class sums filled one sample at a time, then a column times a row per sample for Σ_W. (The paper's own scripts fill
+the same dictionary, and keep all features beside it to form Σ_W class by class.)
 Both give NC1, NC2 of the class means and NC3, from the same batches, in the same process; the figures must agree.
 """
 
