@@ -140,18 +140,20 @@ def _collapse(group: Group) -> str:
     epochs, worst = group.epochs[~np.isnan(worst)], worst[~np.isnan(worst)]
     if len(worst) == 0:
         return "Neural collapse was not measured."
-    nc1 = _number(float(np.nanmedian(group.final("train_nc1"))))
+    spread = f"NC1 at {_number(float(np.median(group.final('train_nc1'))))}"
+    cdnv = float(np.median(group.final("train_cdnv")))
+    spread += "" if math.isnan(cdnv) else f" and CDNV at {_number(cdnv)}"  # which sees spread off the means' span, too
     reached = [tolerance for tolerance in TOLERANCES if worst[-1] <= tolerance]
     if not reached:
         return (
             f"Not collapsed to within {TOLERANCES[-1]:g} yet: class means and classifier end {worst[-1]:.2g} "
-            f"from a common simplex ETF, with NC1 at {nc1}."
+            f"from a common simplex ETF, with {spread}."
         )
     outside = np.flatnonzero(worst > reached[0])
     since = epochs[outside[-1] + 1] if len(outside) else epochs[0]
     return (
         f"Class means and classifier have collapsed to within {reached[0]:g} of a common simplex ETF since epoch "
-        f"{since} ({worst[-1]:.2g} at the end), with NC1 at {nc1}."
+        f"{since} ({worst[-1]:.2g} at the end), with {spread}."
     )
 
 
