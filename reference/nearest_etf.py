@@ -61,8 +61,6 @@ class NearestETF:
         `U`; in the gauge-free form the partial isometry `X Qᵀ`. `frame @ M` is the ETF in both.
     classifier : (K, d)
         `W = √(K/(K−1)) M Uᵀ`, unit rows.
-    objective : float
-        The value of (P), or of (R) with the proximal distance between ETFs.
     gradient_norm : float
         `‖A − X sym(XᵀA)‖_F`, the Riemannian gradient of (P′).
     iterations : int
@@ -75,11 +73,12 @@ class NearestETF:
 
     frame: Array
     classifier: Array
-    objective: float
     gradient_norm: float
     status: Status
     formulation: Formulation
     delta: float
+    class_means: Array = field(repr=False)  # H (d, K)
+    proximal: Array | None = field(repr=False)  # U₀ (d, K), None where there is no proximal term
     variable: Array = field(repr=False)  # X (d, m): m = K, or K−1 where the gauge is left out
     linear_term: Array = field(repr=False)  # A (d, m)
     gauge_start: Array | None = field(repr=False)  # the initial frame's U·1/√K (d,), where it chose the gauge
@@ -93,6 +92,15 @@ class NearestETF:
     def gauge_free(self) -> bool:
         """Whether `variable` lives in the K−1 dimensions of (R)."""
         return self.variable.shape[1] < self.frame.shape[1]
+
+    @cached_property
+    def objective(self) -> float:
+        """The value of (P), or of (R) with the proximal distance between ETFs."""
+        value = _norm(self.class_means - _centred(self.frame) / np.sqrt(self.frame.shape[1] - 1)) ** 2
+        if self.proximal is None:
+            return value
+        apart = self.frame - self.proximal
+        return value + 0.5 * self.delta * _norm(apart if self.formulation == "paper" else _centred(apart)) ** 2
 
     @cached_property
     def singular_values(self) -> Array:
@@ -232,11 +240,12 @@ def nearest_etf(
     return NearestETF(
         frame=frame,
         classifier=np.sqrt(K / (K - 1)) * _centred(frame).T,
-        objective=_objective(H, frame, U0, delta, formulation),
         gradient_norm=_norm(gradient),
         status=status,
         formulation=formulation,
         delta=0.0 if U0 is None else float(delta),
+        class_means=H,
+        proximal=U0,
         variable=X,
         linear_term=A,
         gauge_start=gauge_start,
@@ -331,15 +340,6 @@ def _trust_region(
 def _rank_tolerance(shape: tuple[int, ...]) -> float:
     """Singular values below this share of the largest are zero: the rule of numpy.linalg.matrix_rank."""
     return max(shape) * EPS
-
-
-def _objective(H: Array, frame: Array, U0: Array | None, delta: float, formulation: Formulation) -> float:
-    K = H.shape[1]
-    value = _norm(H - _centred(frame) / np.sqrt(K - 1)) ** 2
-    if U0 is None:
-        return value
-    apart = frame - U0 if formulation == "paper" else _centred(frame - U0)
-    return value + 0.5 * delta * _norm(apart) ** 2
 
 
 def _centred(H: Array) -> Array:

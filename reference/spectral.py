@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError, cholesky, eigh
 
 from .stiefel import Array, skew, sym
 from .trust_region import EPS, LocalModel, Step
@@ -39,7 +38,7 @@ class Spectrum:
 def hessian_spectrum(model: LocalModel) -> Spectrum:
     """The eigendecomposition of the Hessian at `model.point`, from the one of `sym(UᵀA)`."""
     d, K = model.point.shape
-    eigenvalues, Q = eigh(-sym(model.frame_gradient), check_finite=False)
+    eigenvalues, Q = np.linalg.eigh(-sym(model.frame_gradient))
     pairs = 0.5 * (eigenvalues[:, None] + eigenvalues[None, :])
     np.fill_diagonal(pairs, np.inf)
     return Spectrum(eigenvalues, Q, pairs, d > K)
@@ -101,8 +100,8 @@ def escape(model: LocalModel) -> tuple[Array, float] | None:
 def is_positive_definite(S: Array, margin: float = 0.0) -> bool:
     """Whether every eigenvalue of the symmetric S exceeds the margin."""
     try:
-        cholesky(S - margin * np.eye(len(S)), check_finite=False)
-    except LinAlgError:
+        np.linalg.cholesky(S - margin * np.eye(len(S)))
+    except np.linalg.LinAlgError:
         return False
     return True
 

@@ -12,7 +12,8 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, eigh, qr, solve_triangular
+from scipy.linalg import cholesky, qr, solve_triangular
+from scipy.special import binom
 
 Array = NDArray[np.float64]
 
@@ -35,11 +36,22 @@ def project(U: Array, Z: Array) -> Array:
 def retract_polar(U: Array, V: Array) -> Array:
     """The polar factor of U + V, (d, K): a second-order retraction, and the nearest point of the manifold.
 
-    For a tangent V, `(U+V)ᵀ(U+V) = I + VᵀV` is well conditioned, so its square root may be taken by eigh.
+    For a tangent V, `(U+V)ᵀ(U+V) = I + X` with `X = VᵀV`, so the inverse square root is well conditioned: by eigh,
+    or for short steps by as many terms of the binomial series `(I + X)^{-1/2}` as its norm asks for.
     """
     Y = U + V
-    eigenvalues, Q = eigh(Y.T @ Y, check_finite=False)
-    root: Array = (Q / np.sqrt(eigenvalues)) @ Q.T
+    gram = Y.T @ Y
+    identity = np.eye(len(gram))
+    X = gram - identity
+    size = float(np.linalg.norm(X))
+    if size > 0.1:
+        eigenvalues, Q = np.linalg.eigh(gram)
+        return Y @ ((Q / np.sqrt(eigenvalues)) @ Q.T)
+    terms = int(np.ceil(-12 / np.log10(max(size, 1e-12))))  # until sizeᵏ < 1e-12
+    coefficients = binom(-0.5, np.arange(terms + 1))
+    root = coefficients[-1] * identity
+    for coefficient in coefficients[-2::-1]:
+        root = X @ root + coefficient * identity
     return Y @ root
 
 
