@@ -138,7 +138,8 @@ def run(settings: Settings, output: str, **options: Any) -> int:
     try:
         row = train(settings, output, **options)
     except (DataError, CheckpointError) as error:
-        raise SettingsError(str(error)) from error
+        # From a worker process the message comes after that process's traceback.
+        raise SettingsError(str(error).rstrip().splitlines()[-1].rpartition("DataError: ")[2]) from error
     except TrainingError as error:
         print(f"etf-train: {error}", file=sys.stderr)
         return 1

@@ -94,7 +94,12 @@ def train(
     torch.manual_seed(settings.seed)
 
     # The data, as 8-bit images: on the device, or behind worker processes for image folders.
+    # Rank 0 goes first, since it may have to download them.
+    if rank > 0:
+        dist.barrier()
     data = training_data(settings, data_dir)
+    if rank == 0 and world > 1:
+        dist.barrier()
     loader = make_loader(data.train, data, settings, device=place, rank=rank, world=world)
     held_out = make_loader(data.test, data, settings, device=place, rank=rank, world=world)
 

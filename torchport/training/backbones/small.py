@@ -33,7 +33,9 @@ class SmallCNN(nn.Module):
         quarter, half = max(1, num_features // 4), max(1, num_features // 2)
 
         def stage(wide: int, wider: int) -> list[nn.Module]:
-            return [nn.Conv2d(wide, wider, 3, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
+            # Small sets have few steps an epoch: running statistics have to follow within some of them.
+            normalise = nn.BatchNorm2d(wider, momentum=0.3)
+            return [nn.Conv2d(wide, wider, 3, padding=1, bias=False), normalise, nn.ReLU()]
 
         self.layers = nn.Sequential(
             *stage(channels, quarter),
