@@ -14,10 +14,10 @@ problems as training makes them: each is the last one, moved by `--drift`, with 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -271,16 +271,20 @@ def probe(name: str, d: int, K: int, condition: float) -> int:
     problem = synthetic(d, K, condition)
     before = current_bytes()
     contestants(d, K, "cpu", slow=True)[name](problem)
-    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, 0)
+    return status_bytes("VmHWM") - before
 
 
 def current_bytes() -> int:
     """Resident memory, after the allocator has given back what it can and the high-water mark was reset to it."""
-    import ctypes
-
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return status_bytes("VmRSS")
+
+
+def status_bytes(field: str) -> int:
+    """What Linux knows about this process' memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def all_rows(options: argparse.Namespace) -> Iterator[Row]:
@@ -328,7 +332,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--sizes", nargs="+", default=SIZES[:5], help=f"dxK, default {' '.join(SIZES[:5])}")
     parser.add_argument("--conditions", nargs="+", type=float, default=[10.0, 1e3, 1e6], help="κ of the class means")
-    parser.add_argument("--trained", nargs="+", default=[], help="run folders of training runs whose means to solve for")
+    parser.add_argument(
+        "--trained", nargs="+", default=[], help="run folders of training runs whose means to solve for"
+    )
     parser.add_argument("--runs", type=int, default=7, help="timed runs of each contestant")
     parser.add_argument("--drift", type=float, default=1e-3, help="α_t of the successive problems")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
