@@ -105,7 +105,7 @@ def etf_error(weight: ArrayLike) -> float:
     Examples
     --------
     >>> round(etf_error(np.eye(3)), 4)
-    0.5858
+    0.6058
     """
     W = np.asarray(weight, dtype=np.float64)
     if W.ndim != 2:
