@@ -17,8 +17,8 @@ from torch import Tensor
 
 METHODS = ("auto", "svd", "eigh", "matmul")
 
-# The crossovers of "auto", measured with benchmarks/layer.py on one and two CPU cores. With fewer columns than
-# these, LAPACK's SVD is as quick as all that surrounds an eigendecomposition, and a stale basis saves nothing.
+# The crossovers of "auto", read off benchmarks/layer.py on a CPU. With fewer columns than these, LAPACK's SVD is
+# as quick as all that surrounds an eigendecomposition, and a stale basis saves nothing.
 SMALLEST_FOR_EIGH = 16
 SMALLEST_FOR_WARM_START = 256
 
