@@ -53,7 +53,8 @@ def model(digits: tuple[np.ndarray, np.ndarray]) -> Classifier:
     optimiser = torch.optim.Adam(classifier.backbone.parameters(), 1e-2)
     x = (torch.from_numpy(images[:1400]).permute(0, 3, 1, 2).float() / 255 - 0.3) / 0.37
     y = torch.from_numpy(labels[:1400])
-    for _ in range(4):
+    for rate in (1e-2, 1e-2, 1e-2, 3e-3, 1e-3):
+        optimiser.param_groups[0]["lr"] = rate
         for chosen in torch.randperm(1400).split(70):
             loss = nn.functional.cross_entropy(classifier(x[chosen], y[chosen]), y[chosen])
             optimiser.zero_grad()

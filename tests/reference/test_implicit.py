@@ -135,7 +135,7 @@ def test_square_problems_need_only_sums_of_singular_values():
         (lambda s: nearest_etf_vjp(s, np.full((6, 3), np.nan)), "NaN or infinite"),
         (lambda s: nearest_etf_jvp(s, np.ones(3)), "class_means_dot has shape"),
         (lambda s: nearest_etf_jvp(s, np.ones((6, 3)), np.ones(2)), "proximal_dot has shape"),
-        (lambda s: nearest_etf_vjp(s, np.ones((6, 3)), method="sparse"), "'closed-form', 'dense'"),
+        (lambda s: nearest_etf_vjp(s, np.ones((6, 3)), method="sparse"), "'closed-form', 'dense'"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_input_is_refused(call, message):

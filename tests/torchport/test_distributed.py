@@ -1,11 +1,12 @@
 """Two processes that share a batch do what one process does with all of it."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 
 from nearest_etf.torchport import ImplicitETFHead
 from nearest_etf.torchport.distributed import all_reduce_sum
@@ -40,9 +41,15 @@ def test_without_processes_nothing_happens() -> None:
 
 
 def test_two_processes_solve_the_same_problem(tmp_path: Path) -> None:
-    start_processes(one_of_two, (str(tmp_path),), nprocs=2, start_method="fork")
+    # New processes: a fork would inherit locks of the threads that earlier tests have started.
+    running = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
     weight, gradient = step(*shared_batch())
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for part in parts:
         torch.testing.assert_close(part[0], weight)
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), gradient)
+
+
+if __name__ == "__main__":
+    one_of_two(int(sys.argv[1]), sys.argv[2])

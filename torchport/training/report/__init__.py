@@ -22,7 +22,7 @@ __all__ = ["Group", "Run", "RunError", "group_runs", "load_run", "main", "write_
 
 EXAMPLES = """examples:
   etf-report runs/demo/* --to report.html                one self-contained page
-  etf-report runs/demo/* --to report.png                 one summary picture
+  etf-report runs/demo/* --to report.html report.png     and one summary picture
   etf-report runs/demo/* --to report.html --figures fig  each figure as SVG and PNG, too
   etf-report runs/demo/* --aggregate tables --at 50 200  statistics over seeds: Markdown, CSV, LaTeX
 """
@@ -84,7 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders of etf-train")
-    parser.add_argument("--to", metavar="FILE", type=Path, help="the page (.html) or the picture (.png, .svg, .pdf)")
+    parser.add_argument(
+        "--to",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="the page (.html), the picture (.png, .svg, .pdf)",
+    )
     parser.add_argument("--figures", metavar="DIR", type=Path, help="with a page: each figure as SVG and PNG, too")
     parser.add_argument("--aggregate", metavar="DIR", type=Path, help="statistics over seeds: Markdown, CSV, LaTeX")
     parser.add_argument(
@@ -101,9 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.aggregate:
             for path in write_tables(groups, options.aggregate, epochs):
                 print(path)
-        if options.to:
-            write_report(groups, options.to, epochs, options.figures)
-            print(options.to)
+        for target in options.to:
+            write_report(groups, target, epochs, options.figures)
+            print(target)
     except (RunError, OSError) as error:
         parser.error(str(error))
     return 0
