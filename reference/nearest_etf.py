@@ -61,8 +61,6 @@ class NearestETF:
         `U`; in the gauge-free form the partial isometry `X Qᵀ`. `frame @ M` is the ETF in both.
     classifier : (K, d)
         `W = √(K/(K−1)) M Uᵀ`, unit rows.
-    gradient_norm : float
-        `‖A − X sym(XᵀA)‖_F`, the Riemannian gradient of (P′).
     iterations : int
         Outer iterations of the trust region; 0 for the polar factor.
     status : Status
@@ -73,7 +71,6 @@ class NearestETF:
 
     frame: Array
     classifier: Array
-    gradient_norm: float
     status: Status
     formulation: Formulation
     delta: float
@@ -101,6 +98,12 @@ class NearestETF:
             return value
         apart = self.frame - self.proximal
         return value + 0.5 * self.delta * _norm(apart if self.formulation == "paper" else _centred(apart)) ** 2
+
+    @cached_property
+    def gradient_norm(self) -> float:
+        """`‖A − X sym(XᵀA)‖_F`, the norm of the Riemannian gradient of (P′)."""
+        X, A = self.variable, self.linear_term
+        return _norm(A - X @ sym(X.T @ A))
 
     @cached_property
     def singular_values(self) -> Array:
@@ -236,11 +239,9 @@ def nearest_etf(
         frame = complete_frame(left, Q @ right, C) if not unique else complete_frame(X, Q, C)
         X = frame @ Q
 
-    gradient = A - X @ sym(X.T @ A)
     return NearestETF(
         frame=frame,
         classifier=np.sqrt(K / (K - 1)) * _centred(frame).T,
-        gradient_norm=_norm(gradient),
         status=status,
         formulation=formulation,
         delta=0.0 if U0 is None else float(delta),
@@ -320,11 +321,12 @@ def _trust_region(
         tolerance=tolerance * _norm(B),
         max_iterations=max_iterations,
     )
-    d, m = result.point.shape
-    # One Newton–Schulz step takes what the retractions' rounding left of UᵀU − I to its square.
-    X = result.point @ (1.5 * np.eye(m) - 0.5 * (result.point.T @ result.point))
-    S = sym(X.T @ B)
-    tolerated = max(_rank_tolerance(B.shape) * float(np.linalg.norm(S)), 4 * result.gradient_norm)
+    X, S = result.model.point, -sym(result.model.frame_gradient)
+    d, m = X.shape
+    error = X.T @ X - np.eye(m)
+    if _norm(error) > 4 * m * EPS:  # one Newton–Schulz step takes what rounding left of UᵀU − I to its square
+        X = X - 0.5 * X @ error
+    tolerated = max(_rank_tolerance(B.shape) * _norm(S), 4 * result.gradient_norm)
     if is_positive_definite(S, tolerated) or not result.status.ok:
         return X, X, np.eye(m), result.history, result.status
     values, Y = eigh(S)
@@ -349,6 +351,9 @@ def _centred(H: Array) -> Array:
 
 def _norm(B: Array) -> float:
     """The Frobenius norm, safe from overflow and underflow of the squares."""
+    squared = float(np.vdot(B, B))
+    if 1e-250 < squared < 1e250:
+        return squared**0.5
     largest = float(np.abs(B).max(initial=0.0))
     return largest * float(np.linalg.norm(B / largest)) if 0.0 < largest < np.inf else largest
 

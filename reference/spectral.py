@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .stiefel import Array, skew, sym
+from .stiefel import Array, frobenius, skew, sym
 from .trust_region import EPS, LocalModel, Step
 
 
@@ -51,17 +51,23 @@ def exact_step(model: LocalModel, radius: float) -> Step:
     spectrum = hessian_spectrum(model)
     values, Q, pairs = spectrum.eigenvalues, spectrum.basis, spectrum.pair_curvature
 
-    # g = U omega + normal. The normal part will be divided by singular values, so it is made orthogonal to U to
+    # g = U frame_part + normal. The normal part will be divided by singular values, so it is made orthogonal to U to
     # the rounding of g itself, not of A: what it kept of U would come back as a rotation in stiff directions.
     frame_part = U.T @ g
     omega_rotated = Q.T @ skew(frame_part) @ Q
+    if spectrum.lowest > 1e-6 * values[-1]:  # convex: Newton's step, if it stays in the ball
+        rotation = Q @ (omega_rotated / pairs) @ Q.T
+        inverse = (Q / values) @ Q.T if spectrum.has_normal else np.zeros_like(Q)
+        V = U @ (frame_part @ inverse - rotation) - g @ inverse
+        if frobenius(V) <= radius:
+            return Step(V, -0.5 * float(np.vdot(g, V)), False, 1)
     normal_rotated = (g - U @ frame_part) @ Q if spectrum.has_normal else np.zeros_like(g)
     weights = np.concatenate([np.square(omega_rotated).ravel(), np.einsum("dk,dk->k", normal_rotated, normal_rotated)])
     curvatures = np.concatenate([pairs.ravel(), values if spectrum.has_normal else np.full_like(values, np.inf)])
 
     # What rounding leaves of a zero. Where curvature and gradient are both that small, no step is deserved: it would
     # be noise over noise.
-    noise = (d + K) * EPS * (float(np.abs(values).max()) + float(np.linalg.norm(g)))
+    noise = (d + K) * EPS * (float(np.abs(values).max()) + frobenius(g))
     curvatures[(np.abs(curvatures) <= 4 * noise) & (weights <= noise**2)] = np.inf
     shift, squared_norm = _solve_secular(weights, curvatures, max(0.0, noise - spectrum.lowest), radius)
     divisors = curvatures + shift
@@ -88,7 +94,7 @@ def escape(model: LocalModel) -> tuple[Array, float] | None:
     A Cholesky factor of `sym(UᵀA)` proves a minimiser at a fraction of an eigendecomposition's cost.
     """
     S = -sym(model.frame_gradient)
-    threshold = 1e-13 * float(np.linalg.norm(S))
+    threshold = 1e-13 * frobenius(S)
     if is_positive_definite(S, threshold):
         return None
     spectrum = hessian_spectrum(model)

@@ -28,6 +28,11 @@ def skew(B: Array) -> Array:
     return 0.5 * (B - B.T)
 
 
+def frobenius(B: Array) -> float:
+    """The Frobenius norm ‖B‖_F, without the overhead of numpy.linalg.norm."""
+    return float(np.vdot(B, B)) ** 0.5
+
+
 def project(U: Array, Z: Array) -> Array:
     """The orthogonal projection of Z (d, K) onto the tangent space at U: `Z − U sym(UᵀZ)`."""
     return Z - U @ sym(U.T @ Z)
@@ -43,7 +48,7 @@ def retract_polar(U: Array, V: Array) -> Array:
     gram = Y.T @ Y
     identity = np.eye(len(gram))
     X = gram - identity
-    size = float(np.linalg.norm(X))
+    size = frobenius(X)
     if size > 0.1:
         eigenvalues, Q = np.linalg.eigh(gram)
         return Y @ ((Q / np.sqrt(eigenvalues)) @ Q.T)

@@ -20,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .stiefel import Array, project, retract_polar, sym
+from .stiefel import Array, frobenius, project, retract_polar, sym
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -111,11 +111,15 @@ class Iteration:
 class TrustRegionResult:
     """Where the method ended, how, and how it got there."""
 
-    point: Array
+    model: LocalModel  # at the point where it ended
     cost: float
     gradient_norm: float
     status: Status
     history: tuple[Iteration, ...]
+
+    @property
+    def point(self) -> Array:
+        return self.model.point
 
     @property
     def iterations(self) -> int:
@@ -178,11 +182,11 @@ def trust_region(
     largest = 2.0 * np.sqrt(U.shape[1])  # the manifold's own diameter in the Frobenius norm
     delta = largest / 4 if radius is None else min(radius, largest)
     cost, model = problem.cost(U), local_model(problem, U)
-    norm = float(np.linalg.norm(model.gradient))
+    norm = frobenius(model.gradient)
     history: list[Iteration] = []
 
     def ended(status: Status) -> TrustRegionResult:
-        return TrustRegionResult(U, cost, norm, status, tuple(history))
+        return TrustRegionResult(model, cost, norm, status, tuple(history))
 
     while True:
         if not (np.isfinite(cost) and np.isfinite(norm)):
@@ -208,7 +212,7 @@ def trust_region(
         rounding = 1e3 * EPS * abs(cost)
         ratio = (cost - trial_cost + rounding) / (step.decrease + rounding) if step.decrease > 0 else -np.inf
         accepted = bool(ratio > 0.1)
-        step_norm = float(np.linalg.norm(step.direction))
+        step_norm = frobenius(step.direction)
         history.append(Iteration(cost, norm, delta, float(ratio), step_norm, accepted, step.inner_iterations))
 
         if not ratio >= 0.25:  # a NaN shrinks too
@@ -217,7 +221,7 @@ def trust_region(
             delta = min(2.0 * delta, largest)
         if accepted:
             U, cost, model = trial, trial_cost, local_model(problem, trial)
-            norm = float(np.linalg.norm(model.gradient))
+            norm = frobenius(model.gradient)
 
 
 def local_model(problem: Problem, U: Array) -> LocalModel:
