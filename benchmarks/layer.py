@@ -168,6 +168,7 @@ def errors(answer: Any, wanted: tuple[Tensor, Tensor]) -> tuple[float, float | N
 
 def timed(function: Callable[[], Any], device: str) -> tuple[float, Any]:
     """Milliseconds and the result."""
+    time.sleep(0.1)  # until the threads of another library's BLAS (SciPy's, after its turn) have stopped spinning
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
