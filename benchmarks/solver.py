@@ -124,8 +124,8 @@ def measure(d: int, K: int, rounds: int) -> list[dict[str, Any]]:
             for _ in range(repeats):
                 frame, iterations = solve()
                 stamps.append(time.perf_counter())
-            seconds = np.diff(stamps)[-5:]  # the first of six only loads caches and code
-            times.setdefault(name, []).append(float(np.median(seconds)))
+            laps = np.diff(stamps)[-5:]  # the first of six only loads caches and code
+            times.setdefault(name, []).append(float(np.median(laps)))
             gap = (best - float(np.vdot(frame, A))) / best
             worst = max(gap, facts.get(name, {}).get("gap", -1.0))
             facts[name] = {"gap": worst, "iterations": iterations}
