@@ -42,7 +42,7 @@ def source(tmp_path: Path) -> Iterator[Source]:
 
 
 def test_an_archive_is_fetched_once(tmp_path: Path, source: Source) -> None:
-    root = tmp_path / "root"
+    root = tmp_path / "cache"
     folder = fetch("set", source, root)
     assert (folder / "data.bin").read_bytes() == b"12345"
     assert fetch("set", replace(source, downloads=()), root) == folder
@@ -51,19 +51,19 @@ def test_an_archive_is_fetched_once(tmp_path: Path, source: Source) -> None:
 def test_a_wrong_checksum_is_refused(tmp_path: Path, source: Source) -> None:
     wrong = replace(source, downloads=((source.downloads[0][0], "0" * 32),))
     with pytest.raises(DataError, match="MD5 sum is wrong"):
-        fetch("set", wrong, tmp_path / "root")
-    assert not (tmp_path / "root" / "folder").exists()
+        fetch("set", wrong, tmp_path / "cache")
+    assert not (tmp_path / "cache" / "folder").exists()
 
 
 def test_an_archive_without_the_files_is_refused(tmp_path: Path, source: Source) -> None:
     with pytest.raises(DataError, match=r"folder/other\.bin is missing: expected other\.bin in"):
-        fetch("set", replace(source, files=("other.bin",)), tmp_path / "root")
+        fetch("set", replace(source, files=("other.bin",)), tmp_path / "cache")
 
 
 def test_offline_it_says_which_file_to_put_where(tmp_path: Path) -> None:
     source = Source("folder", ("data.bin",), (("http://127.0.0.1:9/data.tar.gz", "0" * 32),))
-    with pytest.raises(DataError, match=r"put it at .*/somewhere/data\.tar\.gz") as refused:
-        fetch("set", source, tmp_path / "root")
+    with pytest.raises(DataError, match=r"put it at .*/cache/data\.tar\.gz") as refused:
+        fetch("set", source, tmp_path / "cache")
     assert "\n" not in str(refused.value)
 
 
