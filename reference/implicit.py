@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import eigh, lstsq, solve
 
-from .nearest_etf import NearestETF, _check_choice
+from .nearest_etf import NearestETF, _centred, _check_choice
 from .simplex import centred_basis, centring
 from .stiefel import Array, skew, sym
 from .trust_region import EPS
@@ -82,7 +82,7 @@ def nearest_etf_vjp(
     Q = centred_basis(solution.frame.shape[1]) if solution.gauge_free else None
     to_frame = A_bar if Q is None else A_bar @ Q.T
     K = solution.frame.shape[1]
-    return (2.0 / np.sqrt(K - 1)) * _centre(to_frame), solution.delta * to_frame
+    return (2.0 / np.sqrt(K - 1)) * _centred(to_frame), solution.delta * to_frame
 
 
 def nearest_etf_jvp(
@@ -116,7 +116,7 @@ def nearest_etf_jvp(
     if method == "dense":
         return _push_forward_frame(solution, _dense_jvp(solution, H_dot, U0_dot))
     K = H_dot.shape[1]
-    A_dot = (2.0 / np.sqrt(K - 1)) * _centre(H_dot) + solution.delta * U0_dot
+    A_dot = (2.0 / np.sqrt(K - 1)) * _centred(H_dot) + solution.delta * U0_dot
     if solution.gauge_free:
         A_dot = A_dot @ centred_basis(K)
     return _push_forward_frame(solution, _inverse_hessian(solution, A_dot))
@@ -142,6 +142,7 @@ def _inverse_hessian(solution: NearestETF, G: Array) -> Array:
         )
         sigma = np.where(sigma > zero, sigma, np.inf)
         pairs = np.where(pairs > 2 * zero, pairs, np.inf)
+    np.fill_diagonal(pairs, np.inf)  # a skew matrix has no diagonal, and its rounding is not to be divided by 2σ
     Phi = V @ ((V.T @ (2.0 * skew(X.T @ G)) @ V) / pairs) @ V.T
     if d == m:
         return X @ Phi
@@ -248,10 +249,6 @@ def _solve_bordered(system: Array, right_side: Array) -> Array:
     padded = np.zeros(len(system))
     padded[: right_side.size] = right_side.ravel()
     return solve(system, padded, assume_a="sym")[: right_side.size]
-
-
-def _centre(B: Array) -> Array:
-    return B - B.mean(axis=1, keepdims=True)
 
 
 def _like_frame(solution: NearestETF, name: str, value: ArrayLike) -> Array:

@@ -218,7 +218,7 @@ def _subproblem(case: Case) -> float:
 
 
 def _converged(case: Case) -> float:
-    """1 if the trust region did not say `converged` (or its status hides a minimiser that is not unique)."""
+    """0 if the trust region says `converged`, else 1."""
     return float(case.solution.status is not Status.CONVERGED)
 
 

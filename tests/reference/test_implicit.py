@@ -117,15 +117,13 @@ def test_square_problems_need_only_sums_of_singular_values():
     rng = np.random.default_rng(0)
     left, right = random_point(3, 3, rng), random_point(3, 3, rng)
     H = (left * [1.0, 0.5, 1e-14]) @ right @ centred_basis(4).T
-    G, H_dot = rng.standard_normal((2, 3, 4))
+    G = rng.standard_normal((3, 4))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         solution = nearest_etf(H, formulation="gauge-free", solver="polar")
         assert solution.condition_number > 1e13
         H_bar = nearest_etf_vjp(solution, G)[0]
-    ends = [nearest_etf(H + t * H_dot, formulation="gauge-free", solver="polar").frame for t in (-1e-6, 1e-6)]
-    if np.linalg.norm(ends[1] - ends[0]) < 1:  # else σ₃ changed its sign on the way, and the polar factor jumped
-        assert np.vdot(G, ends[1] - ends[0]) / 2e-6 == pytest.approx(np.vdot(H_bar, H_dot), rel=1e-4)
+    assert relative(H_bar, nearest_etf_vjp(solution, G, method="dense")[0]) < 1e-9
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ MUTANTS = {
     "factor 2 of the Lyapunov equation": ("implicit.py", "2.0 * skew(X.T @ G)", "skew(X.T @ G)"),
     "normal part of the gradient left out": ("implicit.py", "X @ Phi + ((normal @ V) / sigma) @ V.T", "X @ Phi"),
     "P instead of its inverse": ("implicit.py", "((normal @ V) / sigma) @ V.T", "((normal @ V) * sigma) @ V.T"),
-    "M left out of the gradient": ("implicit.py", "* _centre(to_frame)", "* to_frame"),
+    "M left out of the gradient": ("implicit.py", "* _centred(to_frame)", "* to_frame"),
     "proximal cotangent left out": ("implicit.py", "solution.delta * to_frame", "0.0 * to_frame"),
     "gauge derivative left out": ("implicit.py", "np.outer(w_bar, X.T @ c)", "0.0 * np.outer(w_bar, X.T @ c)"),
     "factor 2 of A": ("nearest_etf.py", "A *= 2.0 / np.sqrt(K - 1)", "A *= 1.0 / np.sqrt(K - 1)"),
