@@ -168,6 +168,14 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in ("nearest-etf", "torch", "numpy")},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
     }
+
+
+def processor() -> str:
+    """The CPU's model; Linux says it in a file, other systems by way of `platform`."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine() or "cpu")
