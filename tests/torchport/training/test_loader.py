@@ -28,11 +28,9 @@ SPLIT = Split(RNG.integers(0, 256, (40, 9, 7, 3)).astype(np.uint8), RNG.integers
 FULL = Augmentation(flip=True, crop_padding=2, rotation=20.0)
 
 
-def raw_loader(batch_size: int = 8, rank: int = 0, world: int = 1, stratified: bool = False) -> DeviceLoader:
+def raw_loader(batch_size: int = 8, world: int = 1) -> DeviceLoader:
     """A loader whose pixels come out as 0…255."""
-    return DeviceLoader(
-        SPLIT, batch_size, mean=(0,) * 3, std=(1 / 255,) * 3, device=CPU, rank=rank, world=world, stratified=stratified
-    )
+    return DeviceLoader(SPLIT, batch_size, mean=(0,) * 3, std=(1 / 255,) * 3, device=CPU, world=world)
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -94,12 +92,24 @@ def test_an_epoch_goes_on_at_any_step(start: int) -> None:
     assert_same(list(loader.epoch(5))[start:], list(loader.epoch(5, start)))
 
 
-def test_processes_share_out_each_batch() -> None:
-    whole = list(raw_loader(stratified=True).epoch(1))
-    parts = [list(raw_loader(rank=r, world=2, stratified=True).epoch(1)) for r in (0, 1)]
-    for (images, labels), *shares in zip(whole, *parts, strict=True):
-        assert torch.equal(images[0::2], shares[0][0])
-        assert torch.equal(labels[1::2], shares[1][1])
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_out_each_batch(world: int) -> None:
+    make = partial(DeviceLoader, SPLIT, 8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), device=CPU, stratified=True)
+    whole = list(make(augmentation=FULL).epoch(1))
+    for rank in range(world):
+        share = [(images[rank::world], labels[rank::world]) for images, labels in whole]
+        assert_same(share, list(make(augmentation=FULL, rank=rank, world=world).epoch(1)))
+
+
+def test_half_of_the_images_are_mirrored_and_keep_their_labels() -> None:
+    images = np.zeros((400, 1, 2, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(400) % 200 + 1  # the label, on the left
+    split = Split(images, np.arange(400) % 200)
+    loader = DeviceLoader(split, 400, mean=(0,), std=(1 / 255,), device=CPU, augmentation=Augmentation(flip=True))
+    ((shown, labels),) = loader.epoch(0)
+    assert torch.equal(shown.sum((1, 2, 3)).round().long(), labels + 1)
+    assert 150 < (shown[:, 0, 0, 1] > 0).sum() < 250
+    assert torch.cat([batch for batch, _ in loader.ordered()])[:, 0, 0, 1].max() == 0
 
 
 def test_impossible_batches_are_refused() -> None:
