@@ -195,8 +195,9 @@ def main() -> None:
         ratio = f"{best['device-resident'] / best[r.contestant]:12.1f}×"
         print(f"{r.contestant:18}{r.workers or '—':>8}{r.median:12,.0f}{r.slowest:12,.0f}{r.fastest:12,.0f}{ratio}")
     if options.json:
-        chosen = {"images": options.images, "batch_size": options.batch_size}
-        report = {"provenance": provenance(device) | chosen, "rows": [asdict(r) for r in rows]}
+        where, chosen = provenance(device), {name: value for name, value in vars(options).items() if name != "json"}
+        about = {name: where[name] for name in ("commit", "versions", "python", "device", "threads")}
+        report = {"provenance": about, "options": chosen, "rows": [asdict(r) for r in rows]}
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
 
 

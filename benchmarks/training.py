@@ -1,0 +1,176 @@
+"""Training images per second of whole steps: ours against a plain float32 loop fed by worker processes.
+
+    python benchmarks/training.py --quick              under a minute on two CPU cores
+    python benchmarks/training.py --device cuda --json training.json
+
+Both train ResNet-18 with the stem for small images, the implicit head, SGD and the same augmentation, on images of
+CIFAR's size. Ours is what `etf-train` does: batches that live on the device, bfloat16, channels last, torch.compile.
+The plain loop is eager, in float32 as PyTorch comes (on GPUs its convolutions use TF32; a second one does without),
+and its workers augment image by image. They take turns, an epoch each; the first turn, in which ours is compiled, is
+not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from loader import MEAN, PADDING, STD, Usual, from_workers  # type: ignore[import-not-found]  # the script beside this
+from torch.nn import functional as F
+
+from nearest_etf.torchport import Classifier
+from nearest_etf.torchport.training.checkpoint import build_model
+from nearest_etf.torchport.training.data import ImageData, Split, make_loader
+from nearest_etf.torchport.training.optim import build_optimiser
+from nearest_etf.torchport.training.run_folder import provenance
+from nearest_etf.torchport.training.settings import Settings
+from nearest_etf.torchport.training.train import batch_totals, use_precision
+
+CLASSES = 10
+DEFAULTS = {"cpu": {"width": 64, "batch_size": 64, "steps": 4}, "cuda": {"width": 64, "batch_size": 512, "steps": 100}}
+QUICK = {"width": 8, "batch_size": 64, "steps": 6}
+Turn = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant; training images per second in each of its turns."""
+
+    contestant: str
+    median: float
+    slowest: float
+    fastest: float
+    turns: int
+
+
+def ours(data: ImageData, settings: Settings, device: torch.device) -> Turn:
+    """An epoch as `training.train` does it, without its books."""
+    loader = make_loader(data.train, data, settings, device=device)
+    model = build_model(settings, data.image_shape, CLASSES).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = build_optimiser(settings, model)
+    use_precision(model.backbone, device, settings.precision)
+    if settings.compile:
+        model.backbone.compile()
+    totals = torch.zeros(3, dtype=torch.float64, device=device)
+
+    def turn() -> None:
+        for images, labels in loader.epoch(1):
+            optimiser.zero_grad()
+            logits = model(images, labels)
+            loss = F.cross_entropy(logits, labels)
+            loss.backward()
+            optimiser.step()
+            model.head.after_step()
+            totals.add_(batch_totals(loss, logits, labels))
+        check(model)
+
+    return turn
+
+
+def plain(data: ImageData, settings: Settings, device: torch.device, workers: int, tf32: bool) -> Turn:
+    """An epoch as most scripts have it."""
+    assert isinstance(data.train, Split)
+    batches = from_workers(Usual(data.train), settings.batch_size, workers, device)
+    model = build_model(settings, data.image_shape, CLASSES).to(device)
+    optimiser = build_optimiser(settings, model)
+
+    def turn() -> None:
+        torch.backends.cudnn.allow_tf32 = tf32
+        for images, labels in batches():
+            optimiser.zero_grad()
+            loss = F.cross_entropy(model(images, labels), labels)
+            loss.backward()
+            optimiser.step()
+        torch.backends.cudnn.allow_tf32 = True
+        check(model)
+
+    return turn
+
+
+def check(model: Classifier) -> None:
+    """Wait for the device, once in a turn; a rate of steps that compute nothing would mean nothing."""
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise SystemExit("training.py: the weights are not finite")
+
+
+def measure(options: argparse.Namespace) -> list[Row]:
+    """All contestants, in turn."""
+    device, images = torch.device(options.device), options.batch_size * options.steps
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
+    split = Split(pixels, rng.integers(0, CLASSES, images))
+    data = ImageData("noise", split, split, tuple(map(str, range(CLASSES))), MEAN, STD)
+    shared = {"backbone": "resnet18", "stem": "cifar", "width": options.width, "batch_size": options.batch_size}
+    settings = Settings(
+        **shared, flip=True, crop_padding=PADDING, lr=0.01, precision=options.precision, compile=options.compile
+    )
+    field = {"ours": ours(data, settings, device)}
+    peer = partial(plain, data, Settings(**shared, lr=0.01), device, options.workers)
+    field["plain loop"] = peer(tf32=True)
+    if options.device == "cuda":
+        field["plain loop, no TF32"] = peer(tf32=False)
+    rates: dict[str, list[float]] = {name: [] for name in field}
+    for turn in range(options.turns + 1):
+        for name, run in field.items():
+            began = time.perf_counter()
+            run()
+            if turn > 0:
+                rates[name].append(images / (time.perf_counter() - began))
+    return [Row(name, median(found), min(found), max(found), len(found)) for name, found in rates.items()]
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    for name, about in (
+        ("width", "channels of the first stage"),
+        ("batch_size", "images per step"),
+        ("steps", "steps of a turn"),
+    ):
+        default = f"{DEFAULTS['cpu'][name]} on the CPU, {DEFAULTS['cuda'][name]} on a GPU"
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{about} ({default})")
+    parser.add_argument("--turns", type=int, default=5, help="timed turns of each contestant")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of the plain loop's loader")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16", help="of ours")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out of ours")
+    parser.add_argument("--quick", action="store_true", help="a narrow network, few steps, nothing compiled")
+    parser.add_argument("--json", help="write all rows here")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device here")
+    if options.quick:
+        options.turns, options.compile = 3, False
+    for name, value in (QUICK if options.quick else DEFAULTS[options.device]).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
+
+
+def main() -> None:
+    options = parse()
+    rows = measure(options)
+    print(f"{'contestant':22}{'images/s':>12}{'slowest':>12}{'fastest':>12}{'ours is':>10}")
+    for r in rows:
+        ratio = f"{rows[0].median / r.median:9.1f}×"
+        print(f"{r.contestant:22}{r.median:12,.0f}{r.slowest:12,.0f}{r.fastest:12,.0f}{ratio}")
+    if options.json:
+        chosen = {name: value for name, value in vars(options).items() if name not in ("json", "quick")}
+        where = provenance(torch.device(options.device))
+        about = {name: where[name] for name in ("commit", "versions", "python", "device", "threads")}
+        report = {"provenance": about, "options": chosen, "rows": [asdict(r) for r in rows]}
+        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
