@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import pytest
 
 from nearest_etf.torchport.training.data import DataError
 from nearest_etf.torchport.training.data.download import Source, data_root, fetch
+
+CONTENT = random.Random(0).randbytes(300_000)
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -30,8 +33,8 @@ def source(tmp_path: Path) -> Iterator[Source]:
     site.mkdir()
     with tarfile.open(site / "data.tar.gz", "w:gz") as archive:
         entry = tarfile.TarInfo("folder/data.bin")
-        entry.size = 5
-        archive.addfile(entry, io.BytesIO(b"12345"))
+        entry.size = len(CONTENT)
+        archive.addfile(entry, io.BytesIO(CONTENT))
     md5 = hashlib.md5((site / "data.tar.gz").read_bytes()).hexdigest()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -44,7 +47,7 @@ def source(tmp_path: Path) -> Iterator[Source]:
 def test_an_archive_is_fetched_once(tmp_path: Path, source: Source) -> None:
     root = tmp_path / "cache"
     folder = fetch("set", source, root)
-    assert (folder / "data.bin").read_bytes() == b"12345"
+    assert (folder / "data.bin").read_bytes() == CONTENT
     assert fetch("set", replace(source, downloads=()), root) == folder
 
 
@@ -58,6 +61,63 @@ def test_a_wrong_checksum_is_refused(tmp_path: Path, source: Source) -> None:
 def test_an_archive_without_the_files_is_refused(tmp_path: Path, source: Source) -> None:
     with pytest.raises(DataError, match=r"folder/other\.bin is missing: expected other\.bin in"):
         fetch("set", replace(source, files=("other.bin",)), tmp_path / "cache")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Makes the server answer with ranges of bytes, and notes which ones it was asked for."""
+    asked: list[str | None] = []
+
+    def answer(server: Quiet) -> None:
+        content = Path(server.translate_path(server.path)).read_bytes()
+        asked.append(server.headers["Range"])
+        begin = int((asked[-1] or "bytes=0-")[6:-1])
+        if begin >= len(content):
+            server.send_error(416)
+            return
+        server.send_response(206 if begin else 200)
+        server.send_header("Content-Length", str(len(content) - begin))
+        server.end_headers()
+        server.wfile.write(content[begin : len(content) // 2 if asked == [None] else None])  # breaks off at first
+
+    monkeypatch.setattr(Quiet, "do_GET", answer)
+    return asked
+
+
+def test_a_download_that_broke_off_goes_on(tmp_path: Path, source: Source, asked: list[str | None]) -> None:
+    root = tmp_path / "cache"
+    with pytest.raises(DataError, match="trying again goes on where it stopped"):
+        fetch("set", source, root)
+    kept = (root / "data.tar.gz.part").stat().st_size
+    assert kept > 100_000
+    assert (fetch("set", source, root) / "data.bin").read_bytes() == CONTENT
+    assert asked == [None, f"bytes={kept}-"]
+    assert not (root / "data.tar.gz.part").exists()
+
+
+def part_of_a_download(root: Path, content: bytes) -> None:
+    root.mkdir()
+    (root / "data.tar.gz.part").write_bytes(content)
+
+
+def test_a_part_that_lacks_nothing_is_taken(tmp_path: Path, source: Source, asked: list[str | None]) -> None:
+    part_of_a_download(tmp_path / "cache", (tmp_path / "site" / "data.tar.gz").read_bytes())
+    assert (fetch("set", source, tmp_path / "cache") / "data.bin").is_file()
+    assert len(asked) == 1
+
+
+def test_a_foreign_part_is_refused_and_removed(tmp_path: Path, source: Source, asked: list[str | None]) -> None:
+    part_of_a_download(tmp_path / "cache", b"foreign")
+    with pytest.raises(DataError, match="MD5 sum is wrong"):
+        fetch("set", source, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+    assert (fetch("set", source, tmp_path / "cache") / "data.bin").is_file()
+    assert asked == ["bytes=7-", None]
+
+
+def test_a_server_without_ranges_sends_the_whole_file(tmp_path: Path, source: Source) -> None:
+    part_of_a_download(tmp_path / "cache", b"the beginning of something")
+    assert (fetch("set", source, tmp_path / "cache") / "data.bin").read_bytes() == CONTENT
 
 
 def test_offline_it_says_which_file_to_put_where(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Where data sets lie and how they get there: official files, fetched once, checked by their MD5 sums."""
+"""Where data sets lie and how they get there: official files, fetched once, checked by their MD5 sums.
+
+A download that breaks off leaves NAME.part, with which the next one goes on.
+"""
 
 from __future__ import annotations
 
@@ -109,10 +112,11 @@ def fetch(name: str, source: Source, root: Path) -> Path:
                 fname=file,
                 path=place,
                 processor=pooch.Untar(extract_dir=".") if archive else None,
-                progressbar=True,
+                downloader=resuming_download,
             )
         except (OSError, ValueError) as error:
-            reason = "its MD5 sum is wrong" if isinstance(error, ValueError) else type(error).__name__
+            broken_off = f"{type(error).__name__}; trying again goes on where it stopped"
+            reason = "its MD5 sum is wrong" if isinstance(error, ValueError) else broken_off
             raise DataError(
                 f"{name}: {folder / missing[0]} is missing and {address} could not be fetched ({reason}): "
                 f"download it elsewhere (MD5 {md5}) and put it at {place / file}"
@@ -121,3 +125,25 @@ def fetch(name: str, source: Source, root: Path) -> Path:
     if still:
         raise DataError(f"{name}: {folder / still[0]} is missing: expected {', '.join(source.files)} in {folder}")
     return folder
+
+
+def resuming_download(address: str, output_file: str, _: object) -> None:
+    """A downloader for pooch, which checks the sum of what it gets: bytes go to NAME.part until they are all there."""
+    import requests  # type: ignore[import-untyped]  # pooch needs it too
+    from tqdm import tqdm
+
+    part = Path(output_file).with_name(address.rpartition("/")[2] + ".part")
+    begun = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={begun}-"} if begun else {})}
+    with requests.get(address, headers=headers, stream=True, timeout=30) as response:
+        nothing_left = begun and response.status_code == requests.codes.requested_range_not_satisfiable
+        if not nothing_left:
+            response.raise_for_status()
+            if response.status_code != requests.codes.partial_content:  # the whole file, asked for or not
+                begun = 0
+            total = begun + int(response.headers.get("Content-Length", 0)) or None
+            bar = tqdm(total=total, initial=begun, unit="B", unit_scale=True, desc=part.stem, disable=None)
+            with bar, open(part, "ab" if begun else "wb") as file:
+                for chunk in response.iter_content(2**16):
+                    bar.update(file.write(chunk))
+    os.replace(part, output_file)
