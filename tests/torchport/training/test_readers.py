@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nearest_etf.torchport.training.data import DataError, FolderSplit, load_data
+from nearest_etf.torchport.training.data import CLASS_NAMES, DataError, FolderSplit, load_data
 from nearest_etf.torchport.training.data.cifar import read_cifar_binary, read_cifar_python
 from nearest_etf.torchport.training.data.idx import read_idx, read_mnist
 from nearest_etf.torchport.training.data.stl10 import read_stl10
@@ -77,6 +77,12 @@ def test_cifar_binary_files(tmp_path: Path, name: str) -> None:
     assert len(data.train) == 6 * len(files)
     np.testing.assert_array_equal(data.test.images, images)
     assert data.test.labels.tolist() == list(range(6))
+
+
+def test_cifar100_has_its_official_class_names() -> None:
+    assert len(CLASS_NAMES["cifar100"]) == 100
+    assert list(CLASS_NAMES["cifar100"]) == sorted(set(CLASS_NAMES["cifar100"]))  # the official order is alphabetical
+    assert [CLASS_NAMES["cifar100"][k] for k in (0, 39, 99)] == ["apple", "keyboard", "worm"]
 
 
 def python_batch(images: np.ndarray, key: bytes) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nearest_etf.torchport.training.data import load_data
+from nearest_etf.torchport.training.data import CLASS_NAMES, load_data
 from nearest_etf.torchport.training.data.download import SOURCES
 
 EXPECTED = {  # shape, images per class in training and test data, mean of the training pixels as published
@@ -32,3 +32,12 @@ def test_official_files(name: str) -> None:
     if per_class is not None:
         assert set(np.bincount(data.train.labels)) == {per_class[0]}
         assert set(np.bincount(data.test.labels)) == {per_class[1]}
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(("name", "file"), [("cifar10", "batches.meta.txt"), ("cifar100", "fine_label_names.txt")])
+def test_class_names_are_those_of_the_official_files(name: str, file: str) -> None:
+    path = Path(os.environ.get("NEAREST_ETF_DATA", ""), SOURCES[name].folder, file)
+    if not path.is_file():
+        pytest.skip(f"NEAREST_ETF_DATA points to no {SOURCES[name].folder}/{file}")
+    assert tuple(path.read_text(encoding="utf-8").split()) == CLASS_NAMES[name]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..settings import DATA_SETS, Settings, nearest_name
-from .cifar import read_cifar_binary, read_cifar_python
+from .cifar import FINE_LABEL_NAMES, read_cifar_binary, read_cifar_python
 from .digits import load_digits
 from .download import SOURCES, data_root, fetch
 from .folder import FolderLoader, FolderSplit, load_folder
@@ -42,7 +42,7 @@ CLASS_NAMES = {
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "cifar100": tuple(f"class {k}" for k in range(100)),
+    "cifar100": FINE_LABEL_NAMES,
     "stl10": ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
 }
 

@@ -20,6 +20,18 @@ from .images import DataError
 PIXELS = 3 * 32 * 32
 Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
+# CIFAR-100's classes in the order of its fine labels, as its fine_label_names.txt has them.
+_FINE = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
+castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
+elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster
+man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck
+pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
+skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger
+tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+FINE_LABEL_NAMES = tuple(_FINE.split())
+
 
 def read_cifar_binary(path: Path, label_bytes: int = 1) -> Labelled:
     """Images (N, 32, 32, 3) and labels (N,) of a binary file; the last label byte is the class.
