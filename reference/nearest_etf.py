@@ -222,7 +222,7 @@ def nearest_etf(
         history: tuple[Iteration, ...] = ()
         status = Status.CONVERGED
     else:
-        X, left, right, history, status = _trust_region(B, start, subproblem, tolerance, max_iterations)
+        X, left, right, history, status = polar_by_trust_region(B, start, subproblem, tolerance, max_iterations)
 
     # `left @ right.T` is X on the range of A; what A leaves open is taken from the initial frame.
     unique = left.shape[1] == X.shape[1]
@@ -308,10 +308,17 @@ def _polar(B: Array) -> tuple[Array, Array, Array]:
     return left @ right_t, left[:, :rank], right_t[:rank].T
 
 
-def _trust_region(
-    B: Array, start: Array, subproblem: str, tolerance: float, max_iterations: int
+def polar_by_trust_region(
+    B: Array,
+    start: Array,
+    subproblem: Literal["exact", "truncated-cg"] = "exact",
+    tolerance: float = 1e-13,
+    max_iterations: int = 300,
 ) -> tuple[Array, Array, Array, tuple[Iteration, ...], Status]:
-    """The trust region's polar factor of B, its factors on the range of B, its history and its status."""
+    """The trust region's polar factor of B (d, m), from a point `start` of St(d, m); B has unit norm, or is zero.
+
+    Returns the factor, its factors on the range of B, left (d, r) and right (m, r), the history and the status.
+    """
     result = trust_region(
         LinearCost(B),
         start,

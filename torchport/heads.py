@@ -10,6 +10,7 @@ Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 4. All three se
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from .class_means import ClassMeans, check_batch, store
 from .distributed import all_reduce_sum
+from .implicit import polar
 from .nearest_etf import Formulation, check_problem, solve, without_autocast
 from .polar import SMALLEST_FOR_WARM_START
 from .simplex import canonical_frame, check_frame, check_sizes, classifier_from_frame
@@ -192,7 +194,7 @@ class ImplicitETFHead(Head):
         self.register_buffer("fallbacks", torch.zeros((), dtype=torch.int64))
         self._first = True  # what `means.steps == 0` says, without making the host of a GPU wait for it
         self.register_load_state_dict_post_hook(ImplicitETFHead._after_load)
-        self._last: tuple[Tensor, Tensor] | None = None  # A and X
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # A, X and the drift
 
     def update(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         H, global_mean = self.means(h, labels)
@@ -215,22 +217,46 @@ class ImplicitETFHead(Head):
         self._solve(self.means.means, self.means.global_mean)
 
     def solution_health(self) -> dict[str, float]:
-        """How exact the last step's solution was; NaN before the first one. For logs: it costs an SVD.
+        """How exact the last step's solution was, and what it cost; NaN before the first one.
 
-        `gap` is the certificate `1 − ⟨X, A⟩/‖A‖_*`, `condition` A's condition number, `orthogonality` is
-        `‖XᵀX − I‖_F`, and `fallbacks` counts the steps so far in which a safer method had to step in.
+        For logs: it costs an SVD, and one more solution.
+
+        Returns
+        -------
+        dict
+            `gap`, the certificate `1 − ⟨X, A⟩/‖A‖_*`; `sigma_max`, `sigma_min` and their ratio `condition`, of A;
+            `orthogonality`, `‖XᵀX − I‖_F`; `drift`, how far the frame moved in that step, `‖U − U₀‖_F/√K`;
+            `fallbacks`, the number of steps so far in which a safer method had to step in; and `milliseconds` of
+            solving the problem once more, started as the next step will be, and differentiating it.
         """
+        names = ("gap", "sigma_max", "sigma_min", "condition", "orthogonality", "drift", "fallbacks", "milliseconds")
         if self._last is None:
-            return dict.fromkeys(("gap", "condition", "orthogonality", "fallbacks"), math.nan)
-        A, X = (part.double() for part in self._last)
-        sigma = torch.linalg.svdvals(A)
-        eye = torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
-        return {
-            "gap": float(1 - (A * X).sum() / sigma.sum()),
-            "condition": float(sigma[0] / sigma[-1]),
-            "orthogonality": float(torch.linalg.norm(X.T @ X - eye)),
-            "fallbacks": float(self.fallbacks),
-        }
+            return dict.fromkeys(names, math.nan)
+        A, X, drift = self._last
+        sigma = torch.linalg.svdvals(A.double())
+        eye = torch.eye(X.shape[1], dtype=torch.float64, device=X.device)
+        values = (
+            1 - (A * X).double().sum() / sigma.sum(),
+            sigma[0],
+            sigma[-1],
+            sigma[0] / sigma[-1],
+            torch.linalg.norm(X.double().mT @ X.double() - eye),
+            drift,
+            self.fallbacks,
+            self._milliseconds(A, X),
+        )
+        return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+    def _milliseconds(self, A: Tensor, X: Tensor) -> float:
+        times = []
+        with torch.enable_grad():
+            for _ in range(2):  # the first call wakes threads up
+                A = A.detach().requires_grad_()
+                began = time.perf_counter()
+                frame = polar(A, X, self.method, self.basis if self.basis.numel() > 0 else None).frame
+                float(torch.autograd.grad(frame, A, X)[0][0, 0])  # an accelerator has finished when this is known
+                times.append(time.perf_counter() - began)
+        return 1e3 * times[-1]
 
     def _solve(self, H: Tensor, global_mean: Tensor) -> tuple[Tensor, Tensor]:
         """W and b for class means H (d, K), which are also stored."""
@@ -248,10 +274,11 @@ class ImplicitETFHead(Head):
         weight = classifier_from_frame(solution.frame)
         bias = -weight @ global_mean
         fallbacks = self.fallbacks + solution.polar.fallbacks
+        drift = torch.dist(solution.frame.detach(), self.frame) / self.num_classes**0.5
         store(self, frame=solution.frame, weight=weight, bias=bias, fallbacks=fallbacks)
         if warm:
             store(self, basis=solution.polar.basis)
-        self._last = solution.linear_term.detach(), solution.polar.frame.detach()
+        self._last = solution.linear_term.detach(), solution.polar.frame.detach(), drift
         return weight, bias
 
     def _after_load(self, _: object) -> None:

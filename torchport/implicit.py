@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .polar import COEFFICIENTS, Polar, choose, decompose, has_coupling, pseudo_inverse, rank_tolerance
+from .polar import COEFFICIENTS, Polar, choose, decompose, pseudo_inverse, rank_tolerance
 
 Parts = tuple[Tensor, ...]  # of Polar
 
@@ -44,7 +44,8 @@ def inverse_hessian(known: Polar, A: Tensor, G: Tensor) -> Tensor:
     if Y.numel() == 0:
         inverse = pseudo_inverse(D, zero)
         return GV.mul_(inverse).addmm_(L, Phi.sub_(T * inverse)) @ V.mT
-    for _ in range(2):  # (D+Y)Φ + Φ(D+Y) = T − Tᵀ: each pass gains a factor ‖Y/D‖, which by_basis bounds
+    # (D+Y)Φ + Φ(D+Y) = T − Tᵀ: each pass gains a factor of STALENESS
+    for _ in range(1 if G.dtype == torch.float32 else 2):
         YPhi = Y @ Phi
         Phi = (T - T.mT - YPhi + YPhi.mT) * weights
     return (GV @ known.inverse).addmm_(L, Phi - T @ known.inverse) @ V.mT
@@ -79,16 +80,22 @@ def lyapunov_by_sign(P: Tensor, S: Tensor) -> Tensor:
 class _Polar(torch.autograd.Function):
     @staticmethod
     def forward(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Parts:
-        return torch.ops.nearest_etf.polar(A.detach(), start.detach(), basis, method)
+        A, start = A.detach(), start.detach()
+        if type(A) is Tensor and A.device.type != "meta" and not torch.compiler.is_compiling():
+            return tuple(decompose(A, start, basis, method))
+        return torch.ops.nearest_etf.polar(A, start, basis, method)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Parts) -> None:
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(inputs[0], *output)
         ctx.save_for_forward(inputs[0], *output)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        if cotangents[0] is None:
+            return None, None, None, None
         A, *parts = ctx.saved_tensors
         return _linear_map(A, Polar(*parts), cotangents[0]), None, None, None
 
@@ -101,6 +108,7 @@ class _Polar(torch.autograd.Function):
             return [value if value is None or dim is None else value.select(dim, index) for value, dim in inputs]
 
         solved = [_PolarWithTangents.apply(*problem(i), method) for i in range(info.batch_size)]
+        solved = [of_known_shape(Polar(*parts), A.dtype, basis, method) for parts in solved]
         return tuple(torch.stack(part) for part in zip(*solved, strict=True)), (0,) * len(Polar._fields)
 
 
@@ -168,7 +176,21 @@ class _Lyapunov(torch.autograd.Function):
 )
 def _polar_operator(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Parts:
     """`decompose` as one operator: its choices depend on values, which a compiler must not look into."""
-    return tuple(decompose(A, start, basis, method))
+    method = choose(A, start) if method == "auto" else method
+    return tuple(of_known_shape(decompose(A, start, basis, method), A.dtype, basis, method))
+
+
+def of_known_shape(found: Polar, dtype: torch.dtype, basis: Tensor | None, method: str) -> Polar:
+    """With Y = 0 and its inverse filled in where another problem of this kind could have them."""
+    if not may_be_coupled(dtype, basis, method) or found.coupling.numel() > 0:
+        return found
+    inverse = pseudo_inverse(found.sigma, rank_tolerance(found.frame) * found.sigma.amax()).diag_embed()
+    return found._replace(coupling=torch.zeros_like(inverse), inverse=inverse)
+
+
+def may_be_coupled(dtype: torch.dtype, basis: Tensor | None, method: str) -> bool:
+    """Whether `decompose` may use a stale basis: shapes have to be known before values are."""
+    return method == "eigh" and (basis is not None or dtype == torch.float64)
 
 
 @_polar_operator.register_fake
@@ -177,7 +199,7 @@ def _shapes(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Part
     if method == "auto":
         method = choose(A, start)
     spectral = 0 if method == "matmul" else m
-    coupled = m if has_coupling(A, basis, method) else 0
+    coupled = m if may_be_coupled(A.dtype, basis, method) else 0
     return (
         A.new_empty(d, m),
         A.new_empty(d, start.shape[1] - m),

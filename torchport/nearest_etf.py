@@ -51,7 +51,7 @@ def nearest_etf(
         the minimisers the one nearest to `initial` is taken.
     delta : float
         `δ ≥ 0`, the weight of the proximal term.
-    method : {"auto", "svd", "eigh", "matmul"}
+    method : {"auto", "svd", "eigh", "matmul", "trust-region"}
         How the polar factor is found, see `polar.py`; all are exact.
     formulation : {"paper", "gauge-free"}
         (P), which needs d ≥ K, or (R), which needs d ≥ K−1.
@@ -126,7 +126,8 @@ def solve(
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which products keep their operands' precision."""
     available = torch.amp.autocast_mode.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+    active = available and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if active else nullcontext()
 
 
 def _with_tangent(z: Tensor, X: Tensor, c: Tensor) -> Tensor:

@@ -15,12 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-METHODS = ("auto", "svd", "eigh", "matmul")
+from ..reference.nearest_etf import polar_by_trust_region
+
+METHODS = ("auto", "svd", "eigh", "matmul", "trust-region")
 
 # The crossovers of "auto", read off benchmarks/layer.py on a CPU. With fewer columns than these, LAPACK's SVD is
 # as quick as all that surrounds an eigendecomposition, and a stale basis saves nothing.
 SMALLEST_FOR_EIGH = 16
-SMALLEST_FOR_WARM_START = 256
+SMALLEST_FOR_WARM_START = 64
+
+# How far a stale basis may be from diagonalising P: ‖Y/D‖_F/√m. Each pass of the fixed-point iterations gains this
+# factor, and beyond it a new decomposition costs no more than the passes that would be needed.
+STALENESS = {torch.float32: 1e-3, torch.float64: 1e-5}
+
+TINY = float(np.finfo(np.float32).tiny)
 
 _warned: set[str] = set()
 
@@ -44,16 +52,20 @@ def decompose(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Po
     Where A is rank-deficient the factor nearest to `start` (d, m) is taken; a further column of `start` is a
     direction that A leaves open, and is completed together with the rest. `basis` is a V of an earlier, similar A.
     """
-    if A.device.type == "cpu" and not torch.isfinite(A).all():
-        raise ValueError("class_means or proximal hold NaN or infinite entries.")
     if method == "auto":
         method = choose(A, start)
-    if method == "matmul":
-        found = by_matmul(A, start)
-    elif method == "eigh":
-        found = _by_eigh_or_svd(A, start, basis)
-    else:
-        found = by_svd(A, start)
+    found = by_basis(A, basis) if method == "eigh" and basis is not None else None
+    if found is None:
+        if A.device.type == "cpu" and not (A.sum().isfinite() or A.isfinite().all()):  # the sum alone is quicker
+            raise ValueError("class_means or proximal hold NaN or infinite entries.")
+        if method == "matmul":
+            found = by_matmul(A, start)
+        elif method == "eigh":
+            found = by_eigh(A) or _fallback(A, start)
+        elif method == "trust-region":
+            found = by_trust_region(A, start) or _fallback(A, start)
+        else:
+            found = by_svd(A, start)
     if start.shape[1] > found.frame.shape[1] + found.gauge.shape[1]:
         found = found._replace(gauge=_complete_by_one(found.frame, start))
     if A.device.type == "cpu" and bool(found.fallbacks):
@@ -61,20 +73,8 @@ def decompose(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Po
     return found
 
 
-def _by_eigh_or_svd(A: Tensor, start: Tensor, basis: Tensor | None) -> Polar:
-    found = None if basis is None else by_basis(A, basis)
-    found = by_eigh(A) if found is None else found
-    if found is None:
-        found = by_svd(A, start)._replace(fallbacks=torch.ones((), dtype=torch.int64, device=A.device))
-    if has_coupling(A, basis, "eigh") and found.coupling.numel() == 0:
-        inverse = pseudo_inverse(found.sigma, rank_tolerance(A) * found.sigma.amax()).diag_embed()
-        found = found._replace(coupling=torch.zeros_like(inverse), inverse=inverse)
-    return found
-
-
-def has_coupling(A: Tensor, basis: Tensor | None, method: str) -> bool:
-    """Whether the parts Y and its inverse are filled: a matter of kind, not of values, so that shapes are known."""
-    return method == "eigh" and (basis is not None or A.dtype == torch.float64)
+def _fallback(A: Tensor, start: Tensor) -> Polar:
+    return by_svd(A, start)._replace(fallbacks=torch.ones((), dtype=torch.int64, device=A.device))
 
 
 def choose(A: Tensor, start: Tensor) -> str:
@@ -101,13 +101,34 @@ def by_svd(A: Tensor, start: Tensor) -> Polar:
     return _polar(A, U, left, sigma, Vt.mT, gauge=gauge)
 
 
+def by_trust_region(A: Tensor, start: Tensor) -> Polar | None:
+    """The paper's own way: a Riemannian trust region from `start`, the reference's, in float64 on the host.
+
+    It is here so that a training run can be held against the fast methods. None where it does not converge.
+    """
+    m = A.shape[1]
+    B, C = (x.detach().cpu().double().numpy() for x in (A / torch.linalg.vector_norm(A).clamp(min=TINY), start))
+    left, _, right_t = np.linalg.svd(C[:, :m], full_matrices=False)
+    X, left, right, _, status = polar_by_trust_region(B, left @ right_t)  # a start on the manifold
+    if not status.ok:
+        return None
+    U, left, right = (torch.from_numpy(x).to(A.device) for x in (X, left, right))
+    gauge = U[:, :0]
+    if right.shape[1] < m:
+        U = complete_frame(left, right, start.double())
+        U, gauge = U[:, :m], U[:, m:]
+    P = U.mT @ A.double()
+    sigma, V = torch.linalg.eigh(0.5 * (P + P.mT))
+    return _polar(A, U, U @ V, sigma.clamp(min=0.0), V, gauge=gauge)
+
+
 def by_eigh(A: Tensor) -> Polar | None:
     """From the eigendecomposition of AᵀA, formed and decomposed in float64; None where that is not exact enough.
 
     The Gram matrix squares the condition number: float64 leaves float32 problems enough digits up to 3e5, and for
     float64 ones the eigenbasis is taken as a stale one, which restores them.
     """
-    squares, V = torch.linalg.eigh(_gram(A.double()))
+    squares, V = torch.linalg.eigh(gram(A.double()))
     if not bool(squares[0] > 1e-11 * squares[-1]):
         return None
     if A.dtype == torch.float64:
@@ -118,37 +139,35 @@ def by_eigh(A: Tensor) -> Polar | None:
 
 
 def by_basis(A: Tensor, V: Tensor) -> Polar | None:
-    """From a stale eigenbasis V: the columns of AV are nearly orthogonal; None where they are not enough so.
+    """From a stale eigenbasis V, where the columns of B = AV are nearly orthogonal; None where they are not enough so.
 
-    With `A V = L̂ D` (unit columns) and `L̂ᵀL̂ = I + F` the wanted `VᵀPV = D + Y` is the root of `D(I+F)D`, and
-    `DY + YD + Y² = DFD` is solved by fixed-point iteration. `L̂ D` carries small singular values to full relative
-    accuracy, as one-sided Jacobi methods do; only products and one Cholesky factorisation are needed.
+    The wanted `VᵀPV = D + Y` is the square root of `BᵀB`, D² its diagonal and C the rest: `DY + YD = C − Y²` is
+    solved by fixed-point iteration. As in one-sided Jacobi methods columns of any length keep their own relative
+    accuracy; only products and one Cholesky factorisation are needed.
     """
-    bound, tolerance = (5e-3, 1e-6) if A.dtype == torch.float32 else (1e-5, 1e-14)
-    left = A @ V
-    D = torch.linalg.vector_norm(left, dim=0)
-    left = left.div_(D)
-    F = left.mT @ left
-    F.diagonal().zero_()
-    pairs = D[:, None] + D
-    target = F * D[:, None] * D / pairs
-    Y, root = target, len(D) ** 0.5
-    change = float(torch.linalg.vector_norm(Y / D)) / root
+    bound, tolerance = STALENESS[A.dtype], 10 * torch.finfo(A.dtype).eps
+    B = A @ V
+    C = gram(B)
+    D = C.diagonal().sqrt()
+    C.fill_diagonal_(0.0)
+    weights = 1 / (D[:, None] + D)
+    Y, root = C * weights, len(D) ** 0.5
+    previous, change = 1.0, float(torch.linalg.vector_norm(Y / D)) / root
     if not change <= bound:  # also NaN, from a zero column
         return None
-    while change > tolerance:
-        Y_next = target - (Y @ Y) / pairs
-        previous, change = change, float(torch.linalg.vector_norm((Y_next - Y) / D)) / root
+    while change * min(change / previous, 1.0) > tolerance:  # what the next step would still change
+        Y_next = torch.addmm(C, Y, Y, alpha=-1).mul_(weights)
+        previous, change = change, float(torch.linalg.vector_norm((Y_next - Y).div_(D))) / root
         Y = Y_next
         if not change <= 0.25 * previous:
             return None
-    P = Y + D.diag_embed()
-    factor, info = torch.linalg.cholesky_ex(P)
+    factor, info = torch.linalg.cholesky_ex(Y + D.diag_embed())
     if int(info) != 0:
         return None
     inverse = torch.cholesky_inverse(factor)
-    left = left @ (D[:, None] * inverse)
-    return _polar(A, left @ V.mT, left, D, V.clone(), coupling=Y, inverse=inverse)
+    left = B @ inverse
+    none = torch.zeros((), dtype=torch.int64, device=A.device)
+    return Polar(left @ V.mT, A.new_empty(len(A), 0), left, D, V.clone(), Y, inverse, none)
 
 
 def by_matmul(A: Tensor, start: Tensor) -> Polar:
@@ -242,13 +261,16 @@ def _complete_by_one(U: Tensor, start: Tensor) -> Tensor:
     return w
 
 
-def _gram(A: Tensor, block: int = 256) -> Tensor:
-    """AᵀA, of which only the blocks on and below the diagonal are filled: all that eigh reads."""
+def gram(A: Tensor, block: int = 256) -> Tensor:
+    """AᵀA; of a large one only the blocks on and below the diagonal are multiplied out."""
     m = A.shape[1]
-    G = A.new_zeros(m, m)
+    if m <= block:
+        return A.mT @ A
+    G = A.new_empty(m, m)
     for i in range(0, m, block):
-        rows = A[:, i : i + block]
-        G[i : i + block, : i + block] = rows.mT @ A[:, : i + block]
+        rows = A[:, i : i + block].mT @ A[:, : i + block]
+        G[i : i + block, : i + block] = rows
+        G[:i, i : i + block] = rows[:, :i].mT
     return G
 
 

@@ -26,7 +26,7 @@ def solved_by_torch(problem, dtype, method, cotangent):
     return U.detach().numpy(), H.grad.numpy(), None if U0 is None else U0.grad.numpy()
 
 
-@pytest.mark.parametrize("method", ["auto", "svd", "eigh", "matmul"])
+@pytest.mark.parametrize("method", ["auto", "svd", "eigh", "matmul", "trust-region"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_solution_and_both_gradients_on_the_bank(method, dtype, tolerance):
     single = dtype == torch.float32

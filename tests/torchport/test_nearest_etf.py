@@ -23,7 +23,7 @@ def problem(d: int, K: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return H / H.norm(), frame if d >= K else from_coordinates(frame), G
 
 
-@pytest.mark.parametrize("method", ["svd", "eigh", "matmul"])
+@pytest.mark.parametrize("method", ["svd", "eigh", "matmul", "trust-region"])
 @pytest.mark.parametrize(("d", "K", "formulation"), CASES)
 @pytest.mark.parametrize("pinned", [True, False])
 def test_solution_and_derivatives_are_the_references(
@@ -77,7 +77,7 @@ def test_half_precision_is_solved_in_single_and_returned_as_it_came() -> None:
     torch.testing.assert_close(U, wanted.bfloat16())
 
 
-@pytest.mark.parametrize("method", ["eigh", "matmul"])
+@pytest.mark.parametrize("method", ["eigh", "matmul", "trust-region"])
 def test_compiles_without_a_graph_break(method: str) -> None:
     H, frame, G = (x.float() for x in problem(9, 4))
 
