@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..heads import Classifier, FixedETFHead, ImplicitETFHead, LearnedHead
+from ..simplex import canonical_frame
 from .backbones import build_backbone
 from .settings import Settings, SettingsError, settings_from
 
@@ -30,6 +32,7 @@ def build_head(settings: Settings, num_features: int, num_classes: int) -> Learn
         return LearnedHead(num_features, num_classes, tau)
     if settings.head == "fixed":
         return FixedETFHead(num_features, num_classes, tau)
+    initial = "canonical" if settings.initial == "canonical" else random_frame(num_features, num_classes, settings.seed)
     return ImplicitETFHead(
         num_features,
         num_classes,
@@ -38,7 +41,22 @@ def build_head(settings: Settings, num_features: int, num_classes: int) -> Learn
         formulation="gauge-free" if settings.formulation == "gauge-free" else "paper",
         gradient=settings.gradient,
         method=settings.method,
+        initial=initial,
     )
+
+
+def random_frame(num_features: int, num_classes: int, seed: int) -> Tensor:
+    """A frame (d, K) in a uniformly random position, from a generator of its own.
+
+    >>> U = random_frame(5, 3, seed=0)
+    >>> (U.T @ U).allclose(torch.eye(3), atol=1e-6)
+    True
+    """
+    generator = torch.Generator().manual_seed(seed)
+    m = min(num_features, num_classes)  # for d = K−1 the frame is a partial isometry
+    Q, R = torch.linalg.qr(torch.randn(num_features, m, generator=generator, dtype=torch.float64))
+    Q *= R.diagonal().sign()  # Haar measure, whatever signs LAPACK chooses
+    return (Q @ canonical_frame(m, num_classes, dtype=torch.float64)).to(torch.get_default_dtype())
 
 
 def build_model(settings: Settings, image_shape: tuple[int, int, int], num_classes: int) -> Classifier:

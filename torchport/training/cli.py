@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .settings import (
     Settings,
@@ -17,6 +18,9 @@ from .settings import (
     recipe_text,
     settings_from,
 )
+
+if TYPE_CHECKING:
+    from .progress import Stopped
 
 EXAMPLES = """examples:
   etf-train digits --head implicit --seed 0 --output runs/x    train; seconds on a laptop
@@ -56,8 +60,8 @@ def build_parser(sweeping: bool = False) -> argparse.ArgumentParser:
     run.add_argument("--overwrite", action="store_true", help="replace runs that exist")
     run.add_argument(
         "--recalibrate",
-        action="store_true",
-        help="implicit: at the end (or, with --resume, now) set means, W and b from one exact pass",
+        action=argparse.BooleanOptionalAction,
+        help="implicit: at the end (of a finished run with --resume: now) set means, W and b from one exact pass [on]",
     )
     run.add_argument("--data-dir", metavar="DIR", help="where data sets lie ($NEAREST_ETF_DATA, or a cache folder)")
     run.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (a GPU where there is one)")
@@ -144,8 +148,7 @@ def run(settings: Settings, output: str, **options: Any) -> int:
         print(f"etf-train: {error}", file=sys.stderr)
         return 1
     except Stopped as stopped:
-        print(f"etf-train: {stopped.message}", file=sys.stderr)
-        return int(stopped.code or 1)
+        return say_stopped("etf-train", stopped)
     if not row:  # one of several processes: the first one reports
         return 0
     rows = read_rows(output)
@@ -165,11 +168,17 @@ def run_sweep(
     try:
         outcomes = sweep(lambda run: gather_settings(recipe, {**values, **run}, None), heads, seeds, folder, **options)
     except Stopped as stopped:
-        print(f"etf-train sweep: {stopped.message}", file=sys.stderr)
-        return int(stopped.code or 1)
+        return say_stopped("etf-train sweep", stopped)
     for name, outcome in outcomes.items():
         print(f"{folder}/{name}: {outcome}")
     return 0 if all(outcome.startswith("done") for outcome in outcomes.values()) else 1
+
+
+def say_stopped(command: str, stopped: Stopped) -> int:
+    """How to go on, said once for all processes; the exit code."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"{command}: {stopped.message}", file=sys.stderr)
+    return int(stopped.code or 1)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
+from ..heads import Classifier
+from .data import ImageData
 from .run_folder import Row, RunFolder
+from .settings import Settings
 
 
 class Progress:
@@ -37,6 +44,21 @@ class Progress:
             tqdm.write(line, file=sys.stderr)
 
 
+def first_line(
+    settings: Settings, data: ImageData, model: Classifier, device: torch.device, world: int, steps: int
+) -> str:
+    """What is trained on what, and where."""
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    where = f"{device}" + (f" in {world} processes" if world > 1 else "")
+    backbone = "free features" if data.name == "ufm" else settings.backbone
+    return (
+        f"{data.name}: {len(data.train)} training and {len(data.test)} test images "
+        f"{'x'.join(map(str, data.image_shape))}, K = {data.num_classes}; {backbone}, d = {model.head.num_features}, "
+        f"{settings.head} head, {parameters:,} parameters; {settings.optimiser}, {settings.epochs} epochs of {steps} "
+        f"steps of {settings.batch_size}; seed {settings.seed}, on {where}"
+    )
+
+
 def epoch_line(row: Row, epochs: int) -> str:
     """One line about an epoch.
 
@@ -61,16 +83,32 @@ class Stopped(SystemExit):
 
 
 class Interrupt:
-    """Inside this context SIGINT and SIGTERM only raise a flag, which the loop reads between two steps."""
+    """Inside this context SIGINT and SIGTERM only raise a flag, which the loop reads between two steps.
+
+    Several processes have to stop after the same step, whichever of them the signal reached. Each step starts an
+    exchange of the flags and reads the one that the step before started, on the CPU, so that nobody waits for it.
+    """
 
     def __init__(self) -> None:
         self.received = 0
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        self._group = dist.new_group(backend="gloo") if several else None
+        self._flag = torch.zeros((), dtype=torch.int64)
+        self._exchange: dist.Work | None = None
         self._previous: dict[int, Any] = {}
 
-    @property
-    def requested(self) -> bool:
-        """Whether somebody asked the run to stop."""
-        return self.received > 0
+    def agreed(self) -> bool:
+        """Whether to stop now; to be asked after every step, the same answer in all processes."""
+        if self._group is None:
+            return self.received > 0
+        if self._exchange is not None:
+            self._exchange.wait()
+            if self._flag > 0:
+                self.received, self._exchange = int(self._flag), None
+                return True
+        self._flag.fill_(self.received)
+        self._exchange = dist.all_reduce(self._flag, dist.ReduceOp.MAX, self._group, async_op=True)
+        return False
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -80,15 +118,20 @@ class Interrupt:
                 return self
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, *exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if kind is None and self._exchange is not None:
+            self._exchange.wait()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
 
-    def stop(self, run: Path, epoch: int) -> Stopped:
+    def stop(self, run: Path, data_dir: str | Path | None = None) -> Stopped:
         """The exception that ends the run."""
-        name = signal.Signals(self.received or signal.SIGTERM).name
-        message = f"{name}: saved in epoch {epoch}; go on with: etf-train --resume --output {run}"
-        return Stopped(message, 128 + (self.received or signal.SIGTERM))
+        per_node = os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size() if self._group else 1)
+        launch = f"torchrun --nproc-per-node {per_node} -m {__package__}.cli" if self._group else "etf-train"
+        where = f"--output {shlex.quote(str(run))}"
+        where += f" --data-dir {shlex.quote(str(data_dir))}" if data_dir else ""
+        name = signal.Signals(self.received).name
+        return Stopped(f"{name}: saved; go on with: {launch} --resume {where}", 128 + self.received)

@@ -1,7 +1,9 @@
 """The folder that a run leaves behind: settings, provenance, a line of metrics per epoch, checkpoints.
 
 config.json     settings, data, versions, hardware
-metrics.jsonl   one JSON object per epoch; metrics.csv is the same as a table
+metrics.jsonl   one JSON object per epoch
+metrics.csv     the same as a table, and curves.png as a picture, written when the run ends or is stopped
+tensorboard/    the same again, where TensorBoard is installed
 log.txt         what was printed
 last.pt         everything needed to go on from where the run stopped
 best.pt         the same at the best test accuracy so far
@@ -21,14 +23,16 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
+from .curves import draw_curves, scalar_writer, tag
 from .data import ImageData
 from .settings import Settings, SettingsError, settings_from
 
 Row = dict[str, float]
+PACKAGES = ("nearest-etf", "torch", "numpy", "scipy", "torchvision", "timm")  # on which figures depend
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -43,6 +47,9 @@ def write_whole(path: Path, text: str) -> None:
 
 class RunFolder:
     """A run folder.  Making the object only looks whether it may be used; `begin` makes the folder.
+
+    A context manager: however the run ends, table and curves are written from the metrics that there are. Of
+    several processes only the first one begins, and so writes.
 
     Raises
     ------
@@ -72,12 +79,28 @@ class RunFolder:
         elif taken and not (self.path / "config.json").is_file():
             raise SettingsError(f"{self.path} is no run folder (no config.json in it): not overwritten")
         self._replace = taken and overwrite and not resume
+        self._begun = False
+        self._scalars: Any = None
 
     def begin(self) -> None:
         """Make the folder, in place of an earlier run where that was asked for."""
         if self._replace:
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
+        self._begun = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._scalars is not None:
+            self._scalars.close()
+        if not self._begun or not (rows := read_rows(self.path)):
+            return
+        self.write_table(rows)
+        trouble = draw_curves(rows, self.path / "curves.png")
+        if trouble:
+            self.log(trouble)
 
     def write_config(self, settings: Settings, data: ImageData, device: torch.device) -> None:
         """Write config.json: all that defines the run, and where it was made."""
@@ -102,15 +125,18 @@ class RunFolder:
         """Forget the metrics of epochs after the first `epochs`: the checkpoint does not know them."""
         rows = [row for row in read_rows(self.path) if row["epoch"] <= epochs]
         write_whole(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self._scalars = scalar_writer(self.path / "tensorboard", epochs + 1)
 
     def append(self, row: Row) -> None:
         """Add the metrics of an epoch."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self._scalars is not None:
+            for name, value in row.items():
+                self._scalars.add_scalar(tag(name), value, int(row["epoch"]))
 
-    def write_table(self) -> None:
-        """Write metrics.csv anew from metrics.jsonl."""
-        rows = read_rows(self.path)
+    def write_table(self, rows: list[Row]) -> None:
+        """Write metrics.csv."""
         table = io.StringIO()
         writer = csv.DictWriter(table, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
         writer.writeheader()
@@ -162,14 +188,17 @@ def provenance(device: torch.device) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     )
+    installed = {distribution.name for distribution in metadata.distributions()}
     return {
         "command": sys.argv,
         "commit": commit.stdout.strip() or None,
-        "versions": {name: metadata.version(name) for name in ("nearest-etf", "torch", "numpy")},
+        "versions": {name: metadata.version(name) for name in PACKAGES if name in installed},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
 
 

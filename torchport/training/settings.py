@@ -95,7 +95,16 @@ class Settings:
     delta: float = _option(1e-3, "implicit: weight of the proximal term", least=0)
     formulation: str = _option("paper", "implicit: the problem that is solved", choices=("paper", "gauge-free"))
     gradient: bool = _option(True, "implicit: differentiate through the solution")
-    method: str = _option("auto", "implicit: how the polar factor is computed", choices=("auto", "svd", "eigh"))
+    method: str = _option(
+        "auto",
+        "implicit: how the problem is solved; trust-region is the paper's way",
+        choices=("auto", "svd", "eigh", "matmul", "trust-region"),
+    )
+    initial: str = _option(
+        "canonical",
+        "implicit: the frame that the first step starts from, random by the seed",
+        choices=("canonical", "random"),
+    )
 
     loss: str = _option("cross-entropy", "training loss", choices=("cross-entropy", "dot-regression"))
     optimiser: str = _option(
@@ -107,7 +116,9 @@ class Settings:
     schedule: str = _option("none", "learning rate over the run", choices=("none", "step", "cosine", "one-cycle"))
     epochs: int = _option(200, "passes over the training set (ufm: iterations)", least=1)
     batch_size: int = _option(256, "images per step, over all processes together", least=2)
-    accumulation: int = _option(1, "parts that a batch is split into, to save memory", least=1)
+    accumulation: int = _option(
+        1, "parts that a batch is split into, to save memory; batch statistics and class means go by parts", least=1
+    )
     clip: float = _option(0.0, "largest gradient norm (0: no clipping)", least=0)
 
     eval_interval: int = _option(1, "epochs between evaluations; the last epoch always has one", least=1)

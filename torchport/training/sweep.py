@@ -20,7 +20,7 @@ def sweep(
     heads: Sequence[str],
     seeds: int,
     output: str | Path,
-    recalibrate: bool = False,
+    recalibrate: bool | None = None,
     **options: Any,
 ) -> dict[str, str]:
     """Train every head with every seed 0…seeds−1.
@@ -33,7 +33,7 @@ def sweep(
     seeds : int
     output : path
         Folder of the run folders.
-    recalibrate : bool
+    recalibrate : bool, optional
         As for `train`, for implicit heads.
     options
         As for `train`: data_dir, device, overwrite.
@@ -66,7 +66,7 @@ def sweep(
                 outcomes[name] = "done before"
                 continue
             print(f"{name}:", flush=True)
-            exact = recalibrate and settings.head == "implicit"
+            exact = recalibrate if settings.head == "implicit" else None
             train(settings, folder, resume=begun, recalibrate=exact, **options)
             outcomes[name] = "done"
         except (SettingsError, DataError, CheckpointError, TrainingError) as error:

@@ -21,13 +21,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..heads import Head, ImplicitETFHead
+from ..heads import Classifier, Head, ImplicitETFHead
 from .checkpoint import build_model, load_checkpoint, random_state, save_checkpoint, set_random_state
 from .data import make_loader, training_data
 from .evaluate import evaluate
 from .losses import training_loss
 from .optim import build_optimiser, learning_rate
-from .progress import Interrupt, Progress, epoch_line
+from .progress import Interrupt, Progress, epoch_line, first_line
 from .recalibrate import recalibrate_head
 from .run_folder import Row, RunFolder, read_rows
 from .settings import Settings, SettingsError
@@ -49,7 +49,7 @@ def train(
     overwrite: bool = False,
     data_dir: str | Path | None = None,
     device: str | None = None,
-    recalibrate: bool = False,
+    recalibrate: bool | None = None,
 ) -> Row:
     """Train as the settings say, into a run folder.
 
@@ -66,10 +66,10 @@ def train(
         Where data sets lie; `NEAREST_ETF_DATA`, or the user's cache folder, by default.
     device : str, optional
         "cpu", "cuda", "cuda:1", …; a GPU by default where there is one.
-
-    recalibrate : bool
-        At the end, set an implicit head's means, W and b from one exact pass over the training set; writes
-        recalibrated.pt and, with the figures before and after, recalibrated.json.
+    recalibrate : bool, optional
+        At the end, set an implicit head's means, W and b from one exact pass over the training set, instead of
+        trusting the last batches; writes recalibrated.pt and, with the figures before and after,
+        recalibrated.json. The default is to do so for implicit heads.
 
     Returns
     -------
@@ -82,15 +82,20 @@ def train(
         If something cannot be used; the output folder is then as it was.
     TrainingError
         If the loss is no longer finite; the last good checkpoint stays.
+    Stopped
+        If SIGINT or SIGTERM came, after saving; with how to go on.
     """
     # Where to write, and where to compute.  Under torchrun every process has a rank; rank 0 does the writing.
-    if recalibrate and settings.head != "implicit":
+    implicit = settings.head == "implicit"
+    if recalibrate and not implicit:
         raise SettingsError(f"recalibrate is for the implicit head: the {settings.head} head has no class means")
-    folder = RunFolder(output, settings, resume=resume, overwrite=overwrite)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     place = computing_device(device)
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    if world > 1:
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        dist.barrier()  # nobody looks at the folder while rank 0 may still be writing an earlier run's end
+    folder = RunFolder(output, settings, resume=resume, overwrite=overwrite)
     torch.manual_seed(settings.seed)
 
     # The data, as 8-bit images: on the device, or behind worker processes for image folders.
@@ -123,7 +128,8 @@ def train(
         optimiser.load_state_dict(saved["optimiser"])
         scaler.load_state_dict(saved["scaler"])
         start_epoch, start_step, best_accuracy = saved["epoch"], saved["step"], saved["best_accuracy"]
-        totals = saved["totals"].to(place)
+        if rank == 0:  # they hold the sums over all processes
+            totals = saved["totals"].to(place)
         set_random_state(saved["random"])
     if rank == 0:
         folder.begin()
@@ -155,8 +161,11 @@ def train(
 
     steps = loader.steps_per_epoch()
     progress = Progress(folder, steps * settings.epochs, steps * (start_epoch - 1) + start_step, quiet=rank > 0)
+    progress.say(first_line(settings, data, model, place, world, steps))
+    if folder.resumed:
+        progress.say(f"resumed in epoch {start_epoch} of {settings.epochs} after {start_step} of {steps} steps")
     interrupt, saved_at = Interrupt(), time.monotonic()
-    with progress, interrupt:
+    with folder, progress, interrupt:
         for epoch in range(start_epoch, settings.epochs + 1):
             began, began_at = time.perf_counter(), start_step
             model.train()
@@ -189,19 +198,25 @@ def train(
                 progress.advance()
                 if step % LOOK_EVERY == LOOK_EVERY - 1 and not totals[0].isfinite():
                     raise diverged(epoch, folder.path)
-                if interrupt.requested and world == 1 and step + 1 < steps:
-                    save("last.pt", epoch, step + 1)
-                    raise interrupt.stop(folder.path, epoch)
+                stop = interrupt.agreed()
+                if stop:
+                    break
 
-            # The epoch's books: sums over all processes, and honest figures from eval mode.
+            # The epoch's books: sums over all processes, and one process's batch-norm statistics for all.
             seconds = time.perf_counter() - began
-            stop = totals.new_tensor(interrupt.requested)
             if world > 1:
                 dist.all_reduce(totals)
-                dist.all_reduce(stop)
-            loss_sum, right, count = totals.tolist()
-            if not math.isfinite(loss_sum):
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, 0)
+            if not is_finite(totals, model):
                 raise diverged(epoch, folder.path)
+            if stop and step + 1 < steps:
+                save("last.pt", epoch, step + 1)
+                raise interrupt.stop(folder.path, data_dir)
+
+            # Running figures come from training batches, against the classifier that was solved with their own
+            # labels; honest ones from eval mode, with the classifier in force.
+            loss_sum, right, count = totals.tolist()
             row: Row = {
                 "epoch": epoch,
                 "seconds": round(seconds, 4),
@@ -229,20 +244,19 @@ def train(
                 save("last.pt", epoch + 1, 0)
                 saved_at = time.monotonic()
             if stop and epoch < settings.epochs:
-                raise interrupt.stop(folder.path, epoch + 1)
+                raise interrupt.stop(folder.path, data_dir)
 
-    if rank == 0:
-        folder.write_table()
-    if recalibrate:
-        running = evaluate(model, loader.ordered(), "train") | evaluate(model, held_out.ordered(), "test")
+    # The last classifier trusts running means; one exact pass over the training set sets W and b from all of it.
+    last = read_rows(folder.path)[-1] if rank == 0 else {}
+    if implicit and recalibrate is not False:
         recalibrate_head(model, loader.ordered())
         exact = evaluate(model, loader.ordered(), "train") | evaluate(model, held_out.ordered(), "test")
         save("recalibrated.pt", settings.epochs + 1, 0)
         if rank == 0:
-            folder.write_recalibrated(running, exact)
-        shares = [f"{100 * figures['test_accuracy']:.2f} %" for figures in (running, exact)]
-        progress.say(f"test accuracy with running means {shares[0]}, with exact means {shares[1]}")
-    return read_rows(folder.path)[-1] if rank == 0 else {}
+            folder.write_recalibrated({name: last[name] for name in exact if name in last}, exact)
+            shares = [f"{100 * figures['test_accuracy']:.2f} %" for figures in (last, exact)]
+            progress.say(f"test accuracy with running means {shares[0]}, with exact means {shares[1]}")
+    return last
 
 
 def computing_device(name: str | None) -> torch.device:
@@ -282,6 +296,12 @@ def diverged(epoch: int, run: Path) -> TrainingError:
     )
 
 
+def is_finite(totals: Tensor, model: Classifier) -> bool:
+    """Whether the loss, the weights and the head's state are numbers, and may so be saved."""
+    state = [totals, *model.parameters(), *model.head.buffers()]
+    return bool(torch.stack([value.isfinite().all() for value in state]).all())
+
+
 def batch_totals(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """Loss, right answers and samples of a batch, summed, without waiting for the device."""
     right = (logits.argmax(dim=1) == labels).sum()
@@ -293,4 +313,5 @@ def solver_health(head: Head) -> Row:
     """What an implicit head's last solve says of itself, as `solver_gap`, `solver_condition`, …"""
     if not isinstance(head, ImplicitETFHead):
         return {}
-    return {f"solver_{name}": value for name, value in head.solution_health().items()}
+    health = head.solution_health()
+    return {f"solver_{name}": value for name, value in health.items() if math.isfinite(value)}

@@ -1,71 +1,165 @@
-"""Two processes with the same global batch compute what one process does."""
+"""Two processes with the same global batch compute what one process does, and stop and go on together.
+
+How near they are: rounding differs, since the two halves of a batch are summed in another order, and training
+amplifies it, as it amplifies any change. At a rate of 0.05 with four images per class the implicit head's twenty steps
+do so by 1e3, whether processes share a batch, its rows change places or one weight moves by its last bit; float32
+then ends up 1e-4 apart, and 4e-3 where a ReLU happens to switch. It is the same with a condition number of 14
+(gauge-free) and of 450 (paper), and 30 times less without the gradient through the solution, so it is the training
+that does it. At a hundredth of that rate float32 stays within 1e-6.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
-import os
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from nearest_etf.torchport.training.checkpoint import load_checkpoint
+from nearest_etf.torchport.simplex import centred
+from nearest_etf.torchport.training import train as loop
+from nearest_etf.torchport.training.checkpoint import load_checkpoint, load_model
+from nearest_etf.torchport.training.data import make_loader, training_data
+from nearest_etf.torchport.training.evaluate import evaluate
 from nearest_etf.torchport.training.run_folder import read_rows
 from nearest_etf.torchport.training.settings import Settings
-from nearest_etf.torchport.training.train import train
 
-# Twenty steps; twenty images, a process's half of a batch, lack one of the ten classes most of the time.
+HEADS = ("learned", "fixed", "implicit")
+# Twenty steps without batch statistics.
 SETTINGS = Settings(
     backbone="mlp", samples_per_class=40, batch_size=40, epochs=2, num_features=24, crop_padding=1, lr=0.05
 )
-IN_PROCESSES = """
-import json, sys, torch
+GENTLE = Settings(**{**SETTINGS.to_dict(), "lr": 5e-4})
+
+
+def in_float64(build_model: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
+    """The same model, computing in float64."""
+
+    def build(*arguments: object) -> torch.nn.Module:
+        model = build_model(*arguments).double()
+        model.get_submodule("backbone").register_forward_pre_hook(lambda _, images: images[0].double())
+        return model
+
+    return build
+
+
+# Runs of the given settings in float32 or float64, from the same weights. A run that is to be interrupted sends
+# itself a signal after a step, from the second process only.
+IN_PROCESSES = f"""
+from __future__ import annotations
+import json, os, signal, sys, torch
+from nearest_etf.torchport.training import progress, train as loop
 from nearest_etf.torchport.training.settings import settings_from
-from nearest_etf.torchport.training.train import train
 torch.set_num_threads(1)
-torch.set_default_dtype(torch.float64)
-for head in ("learned", "fixed", "implicit"):
-    train(settings_from({**json.loads(sys.argv[2]), "head": head}), f"{sys.argv[1]}/{head}")
+{inspect.getsource(in_float64)}
+advance = progress.Progress.advance
+def interrupted(step):
+    def counting(self):
+        nonlocal step
+        advance(self)
+        step -= 1
+        if step == 0 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+    return counting
+build_model = loop.build_model
+for output, settings, double, resume, step in json.loads(sys.argv[1]):
+    loop.build_model = in_float64(build_model) if double else build_model
+    progress.Progress.advance = interrupted(step)
+    try:
+        loop.train(settings_from(settings), output, resume=resume, device="cpu")
+        assert step == 0
+    except progress.Stopped as stopped:
+        assert step and stopped.code == 128 + signal.SIGTERM, stopped.message
+        assert "go on with: torchrun --nproc-per-node 2 -m nearest_etf.torchport.training.cli --resume" in str(
+            stopped.message
+        )
 """
+
+
+def run_in_two(runs: list[tuple[str, dict[str, object], bool, bool, int]]) -> None:
+    """Runs, each (output, settings, float64, resume, step after which a signal comes or 0), in two processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    command = [*launch, sys.executable, "-W", "ignore", "-c", IN_PROCESSES, json.dumps(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs of this file that take two processes: starting them is what takes time."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-W", "ignore", "-c", IN_PROCESSES, str(folder), json.dumps(SETTINGS.to_dict())]
-    ranks = [
-        subprocess.Popen(command, env={**environment, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in (0, 1)
+    heads = [{"head": head} for head in HEADS]
+    runs = [(f"{head['head']}-float64", {**SETTINGS.to_dict(), **head}, True, False, 0) for head in heads]
+    runs += [(f"{head['head']}-float32", {**GENTLE.to_dict(), **head}, False, False, 0) for head in heads]
+    small_cnn = {**SETTINGS.to_dict(), "backbone": "small-cnn"}
+    runs += [("whole", small_cnn, False, False, 0)]
+    runs += [
+        (f"stopped{n}", small_cnn, False, resume, 0 if resume else n) for n in (3, 10, 13) for resume in (False, True)
     ]
-    for rank in ranks:
-        _, errors = rank.communicate(timeout=300)
-        assert rank.returncode == 0, errors
+    run_in_two([(str(folder / name), *rest) for name, *rest in runs])
     return folder
 
 
-@pytest.fixture
-def float64() -> Iterator[None]:
-    """Leave rounding out of it: twenty steps through the solver amplify that of float32 to 1e-5."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.parametrize("head", ["learned", "fixed", "implicit"])
-def test_two_processes_are_one(two_processes: Path, tmp_path: Path, head: str, float64: None) -> None:
-    train(Settings(**{**SETTINGS.to_dict(), "head": head}), tmp_path / "one")
-    ours, theirs = (load_checkpoint(path / "last.pt")["model"] for path in (two_processes / head, tmp_path / "one"))
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-6)])
+def test_two_processes_are_one(
+    two_processes: Path, tmp_path: Path, head: str, precision: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if precision == "float64":
+        monkeypatch.setattr(loop, "build_model", in_float64(loop.build_model))
+    settings = SETTINGS if precision == "float64" else GENTLE
+    loop.train(Settings(**{**settings.to_dict(), "head": head}), tmp_path / "one", device="cpu")
+    two = two_processes / f"{head}-{precision}"
+    ours, theirs = (load_checkpoint(path / "last.pt")["model"] for path in (two, tmp_path / "one"))
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-6, atol=1e-6)
-    for row, other in zip(read_rows(two_processes / head), read_rows(tmp_path / "one"), strict=True):
-        for key in ("running_loss", "running_accuracy", "train_loss", "test_accuracy", "train_nc1"):
-            assert row[key] == pytest.approx(other[key], rel=1e-5, abs=1e-6), key
+        other, slack = theirs[name], 1.0
+        if name == "head.frame":
+            # The direction U·1 has no part in the classifier, and only delta pins it: 450 times less than the rest.
+            torch.testing.assert_close(value, other, rtol=0, atol=100 * tolerance)
+            value, other = centred(value), centred(other)
+        elif name == "head.bias":
+            slack = settings.temperature  # the norm of the features that it is measured against
+        torch.testing.assert_close(value, other, rtol=tolerance, atol=slack * tolerance, msg=lambda m, n=name: n + m)
+    for row, other_row in zip(read_rows(two), read_rows(tmp_path / "one"), strict=True):
+        for key in ("running_loss", "running_accuracy", "train_loss", "test_loss", "test_accuracy"):
+            assert row[key] == pytest.approx(other_row[key], rel=tolerance, abs=tolerance), key
+        assert row["train_nc1"] == pytest.approx(other_row["train_nc1"], rel=100 * tolerance)  # inverts a covariance
+
+
+def test_each_process_lacks_classes_most_of_the_time() -> None:
+    data = training_data(SETTINGS)
+    absent = [0, 0]
+    for rank in (0, 1):
+        loader = make_loader(data.train, data, SETTINGS, device=torch.device("cpu"), rank=rank, world=2)
+        absent[rank] = sum(len(labels.unique()) < 10 for epoch in (1, 2) for _, labels in loader.epoch(epoch))
+    assert min(absent) > 10  # of twenty steps
+
+
+def test_metrics_are_those_of_the_saved_model(two_processes: Path) -> None:
+    # Each process gathers batch-norm statistics of its own; those of the first one are saved.
+    model, settings = load_model(two_processes / "whole", "last")
+    data = training_data(settings)
+    loader = make_loader(data.train, data, settings, device=torch.device("cpu"))
+    figures = evaluate(model, loader.ordered(), "train")
+    row = read_rows(two_processes / "whole")[-1]
+    assert {name: row[name] for name in figures} == pytest.approx(figures, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("step", [3, 10, 13])
+def test_processes_stop_together_and_go_on_as_if_nothing_had_happened(two_processes: Path, step: int) -> None:
+    whole, stopped = two_processes / "whole", two_processes / f"stopped{step}"
+    ours, theirs = (load_checkpoint(path / "last.pt") for path in (stopped, whole))
+    # Bit by bit: two summands have one sum, whatever their order.
+    torch.testing.assert_close(ours["model"], theirs["model"], rtol=0, atol=0)
+    torch.testing.assert_close(ours["optimiser"]["state"], theirs["optimiser"]["state"], rtol=0, atol=0)
+    log = (stopped / "log.txt").read_text()
+    steps = step + 1  # the signal reached the other process one step later
+    assert f"resumed in epoch {steps // 10 + 1} of 2 after {steps % 10} of 10 steps" in log
+    for row, other in zip(read_rows(stopped), read_rows(whole), strict=True):
+        for name in row.keys() - {"seconds", "images_per_second", "solver_milliseconds"}:
+            assert row[name] == pytest.approx(other[name], rel=1e-12), name  # sums were taken in another order
