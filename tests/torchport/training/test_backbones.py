@@ -65,15 +65,37 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         build_backbone(Settings(backbone="timm:resnet18"), (32, 32, 3))
 
 
-def test_a_foreign_network_loses_its_last_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def get_model(name: str) -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.ReLU(), nn.Sequential(nn.Linear(7, 1000)))
-
-    models = SimpleNamespace(list_models=lambda: ["tiny"], get_model=get_model)
+@pytest.fixture
+def torchvision(monkeypatch: pytest.MonkeyPatch) -> dict[str, nn.Module]:
+    """Stands in for torchvision; to be filled with networks by name."""
+    networks: dict[str, nn.Module] = {}
+    models = SimpleNamespace(list_models=lambda module: list(networks), get_model=networks.__getitem__)
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=models))
     monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    return networks
+
+
+def test_a_foreign_network_loses_its_last_linear_layer(torchvision: dict[str, nn.Module]) -> None:
+    layers = nn.Flatten(), nn.Linear(12, 7), nn.BatchNorm1d(7), nn.Dropout(), nn.Sequential(nn.Linear(7, 1000))
+    torchvision["tiny"] = nn.Sequential(*layers)
+    before = torch.get_rng_state()
     backbone = build_backbone(Settings(backbone="torchvision:tiny"), (2, 2, 3))
+    assert torch.equal(torch.get_rng_state(), before)  # finding out d draws no random numbers
+    assert backbone.get_submodule("2").num_batches_tracked == 0
     assert backbone.num_features == 7
     assert backbone(torch.randn(5, 3, 2, 2)).shape == (5, 7)
-    with pytest.raises(SettingsError, match="did you mean 'tiny'"):
-        build_backbone(Settings(backbone="torchvision:tinny"), (2, 2, 3))
+
+
+def test_foreign_networks_that_do_not_fit_are_refused(torchvision: dict[str, nn.Module]) -> None:
+    torchvision["tiny"] = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.Linear(7, 3))
+    torchvision["maps"] = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Linear(2, 2))
+    torchvision["none"] = nn.Conv2d(3, 4, 1)
+    for name, shape, complaint in (
+        ("tinny", (2, 2, 3), "did you mean 'tiny'"),
+        ("tiny", (2, 2, 1), "3 channels, not 1"),
+        ("tiny", (4, 2, 3), "does not take images of 4×2 pixels: mat1 and mat2"),
+        ("maps", (2, 2, 3), r"makes \(2, 4, 2, 2\) of two images: expected features"),
+        ("none", (2, 2, 3), "no linear classifier"),
+    ):
+        with pytest.raises(SettingsError, match=complaint):
+            build_backbone(Settings(backbone=f"torchvision:{name}"), shape)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import difflib
 import importlib
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..settings import BACKBONES, Settings, SettingsError, nearest_name
 from .free import FreeFeatures
@@ -44,7 +48,9 @@ def build_backbone(settings: Settings, image_shape: tuple[int, int, int]) -> nn.
     if library in ("torchvision", "timm") and model:
         if signed:
             raise SettingsError(f"features = 'signed' is for this project's own backbones, not for {name}")
-        return foreign_backbone(library, model, channels)
+        network: Any = foreign_backbone(library, model, channels)
+        network.num_features = count_features(network, name, image_shape)
+        return network
     raise SettingsError(nearest_name("backbone", name, BACKBONES))
 
 
@@ -54,19 +60,32 @@ def foreign_backbone(library: str, name: str, channels: int) -> nn.Module:
         models = importlib.import_module("timm" if library == "timm" else "torchvision.models")
     except (ImportError, RuntimeError) as error:
         raise SettingsError(f"backbone {library}:{name} needs {library}, which cannot be imported: {error}") from error
-    if name not in models.list_models():
-        raise SettingsError(nearest_name(f"{library} model", name, models.list_models()))
+    known = models.list_models() if library == "timm" else models.list_models(module=models)  # those that classify
+    if name not in known:
+        raise SettingsError(nearest_name(f"{library} model", name, difflib.get_close_matches(name, known, 5, 0.0)))
     if library == "timm":
-        network = models.create_model(name, num_classes=0, in_chans=channels)
-        network.num_features = getattr(network, "head_hidden_size", network.num_features)
-        return network
+        return models.create_model(name, num_classes=0, in_chans=channels)
     if channels != 3:
         raise SettingsError(f"backbone torchvision:{name} takes images of 3 channels, not {channels}")
-    network = models.get_model(name)
+    network: nn.Module = models.get_model(name)
     places = [place for place, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not places:
         raise SettingsError(f"backbone torchvision:{name} has no linear classifier that could be taken off")
     parent, _, child = places[-1].rpartition(".")
-    network.num_features = network.get_submodule(places[-1]).in_features
     setattr(network.get_submodule(parent), child, nn.Identity())
     return network
+
+
+def count_features(network: nn.Module, name: str, image_shape: tuple[int, int, int]) -> int:
+    """d, and proof that a network takes such images: a copy of it is tried on two of them, in training mode."""
+    height, width, channels = image_shape
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            features = copy.deepcopy(network)(torch.zeros(2, channels, height, width))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SettingsError(f"backbone {name} does not take images of {height}×{width} pixels: {reason}") from error
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise SettingsError(f"backbone {name} makes {found} of two images: expected features (2, d)")
+    return features.shape[1]
