@@ -132,8 +132,9 @@ class RunFolder:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self._scalars is not None:
-            for name, value in row.items():
-                self._scalars.add_scalar(tag(name), value, int(row["epoch"]))
+            for name in row.keys() - {"epoch"}:
+                self._scalars.add_scalar(tag(name), row[name], int(row["epoch"]))
+            self._scalars.flush()
 
     def write_table(self, rows: list[Row]) -> None:
         """Write metrics.csv."""

@@ -50,7 +50,7 @@ def sweep(
     """
     from .checkpoint import CheckpointError
     from .data import DataError
-    from .run_folder import read_rows, read_settings
+    from .run_folder import read_settings
     from .train import TrainingError, train
 
     runs = {
@@ -60,16 +60,26 @@ def sweep(
     for name, settings in runs.items():
         folder = Path(output) / name
         begun = (folder / "config.json").exists() and not options.get("overwrite")
-        rows = read_rows(folder) if begun else []
         try:
-            if rows and rows[-1]["epoch"] == settings.epochs and read_settings(folder) == settings:
+            exact = recalibrate if settings.head == "implicit" else None
+            if begun and read_settings(folder) == settings and is_finished(folder, settings, exact):
                 outcomes[name] = "done before"
                 continue
             print(f"{name}:", flush=True)
-            exact = recalibrate if settings.head == "implicit" else None
             train(settings, folder, resume=begun, recalibrate=exact, **options)
             outcomes[name] = "done"
         except (SettingsError, DataError, CheckpointError, TrainingError) as error:
             outcomes[name] = str(error)
             print(f"{name} failed: {error}", flush=True)
     return outcomes
+
+
+def is_finished(run: Path, settings: Settings, recalibrate: bool | None) -> bool:
+    """Whether a run has nothing left to do: its metrics may be a step ahead of its last checkpoint."""
+    from .checkpoint import load_checkpoint
+
+    last = run / "last.pt"
+    if not last.exists() or load_checkpoint(last)["epoch"] <= settings.epochs:
+        return False
+    exact = settings.head == "implicit" and recalibrate is not False
+    return not exact or (run / "recalibrated.json").exists()

@@ -176,7 +176,8 @@ def train(
 
                 # Given labels, the implicit head normalises the features to h = τ f/‖f‖, moves the running
                 # class means H by this batch, solves for the simplex ETF U nearest to H, and answers with
-                # logits W h + b of the classifier W = √(K/(K−1)) M Uᵀ, b = −W μ_G that follows from it.
+                # logits W h + b of the classifier W = √(K/(K−1)) M Uᵀ, b = −W μ_G that follows from it.  Each part
+                # of a batch is a batch of its own to it, as to batch norm: the running means move by every part.
                 optimiser.zero_grad()
                 for part, part_labels in zip(
                     images.chunk(settings.accumulation), labels.chunk(settings.accumulation), strict=True

@@ -22,7 +22,7 @@ import torch
 
 from nearest_etf.torchport.simplex import centred
 from nearest_etf.torchport.training import train as loop
-from nearest_etf.torchport.training.checkpoint import load_checkpoint, load_model
+from nearest_etf.torchport.training.checkpoint import build_model, load_checkpoint, load_model
 from nearest_etf.torchport.training.data import make_loader, training_data
 from nearest_etf.torchport.training.evaluate import evaluate
 from nearest_etf.torchport.training.run_folder import read_rows
@@ -80,11 +80,15 @@ for output, settings, double, resume, step in json.loads(sys.argv[1]):
 """
 
 
-def run_in_two(runs: list[tuple[str, dict[str, object], bool, bool, int]]) -> None:
-    """Runs, each (output, settings, float64, resume, step after which a signal comes or 0), in two processes."""
+# Name of the folder, settings, whether in float64, whether resumed, step after which a signal comes (0: never).
+Run = tuple[str, dict[str, object], bool, bool, int]
+
+
+def run_in_two(folder: Path, runs: list[Run]) -> None:
+    """Runs, one after the other, in two processes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     command = [*launch, sys.executable, "-W", "ignore", "-c", IN_PROCESSES, json.dumps(runs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -92,15 +96,15 @@ def run_in_two(runs: list[tuple[str, dict[str, object], bool, bool, int]]) -> No
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All runs of this file that take two processes: starting them is what takes time."""
     folder = tmp_path_factory.mktemp("two")
-    heads = [{"head": head} for head in HEADS]
-    runs = [(f"{head['head']}-float64", {**SETTINGS.to_dict(), **head}, True, False, 0) for head in heads]
-    runs += [(f"{head['head']}-float32", {**GENTLE.to_dict(), **head}, False, False, 0) for head in heads]
+    runs: list[Run] = []
+    for head in HEADS:
+        runs += [(f"{head}-float64", {**SETTINGS.to_dict(), "head": head}, True, False, 0)]
+        runs += [(f"{head}-float32", {**GENTLE.to_dict(), "head": head}, False, False, 0)]
     small_cnn = {**SETTINGS.to_dict(), "backbone": "small-cnn"}
     runs += [("whole", small_cnn, False, False, 0)]
-    runs += [
-        (f"stopped{n}", small_cnn, False, resume, 0 if resume else n) for n in (3, 10, 13) for resume in (False, True)
-    ]
-    run_in_two([(str(folder / name), *rest) for name, *rest in runs])
+    for step in (3, 10, 13):
+        runs += [(f"stopped{step}", small_cnn, False, False, step), (f"stopped{step}", small_cnn, False, True, 0)]
+    run_in_two(folder, runs)
     return folder
 
 
@@ -110,7 +114,7 @@ def test_two_processes_are_one(
     two_processes: Path, tmp_path: Path, head: str, precision: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if precision == "float64":
-        monkeypatch.setattr(loop, "build_model", in_float64(loop.build_model))
+        monkeypatch.setattr(loop, "build_model", in_float64(build_model))
     settings = SETTINGS if precision == "float64" else GENTLE
     loop.train(Settings(**{**settings.to_dict(), "head": head}), tmp_path / "one", device="cpu")
     two = two_processes / f"{head}-{precision}"
@@ -124,7 +128,7 @@ def test_two_processes_are_one(
             value, other = centred(value), centred(other)
         elif name == "head.bias":
             slack = settings.temperature  # the norm of the features that it is measured against
-        torch.testing.assert_close(value, other, rtol=tolerance, atol=slack * tolerance, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(value, other, rtol=tolerance, atol=slack * tolerance, msg=(name + ": {}").format)
     for row, other_row in zip(read_rows(two), read_rows(tmp_path / "one"), strict=True):
         for key in ("running_loss", "running_accuracy", "train_loss", "test_loss", "test_accuracy"):
             assert row[key] == pytest.approx(other_row[key], rel=tolerance, abs=tolerance), key

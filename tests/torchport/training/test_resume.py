@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,8 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from nearest_etf.torchport.training import train as loop
 from nearest_etf.torchport.training.checkpoint import CheckpointError, load_checkpoint, load_model
 from nearest_etf.torchport.training.cli import main
+from nearest_etf.torchport.training.optim import build_optimiser
 from nearest_etf.torchport.training.progress import Progress, Stopped
 from nearest_etf.torchport.training.run_folder import RunFolder, read_rows
 from nearest_etf.torchport.training.settings import Settings
@@ -66,7 +70,8 @@ for head in heads:
 
 
 def without_times(run: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in read_rows(run)]
+    times = ("seconds", "images_per_second", "solver_milliseconds")
+    return [{k: v for k, v in row.items() if k not in times} for row in read_rows(run)]
 
 
 def assert_equal(ours: object, theirs: object, where: str = "") -> None:
@@ -82,7 +87,8 @@ def assert_equal(ours: object, theirs: object, where: str = "") -> None:
 
 
 def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
-    points = [("step", 7), ("rename", 4), ("rename", 5)]
+    anywhere = random.Random(5).sample(range(6, 15), 3)  # steps of the second and third epoch
+    points = [*(("step", step) for step in anywhere), ("rename", 4), ("rename", 5)]
     arguments = [str(tmp_path), repr(TINY.to_dict()), repr(HEADS), repr(points)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", KILLED_RUNS, *arguments], capture_output=True, text=True, check=False
@@ -114,7 +120,13 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
     with pytest.raises(Stopped, match=str(128 + signal.SIGTERM)) as stopped:
         train(TINY, tmp_path / "run")
     assert "go on with: etf-train --resume" in stopped.value.message
+    epochs = [line.split(",")[0] for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
+    assert epochs == ["epoch", *map(str, range(1, step // 5 + 1))]
+    assert (tmp_path / "run" / "curves.png").exists()
     assert main(["--resume", "--output", str(tmp_path / "run")]) == 0
+    log = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert log[0].startswith("digits: 200 training and 360 test images 8x8x1, K = 10; small-cnn, d = 16, implicit head")
+    assert f"resumed in epoch {step // 5 + 1} of 3 after {step % 5} of 5 steps" in log
     assert without_times(tmp_path / "run") == without_times(tmp_path / "whole")
     ours, theirs = (load_checkpoint(tmp_path / name / "last.pt") for name in ("run", "whole"))
     assert_equal(ours, theirs)
@@ -126,6 +138,36 @@ def test_a_diverging_run_keeps_the_last_good_checkpoint(tmp_path: Path, head: st
     with pytest.raises(TrainingError, match="loss is not finite in epoch 1"):
         train(Settings(**settings), tmp_path / "run")
     assert not (tmp_path / "run" / "last.pt").exists()
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+def test_a_later_divergence_leaves_the_last_good_checkpoint_and_the_books(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signalled: bool
+) -> None:
+    advance, steps = Progress.advance, iter(range(1, 1000))
+    optimisers: list[torch.optim.Optimizer] = []
+
+    def breaking(self: Progress) -> None:
+        advance(self)
+        step = next(steps)
+        if step == 7:
+            for parameter in optimisers[0].param_groups[0]["params"]:
+                parameter.data.fill_(math.nan)
+            if signalled:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def remembered(settings: Settings, model: torch.nn.Module) -> torch.optim.Optimizer:
+        optimisers.append(build_optimiser(settings, model))
+        return optimisers[0]
+
+    train(Settings(**{**TINY.to_dict(), "epochs": 1, "schedule": "none"}), tmp_path / "one")
+    monkeypatch.setattr(Progress, "advance", breaking)
+    monkeypatch.setattr(loop, "build_optimiser", remembered)
+    with pytest.raises(TrainingError, match="loss is not finite in epoch 2: stopped, with the checkpoints of"):
+        train(Settings(**{**TINY.to_dict(), "schedule": "none"}), tmp_path / "run")
+    ours, theirs = (load_checkpoint(tmp_path / name / "last.pt") for name in ("run", "one"))
+    assert_equal(ours["model"], theirs["model"])
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
 
 
 def test_models_are_loaded_from_whole_checkpoints_only(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from nearest_etf.torchport.polar import METHODS
 from nearest_etf.torchport.training.cli import main
 from nearest_etf.torchport.training.settings import (
     Settings,
@@ -27,6 +29,12 @@ def test_recipes_are_valid_and_set_nothing_twice(name: str) -> None:
     assert settings.temperature == 5.0
     assert recipe_text(name).startswith("# ")
     assert settings_from(settings.to_dict()) == settings
+
+
+def test_every_method_of_the_layer_can_be_asked_for() -> None:
+    # Written out in settings.py, which has to be read without torch.
+    method = next(f for f in fields(Settings) if f.name == "method")
+    assert method.metadata["choices"] == METHODS
 
 
 @pytest.mark.parametrize(
@@ -98,11 +106,11 @@ def test_bad_use_is_one_line_and_leaves_nothing_behind(
 def test_a_run_folder_is_replaced_only_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     command = [*QUICK, "--output", str(run)]
-    assert main([*command, "--recalibrate"]) == 0
+    assert main(command) == 0
     assert "test accuracy" in capsys.readouterr().out
     names = {p.name for p in run.iterdir()}
     assert names == {
-        *("config.json", "metrics.jsonl", "metrics.csv", "log.txt", "best.pt", "last.pt"),
+        *("config.json", "metrics.jsonl", "metrics.csv", "curves.png", "log.txt", "best.pt", "last.pt"),
         *("recalibrated.pt", "recalibrated.json"),
     }
     compared = json.loads((run / "recalibrated.json").read_text())
@@ -110,6 +118,9 @@ def test_a_run_folder_is_replaced_only_on_request(tmp_path: Path, capsys: pytest
     config = json.loads((run / "config.json").read_text())
     assert config["settings"]["samples_per_class"] == 10
     assert config["data"]["image_shape"] == [8, 8, 1]
+    assert len(config["data"]["train_sha256"]) == 64
+    assert config["provenance"]["versions"].keys() >= {"nearest-etf", "torch", "numpy"}
+    assert config["provenance"].keys() >= {"commit", "device", "cpus", "processes"}
 
     before = {p: p.read_bytes() for p in run.iterdir()}
     assert main(command) == 2
@@ -117,8 +128,11 @@ def test_a_run_folder_is_replaced_only_on_request(tmp_path: Path, capsys: pytest
     assert main([*command, "--resume", "--epochs", "2"]) == 2
     assert "was trained with epochs = 1, not 2" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in run.iterdir()} == before
-    assert main([*command, "--overwrite"]) == 0
+    assert main([*command, "--overwrite", "--no-recalibrate"]) == 0
     assert not (run / "recalibrated.pt").exists()
+    assert main(["--resume", "--recalibrate", "--output", str(run)]) == 0  # on demand, with nothing left to train
+    assert (run / "recalibrated.pt").exists()
+    assert json.loads((run / "recalibrated.json").read_text()) == compared
 
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
@@ -139,6 +153,9 @@ def test_a_sweep_skips_what_is_done_and_goes_on_after_failures(
     (tmp_path / "fixed-seed0" / "notes.txt").unlink()
     assert main(command) == 0
     assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()[-2:]] == ["done", "done before"]
+    (tmp_path / "implicit-seed0" / "recalibrated.json").unlink()  # as if killed on its last steps
+    assert main(command) == 0
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()[-2:]] == ["done before", "done"]
     assert main([*command[:-5], "fixd", *command[-4:]]) == 2
     assert "did you mean 'fixed'" in capsys.readouterr().err
 
