@@ -7,8 +7,13 @@
 Contestants: ours by each method; autograd through torch.linalg.svd; SciPy's polar factor (forward only); and the
 paper's own way, Pymanopt's trust region with the dense declarative backward of Gould et al. 2021 (proposition 4.5),
 written here with every structure that it offers exploited but the constraints' Jacobian kept as a matrix. Errors are
-relative, of the ETF `U M` and of the gradient, against singular values in float64. "successive" is a sequence of
-problems as training makes them: each is the last one, moved by `--drift`, with the last solution as proximal point.
+relative, of the ETF `U M` and of the gradient, against singular values in float64. Ratios are to the first contestant
+of the same turn: median, least and greatest. Phases:
+
+    cold        one problem, from nothing
+    successive  made-up problems in a row, each the last one moved by `--drift`, the last solution its proximal point
+    training    the problems of consecutive steps of a training run, after `--after` steps of it
+    trained     the next problem of a run of etf-train (`--trained RUN`)
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from nearest_etf.torchport.nearest_etf import solve
@@ -38,7 +44,7 @@ from nearest_etf.torchport.simplex import centred
 
 DELTA = 1e-3
 SIZES = ["512x10", "512x100", "512x200", "2048x200", "2048x1000", "4096x4096", "10000x10000"]
-OURS = ("eigh", "svd", "matmul")
+OURS = ("auto", "svd", "eigh", "matmul")
 TRUST_REGION_UNKNOWNS = 51_200  # beyond, the dense Jacobian of the constraints outgrows this machine
 
 
@@ -64,6 +70,9 @@ class Row:
     fastest_ms: float
     slowest_ms: float
     runs: int
+    ratio: float  # to the first contestant in the same turn: median, least, greatest
+    ratio_low: float
+    ratio_high: float
     etf_error: float
     gradient_error: float | None
     peak_bytes: int | None = None
@@ -102,7 +111,10 @@ def autograd_svd(problem: Problem) -> Answer:
 
 
 def scipy_polar(problem: Problem) -> Answer:
-    return torch.from_numpy(scipy.linalg.polar(linear_term(problem.H, problem.U0).numpy())[0]), None
+    A = linear_term(problem.H, problem.U0).numpy()
+    # On small problems OpenBLAS loses more by a second thread than it gains.
+    with threadpool_limits({"openblas": 1} if A.size < 10**6 else None):
+        return torch.from_numpy(scipy.linalg.polar(A)[0]), None
 
 
 def trust_region_dense(problem: Problem) -> Answer:
@@ -146,6 +158,7 @@ def contestants(d: int, K: int, device: str, slow: bool) -> dict[str, Callable[[
     if device == "cpu":
         run["SciPy polar (forward)"] = scipy_polar
         if slow and d * K <= TRUST_REGION_UNKNOWNS:
+            run["ours: trust-region"] = partial(ours, method="trust-region")
             run["trust region + dense backward"] = trust_region_dense
     return run
 
@@ -166,16 +179,43 @@ def errors(answer: Any, wanted: tuple[Tensor, Tensor]) -> tuple[float, float | N
     return etf, None if answer[1] is None else relative(answer[1], wanted[1])
 
 
-def timed(function: Callable[[], Any], device: str) -> tuple[float, Any]:
-    """Milliseconds and the result."""
+def timed(function: Callable[[], Any], device: str, once: bool = False) -> tuple[float, Any]:
+    """Milliseconds of a call, and its result: the median of calls that fill 20 ms, after one that is not counted."""
     time.sleep(0.1)  # until the threads of another library's BLAS (SciPy's, after its turn) have stopped spinning
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start), result
+    result = None if once else function()
+    calls: list[float] = []
+    while not calls or (sum(calls) < 20 and not once):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        result = function()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        calls.append(1e3 * (time.perf_counter() - start))
+    return median(calls), result
+
+
+def training_problems(d: int, K: int, after: int, count: int) -> list[Problem]:
+    """What consecutive steps of a training run ask of the layer: K clusters of points, an MLP, batches of 256."""
+    from nearest_etf.torchport import ImplicitETFHead
+
+    torch.manual_seed(0)
+    centres = torch.randn(K, 64)
+    network = torch.nn.Sequential(torch.nn.Linear(64, 512), torch.nn.ReLU(), torch.nn.Linear(512, d), torch.nn.ReLU())
+    head = ImplicitETFHead(d, K)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    problems = []
+    for step in range(after + count):
+        labels = torch.randint(K, (256,))
+        proximal = head.frame.clone()
+        logits = head(network(centres[labels] + 0.7 * torch.randn(256, 64)), labels)
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+        optimiser.step()
+        if step >= after:
+            H = head.means.means
+            problems.append(Problem(H / H.norm(), proximal, centred(torch.randn(d, K))))
+    return problems
 
 
 def from_run(run: str) -> Problem:
@@ -196,32 +236,26 @@ def cold_rows(problem: Problem, condition: float, phase: str, options: argparse.
     problem = Problem(*(x.to(options.device) for x in vars(problem).values()))
     d, K = problem.H.shape
     wanted = truth(problem)
-    field = contestants(d, K, options.device, slow=not options.quick and condition == 10)
+    field = contestants(d, K, options.device, slow=not options.quick and condition == min(options.conditions))
     times: dict[str, list[float]] = {name: [] for name in field}
     answers: dict[str, Any] = {}
-    for turn in range(options.runs + 1):
+    for _ in range(options.runs):
         for name, run in field.items():
             once = name.startswith("trust region") or d * K > 10**7
-            if turn > 0 and once and times[name]:
-                continue
-            elapsed, answers[name] = timed(partial(run, problem), options.device)
-            if turn > 0 or once:  # the first turn warms caches and threads up
+            if not (once and times[name]):
+                elapsed, answers[name] = timed(partial(run, problem), options.device, once)
                 times[name].append(elapsed)
     for name in field:
         peak = peak_bytes(name, d, K, condition, options) if options.memory and phase == "cold" else None
-        yield row(name, problem, condition, phase, times[name], errors(answers[name], wanted), peak)
+        yield row(name, problem, condition, phase, times, errors(answers[name], wanted), peak)
 
 
-def successive_rows(d: int, K: int, condition: float, options: argparse.Namespace) -> Iterator[Row]:
-    """A sequence of slowly moving problems: ours with a warm start, ours without, and autograd through SVD."""
-    first = synthetic(d, K, condition)
-    frame, _, basis = ours(first, "eigh")
-    H, names = first.H, ("ours: warm start", "ours: eigh", "autograd through SVD")
+def warm_rows(problems: list[Problem], condition: float, phase: str) -> Iterator[Row]:
+    """Problems in a row: ours with a warm start, as a head would be in training, ours without, and autograd."""
+    _, _, basis = ours(problems[0], "eigh")
+    names = ("ours: warm start", "ours: eigh", "autograd through SVD")
     times: dict[str, list[float]] = {name: [] for name in names}
-    for step in range(options.runs + 1):
-        moved = synthetic(d, K, condition, seed=step + 1).H
-        H = (1 - options.drift) * H + options.drift * moved
-        problem = Problem(H / H.norm(), frame.detach(), first.G)
+    for problem in problems[1:]:
         runs: dict[str, Callable[[], Any]] = {
             names[0]: partial(ours, problem, "eigh", basis),
             names[1]: partial(ours, problem, "eigh"),
@@ -230,12 +264,22 @@ def successive_rows(d: int, K: int, condition: float, options: argparse.Namespac
         answers = {}
         for name, run in runs.items():
             elapsed, answers[name] = timed(run, "cpu")
-            if step > 0:
-                times[name].append(elapsed)
-        frame, _, basis = answers[names[0]]
+            times[name].append(elapsed)
+        basis = answers[names[0]][2]
     wanted = truth(problem)
     for name in names:
-        yield row(name, problem, condition, "successive", times[name], errors(answers[name], wanted), None)
+        yield row(name, problem, condition, phase, times, errors(answers[name], wanted), None)
+
+
+def drifting(d: int, K: int, condition: float, drift: float, count: int) -> list[Problem]:
+    """`count` made-up problems in a row, the first with its own solution as proximal point."""
+    first = synthetic(d, K, condition)
+    frame, H, problems = ours(first, "svd")[0].detach(), first.H, []
+    for step in range(count):
+        H = (1 - drift) * H + drift * synthetic(d, K, condition, seed=step + 1).H
+        problems.append(Problem(H / H.norm(), frame, first.G))
+        frame = ours(problems[-1], "svd")[0].detach()
+    return problems
 
 
 def row(
@@ -243,12 +287,30 @@ def row(
     problem: Problem,
     condition: float,
     phase: str,
-    times: list[float],
+    times: dict[str, list[float]],
     error: tuple[float, float | None],
     peak: int | None,
 ) -> Row:
+    mine, first = times[name], next(iter(times.values()))
+    ratios = [m / f for m, f in zip(mine, first, strict=False)]
     d, K = problem.H.shape
-    return Row(name, d, K, condition, phase, median(times), min(times), max(times), len(times), *error, peak)
+    return Row(
+        contestant=name,
+        d=d,
+        K=K,
+        condition=condition,
+        phase=phase,
+        median_ms=median(mine),
+        fastest_ms=min(mine),
+        slowest_ms=max(mine),
+        runs=len(mine),
+        ratio=median(ratios),
+        ratio_low=min(ratios),
+        ratio_high=max(ratios),
+        etf_error=error[0],
+        gradient_error=error[1],
+        peak_bytes=peak,
+    )
 
 
 def peak_bytes(name: str, d: int, K: int, condition: float, options: argparse.Namespace) -> int:
@@ -292,12 +354,22 @@ def all_rows(options: argparse.Namespace) -> Iterator[Row]:
     for d, K in options.sizes:
         for condition in options.conditions:
             yield from cold_rows(synthetic(d, K, condition), condition, "cold", options)
-            if options.device == "cpu" and condition <= 1e3:
-                yield from successive_rows(d, K, condition, options)
+            if options.device == "cpu" and condition <= 1e3 and d * K <= 10**7:
+                yield from warm_rows(
+                    drifting(d, K, condition, options.drift, options.runs + 1), condition, "successive"
+                )
+        if options.device == "cpu" and options.after and d * K <= 10**7:
+            problems = training_problems(d, K, options.after, options.runs + 1)
+            yield from warm_rows(problems, condition_number(problems[-1]), "training")
     for run in options.trained:
         problem = from_run(run)
-        sigma = torch.linalg.svdvals(linear_term(problem.H.double(), problem.U0.double()))
-        yield from cold_rows(problem, float(sigma[0] / sigma[-1]), "trained", options)
+        yield from cold_rows(problem, condition_number(problem), "trained", options)
+
+
+def condition_number(problem: Problem) -> float:
+    """κ of A; the made-up problems are told apart by that of H."""
+    sigma = torch.linalg.svdvals(linear_term(problem.H.double(), problem.U0.double()))
+    return float(sigma[0] / sigma[-1])
 
 
 def plot(rows: list[Row], path: str) -> None:
@@ -338,6 +410,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--runs", type=int, default=7, help="timed runs of each contestant")
     parser.add_argument("--drift", type=float, default=1e-3, help="α_t of the successive problems")
+    parser.add_argument("--after", type=int, default=700, help="steps before those of phase training; 0 leaves it out")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="two small sizes, one condition number, no slow peer")
@@ -347,7 +420,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--probe", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.quick:
-        options.sizes, options.conditions, options.memory = SIZES[:2], [10.0], False
+        options.sizes, options.conditions, options.memory, options.after = SIZES[:2], [10.0], False, 200
     try:
         options.sizes = [tuple(int(n) for n in size.split("x")) for size in options.sizes]
     except ValueError:
@@ -365,13 +438,15 @@ def main() -> None:
         print(probe(options.probe, d, K, condition))
         return
     rows: list[Row] = []
-    print(f"{'contestant':32}{'d':>6}{'K':>6}{'κ':>8}  {'phase':11}{'ms':>10}{'UM error':>10}{'grad.':>9}{'MiB':>8}")
+    heading = f"{'contestant':31}{'d':>6}{'K':>6}{'κ':>8} {'phase':11}{'ms':>10}{'ratio':>9} {'(spread)':17}"
+    print(f"{heading}{'U M':>7}{'grad.':>7}{'MiB':>8}")
     for r in all_rows(options):
         rows.append(r)
         gradient = "—" if r.gradient_error is None else f"{r.gradient_error:.0e}"
         memory = "—" if r.peak_bytes is None else f"{r.peak_bytes / 2**20:.1f}"
-        line = f"{r.contestant:32}{r.d:6}{r.K:6}{r.condition:8.0e}  {r.phase:11}{r.median_ms:10.2f}"
-        print(f"{line}{r.etf_error:10.0e}{gradient:>9}{memory:>8}", flush=True)
+        spread = f"({r.ratio_low:.4g}–{r.ratio_high:.4g})"
+        line = f"{r.contestant:31}{r.d:6}{r.K:6}{r.condition:8.0e} {r.phase:11}{r.median_ms:10.2f}{r.ratio:9.4g} "
+        print(f"{line}{spread:17}{r.etf_error:7.0e}{gradient:>7}{memory:>8}", flush=True)
     if options.json:
         report = {"provenance": provenance(options), "rows": [asdict(r) for r in rows]}
         Path(options.json).write_text(json.dumps(report, indent=1))

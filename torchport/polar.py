@@ -28,8 +28,6 @@ SMALLEST_FOR_WARM_START = 64
 # factor, and beyond it a new decomposition costs no more than the passes that would be needed.
 STALENESS = {torch.float32: 1e-3, torch.float64: 1e-5}
 
-TINY = float(np.finfo(np.float32).tiny)
-
 _warned: set[str] = set()
 
 
@@ -102,21 +100,21 @@ def by_svd(A: Tensor, start: Tensor) -> Polar:
 
 
 def by_trust_region(A: Tensor, start: Tensor) -> Polar | None:
-    """The paper's own way: a Riemannian trust region from `start`, the reference's, in float64 on the host.
+    """The paper's own way: the reference's Riemannian trust region from `start`, in float64 on the host.
 
-    It is here so that a training run can be held against the fast methods. None where it does not converge.
+    It is here for comparisons with the fast methods, also over whole training runs. None if it does not converge.
     """
     m = A.shape[1]
-    B, C = (x.detach().cpu().double().numpy() for x in (A / torch.linalg.vector_norm(A).clamp(min=TINY), start))
-    left, _, right_t = np.linalg.svd(C[:, :m], full_matrices=False)
-    X, left, right, _, status = polar_by_trust_region(B, left @ right_t)  # a start on the manifold
+    B, C = (x.detach().cpu().double().numpy() for x in (A, start[:, :m]))
+    start_left, _, start_right_t = np.linalg.svd(C, full_matrices=False)
+    start_point = start_left @ start_right_t  # on the manifold
+    *factors, _, status = polar_by_trust_region(B / max(float(np.linalg.norm(B)), 1e-300), start_point)
     if not status.ok:
         return None
-    U, left, right = (torch.from_numpy(x).to(A.device) for x in (X, left, right))
-    gauge = U[:, :0]
+    U, left, right = (torch.from_numpy(x).to(A.device) for x in factors)
     if right.shape[1] < m:
         U = complete_frame(left, right, start.double())
-        U, gauge = U[:, :m], U[:, m:]
+    U, gauge = U[:, :m], U[:, m:]
     P = U.mT @ A.double()
     sigma, V = torch.linalg.eigh(0.5 * (P + P.mT))
     return _polar(A, U, U @ V, sigma.clamp(min=0.0), V, gauge=gauge)
