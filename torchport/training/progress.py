@@ -49,13 +49,15 @@ def first_line(
 ) -> str:
     """What is trained on what, and where."""
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    sizes = f"{len(data.train)} training and {len(data.test)} test images {'x'.join(map(str, data.image_shape))}"
+    backbone = settings.backbone
+    if data.name == "ufm":
+        sizes, backbone = f"{len(data.train)} samples", "free features"
     where = f"{device}" + (f" in {world} processes" if world > 1 else "")
-    backbone = "free features" if data.name == "ufm" else settings.backbone
     return (
-        f"{data.name}: {len(data.train)} training and {len(data.test)} test images "
-        f"{'x'.join(map(str, data.image_shape))}, K = {data.num_classes}; {backbone}, d = {model.head.num_features}, "
-        f"{settings.head} head, {parameters:,} parameters; {settings.optimiser}, {settings.epochs} epochs of {steps} "
-        f"steps of {settings.batch_size}; seed {settings.seed}, on {where}"
+        f"{data.name}: {sizes}, K = {data.num_classes}; {backbone}, d = {model.head.num_features}, "
+        f"{settings.head} head, {parameters:,} parameters; {settings.optimiser}, epochs: {settings.epochs}, steps in "
+        f"each: {steps}, batch size: {settings.batch_size}; seed {settings.seed}, on {where}"
     )
 
 
