@@ -13,7 +13,6 @@ of the same turn: median, least and greatest. Phases:
     cold        one problem, from nothing
     successive  made-up problems in a row, each the last one moved by `--drift`, the last solution its proximal point
     training    the problems of consecutive steps of a training run, after `--after` steps of it
-    trained     the next problem of a run of etf-train (`--trained RUN`)
 """
 
 from __future__ import annotations
@@ -218,19 +217,6 @@ def training_problems(d: int, K: int, after: int, count: int) -> list[Problem]:
     return problems
 
 
-def from_run(run: str) -> Problem:
-    """The problem that the next step of a training run would solve: running means and last solution of its head."""
-    from nearest_etf.torchport import ImplicitETFHead
-    from nearest_etf.torchport.training.checkpoint import load_model
-
-    head = load_model(run, "last")[0].head
-    if not isinstance(head, ImplicitETFHead):
-        raise SystemExit(f"--trained {run}: its head is {head.kind!r}; expected a run with the implicit head.")
-    H = head.means.means
-    generator = torch.Generator().manual_seed(0)
-    return Problem(H / H.norm(), head.frame, centred(torch.randn(H.shape, generator=generator)))
-
-
 def cold_rows(problem: Problem, condition: float, phase: str, options: argparse.Namespace) -> Iterator[Row]:
     """All contestants on one problem, in turn."""
     problem = Problem(*(x.to(options.device) for x in vars(problem).values()))
@@ -361,9 +347,6 @@ def all_rows(options: argparse.Namespace) -> Iterator[Row]:
         if options.device == "cpu" and options.after and d * K <= 10**7:
             problems = training_problems(d, K, options.after, options.runs + 1)
             yield from warm_rows(problems, condition_number(problems[-1]), "training")
-    for run in options.trained:
-        problem = from_run(run)
-        yield from cold_rows(problem, condition_number(problem), "trained", options)
 
 
 def condition_number(problem: Problem) -> float:
@@ -405,9 +388,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--sizes", nargs="+", default=SIZES[:5], help=f"dxK, default {' '.join(SIZES[:5])}")
     parser.add_argument("--conditions", nargs="+", type=float, default=[10.0, 1e3, 1e6], help="κ of the class means")
-    parser.add_argument(
-        "--trained", nargs="+", default=[], help="run folders of training runs whose means to solve for"
-    )
     parser.add_argument("--runs", type=int, default=7, help="timed runs of each contestant")
     parser.add_argument("--drift", type=float, default=1e-3, help="α_t of the successive problems")
     parser.add_argument("--after", type=int, default=700, help="steps before those of phase training; 0 leaves it out")

@@ -183,7 +183,8 @@ class ImplicitETFHead(Head):
         self.delta, self.formulation, self.gradient, self.method = delta, formulation, gradient, method
         self.means = ClassMeans(num_features, num_classes)
         m = num_classes if formulation == "paper" else num_classes - 1
-        warm = m >= SMALLEST_FOR_WARM_START and method in ("auto", "eigh")
+        unpinned = formulation == "paper" and delta == 0  # solved by singular values, with the gauge completed
+        warm = m >= SMALLEST_FOR_WARM_START and method in ("auto", "eigh") and not unpinned
         self.frame: Tensor
         self.basis: Tensor
         self.fallbacks: Tensor
@@ -253,7 +254,7 @@ class ImplicitETFHead(Head):
             for _ in range(2):  # the first call wakes threads up
                 A = A.detach().requires_grad_()
                 began = time.perf_counter()
-                frame = polar(A, X, self.method, self.basis if self.basis.numel() > 0 else None).frame
+                frame = polar(A, X, self.method, self.basis if len(self.basis) == len(A.mT) else None).frame
                 float(torch.autograd.grad(frame, A, X)[0][0, 0])  # an accelerator has finished when this is known
                 times.append(time.perf_counter() - began)
         return 1e3 * times[-1]

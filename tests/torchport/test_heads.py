@@ -63,6 +63,7 @@ def test_implicit_head_follows_the_reference_step_by_step(
     head = ImplicitETFHead(d, K, formulation=formulation).double()
     means, frame = ReferenceClassMeans(d, K), None
     for step in range(3):
+        previous = frame
         features, labels = batch(step, d, K)
         logits = head(features, labels)
         h = head.normalise(features).detach().numpy()
@@ -75,8 +76,46 @@ def test_implicit_head_follows_the_reference_step_by_step(
     health = head.solution_health()
     assert abs(health["gap"]) < 1e-12
     assert health["orthogonality"] < 1e-10
-    assert health["condition"] > 1
+    sigma = np.linalg.svd(solution.linear_term)[1]
+    np.testing.assert_allclose([health["sigma_max"], health["sigma_min"]], sigma[[0, -1]], rtol=1e-8)
+    assert health["condition"] == pytest.approx(sigma[0] / sigma[-1], rel=1e-8)
+    assert health["drift"] == pytest.approx(np.linalg.norm(frame - previous) / np.sqrt(K), rel=1e-8)
+    assert health["milliseconds"] > 0
     assert health["fallbacks"] == 0
+
+
+def test_warm_starts_stay_exact_over_many_steps() -> None:
+    """Float32 with stale eigenbases against float64 singular values, on features that drift as in training."""
+    d, K = 96, 70
+    warm, exact = ImplicitETFHead(d, K), ImplicitETFHead(d, K, method="svd").double()
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(K, d, generator=generator)
+    for head in (warm, exact):  # as late in a run: means that are settled, and batches that weigh 1e-3
+        head.means.set(head.normalise(centres))
+        head.means.steps.fill_(2000)
+    reused = 0
+    for step in range(60):
+        labels = torch.randint(K, (256,), generator=generator)
+        f = centres[labels] + 0.3 * torch.randn(256, d, generator=generator)
+        f32, f64, basis = f.clone().requires_grad_(), f.double().requires_grad_(), warm.basis.clone()
+        G = torch.randn(256, K, generator=generator)
+        (warm(f32, labels) * G).sum().backward()
+        (exact(f64, labels) * G).sum().backward()
+        reused += step > 0 and torch.equal(basis, warm.basis)
+        assert f32.grad is not None
+        assert f64.grad is not None
+        assert float((warm.weight - exact.weight).norm() / exact.weight.norm()) < 1e-4
+        assert float((f32.grad - f64.grad).norm() / f64.grad.norm()) < 1e-4
+    assert reused > 10
+    assert int(warm.fallbacks) == 0
+
+
+@pytest.mark.parametrize("method", ["svd", "matmul", "trust-region"])
+def test_every_method_takes_the_same_steps(method: str) -> None:
+    head, other = ImplicitETFHead(16, 6).double(), ImplicitETFHead(16, 6, method=method).double()
+    for step in range(4):
+        features, labels = batch(step)
+        torch.testing.assert_close(other(features, labels), head(features, labels), rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("gradient", [True, False])
@@ -119,8 +158,16 @@ def test_recalibration_is_exact() -> None:
     torch.testing.assert_close(head.bias, -head.weight @ class_means.mean(0))
 
 
-def test_health_before_the_first_step_is_unknown() -> None:
-    assert all(math.isnan(value) for value in ImplicitETFHead(4, 3).solution_health().values())
+@pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
+@pytest.mark.parametrize("delta", [0.0, 1e-3])
+def test_health_is_unknown_before_the_first_step_and_known_after_each(formulation: Any, delta: float) -> None:
+    head = ImplicitETFHead(80, 70, formulation=formulation, delta=delta)
+    assert all(math.isnan(value) for value in head.solution_health().values())
+    for step in range(3):
+        head(*batch(step, 80, 70, torch.float32))
+        health = head.solution_health()
+        assert abs(health["gap"]) < 1e-5
+        assert health["orthogonality"] < 1e-4
 
 
 def test_compiled_steps_are_the_eager_ones() -> None:
