@@ -106,13 +106,13 @@ def solve(
         C = canonical_frame(d, K, dtype=dtype, device=device) if start is None else start.detach().to(dtype)
 
         if formulation == "paper" and U0 is not None:
-            A = scale * centred(H) + delta * U0
+            A = torch.add(scale * centred(H), U0, alpha=delta)
             found = polar(A, C, method, basis)
             return Solution(found.frame.to(class_means.dtype), A, found)
 
         A = scale * to_coordinates(H)[0]
         if U0 is not None:
-            A = A + delta * to_coordinates(U0)[0]
+            A = torch.add(A, to_coordinates(U0)[0], alpha=delta)
         start_coordinates, gauge = to_coordinates(C)
         if formulation == "gauge-free":
             found = polar(A, start_coordinates, method, basis)
