@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from nearest_etf.torchport.training.backbones import build_backbone
+from nearest_etf.torchport.training.backbones.resnet import Block
 from nearest_etf.torchport.training.settings import BACKBONES, Settings, SettingsError
 
 PARAMETERS = {  # of the networks as published, without their classifiers
@@ -50,6 +53,27 @@ def test_stems_halve_the_image_or_keep_it() -> None:
         stages.register_forward_hook(lambda module, inputs, output, stem=stem: sizes.update({stem: output.shape}))
         backbone(torch.randn(2, 1, 64, 64))
     assert sizes == {"imagenet": (2, 32, 2, 2), "cifar": (2, 32, 8, 8)}
+
+
+@pytest.mark.parametrize("wide", [8, 16])
+def test_a_narrow_shortcut_is_a_strided_convolution(wide: int) -> None:
+    block = Block(wide, 2 * wide, stride=2, bottleneck=False)
+    images = torch.randn(4, wide, 9, 9).to(memory_format=torch.channels_last)
+    shortcuts: list[torch.Tensor] = []
+    block.downsample.register_forward_hook(lambda module, inputs, output: shortcuts.append(output))
+    block(images)
+    weight, norm = block.get_parameter("downsample.0.weight"), block.get_submodule("downsample.1")
+    expected = norm(nn.functional.conv2d(images.contiguous(), weight, stride=2))
+    torch.testing.assert_close(shortcuts[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_narrow_networks_train_in_channels_last_memory() -> None:
+    """oneDNN wrote out of bounds here, which killed the process, so this test needs one of its own."""
+    script = (
+        "import torch; from nearest_etf.torchport.training.backbones import ResNet; net = ResNet('resnet18', width=8);"
+        "x = torch.randn(16, 3, 64, 64).to(memory_format=torch.channels_last); [net(x).sum().backward() for _ in 'abc']"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "MALLOC_CHECK_": "3"})
 
 
 def test_impossible_backbones_are_refused() -> None:
