@@ -130,11 +130,17 @@ def test_folder_batches_do_not_depend_on_workers(tmp_path: Path, workers: int) -
     data = load_data(str(tmp_path), image_size=12)
 
     assert isinstance(data.train, FolderSplit)
-    loader = partial(FolderLoader, data.train, 2, mean=data.mean, std=data.std, device=CPU, flip=True)
-    expected = list(loader(workers=0).epoch(2))
-    assert_same(expected[1:], list(loader(workers=workers).epoch(2, start=1)))
-    assert sum(len(labels) for _, labels in loader(workers=workers).ordered()) == 6
+    make = partial(FolderLoader, data.train, 2, mean=data.mean, std=data.std, device=CPU, flip=True)
+    expected = list(make(workers=0).epoch(2))
     assert expected[0][0].shape == (2, 3, 12, 12)
+    loader = make(workers=workers)
+    begun = loader.epoch(1)
+    next(begun)
+    assert_same(expected[1:], list(loader.epoch(2, start=1)))  # by the same workers, whatever they had begun
+    assert_same(expected, list(loader.epoch(2)))
+    assert sum(len(labels) for _, labels in loader.ordered()) == 6
+    with pytest.raises(RuntimeError, match="one pass at a time"):
+        next(begun)
 
 
 def test_imbalance_and_noise() -> None:

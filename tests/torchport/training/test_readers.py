@@ -135,6 +135,29 @@ def test_image_folder(tmp_path: Path) -> None:
     np.testing.assert_array_equal(random_part, data.test.images[7])
 
 
+def test_every_kind_of_8_bit_image_is_read_upright_and_in_colour(tmp_path: Path) -> None:
+    image_folder(tmp_path)
+    folder = tmp_path / "val" / "a"
+    for path in folder.iterdir():
+        path.unlink()
+    grey = Image.fromarray(np.full((30, 20), 90, np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the right side of the stored image is up
+    stored = Image.new("RGB", (30, 20))
+    stored.paste((255, 255, 255), (0, 0, 15, 20))  # white on the left, which is the top for the camera
+    stored.save(folder / "0.png", exif=turned)
+    for name, mode in (("1.jpeg", "L"), ("2.PNG", "RGBA"), ("3.tif", "CMYK"), ("4.gif", "P"), ("5.bmp", "1")):
+        grey.convert("RGB").convert(mode).save(folder / name)
+    (folder / "._2.PNG").write_bytes(b"what macOS leaves beside files")
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    data = load_data(str(tmp_path), image_size=20)
+    images = data.test.images[:6]
+    assert (data.class_names, images.shape) == (("a", "b"), (6, 20, 20, 3))
+    assert images[0, :8].min() > 250
+    assert images[0, 12:].max() < 5
+    np.testing.assert_allclose(images[1:5].mean((1, 2)), 90, atol=5)
+
+
 class Evil:
     def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
         return print, ("ran",)
@@ -198,8 +221,15 @@ def test_a_broken_image_and_a_foreign_class_are_named(tmp_path: Path) -> None:
     (tmp_path / "val" / "a" / "0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"0\.png cannot be read"):
         load_data(str(tmp_path)).test.images[0]
+    Image.fromarray(np.full((30, 30), 40000, np.uint16)).save(tmp_path / "val" / "a" / "0.png")
+    with pytest.raises(DataError, match=r"0\.png has more than 8 bits per pixel \(mode I;16"):
+        load_data(str(tmp_path)).test.images[0]
     (tmp_path / "val" / "c").mkdir()
     with pytest.raises(DataError, match=r"c is a class that .*train does not have"):
+        load_data(str(tmp_path))
+    (tmp_path / "train" / "c").mkdir()
+    (tmp_path / "train" / "c" / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match=r"train/c holds no images \(looked for \.bmp, "):
         load_data(str(tmp_path))
 
 

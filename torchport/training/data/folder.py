@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from .images import DataError, ImageData
 from .loader import Batch, check_batch_size, epoch_order
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff"}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, red green blue
 
 
@@ -55,13 +56,16 @@ class FolderSplit:
         return digest.hexdigest()
 
     def read(self, index: int, rng: np.random.Generator | None = None, flip: bool = False) -> NDArray[np.uint8]:
-        """An image: its middle, or with `rng` a random part of it (as `random_box`), perhaps mirrored."""
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        """An image, the way up that the camera noted: its middle, or with `rng` a random part, perhaps mirrored."""
+        from PIL import Image, ImageOps
 
         path = self.paths[index]
         try:
-            image = Image.open(path).convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
+            with Image.open(path) as file:
+                if file.mode.startswith(("I", "F")):  # they would be clipped to 8 bits, not scaled
+                    raise DataError(f"{path} has more than 8 bits per pixel (mode {file.mode}): convert it to 8 bits")
+                image = ImageOps.exif_transpose(file).convert("RGB")
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise DataError(f"{path} cannot be read as an image: {error}") from error
         if rng is None:
             return np.asarray(ImageOps.fit(image, (self.size, self.size), Image.Resampling.BILINEAR, bleed=1 / 16))
@@ -109,24 +113,31 @@ def load_folder(root: Path, size: int) -> ImageData:
     Raises
     ------
     DataError
-        If there is no train folder, no val (or test) folder, or one of them holds no images or other classes.
+        If there is no train folder, no val (or test) folder, a class without training images, or one that only
+        the other folder has.
     """
     test_name = next((name for name in ("val", "test") if (root / name).is_dir()), "val")
-    classes = sorted(p.name for p in (root / "train").glob("*") if p.is_dir())
+    classes = _folders(root / "train")
     if len(classes) < 2:
         raise DataError(f"{root / 'train'}: expected a folder of images for each of at least two classes in it")
     train, test = (_folder_split(root, part, classes, size) for part in ("train", test_name))
     return ImageData(str(root), train, test, tuple(classes), MEAN, STD)
 
 
+def _folders(path: Path) -> list[str]:
+    """Names of the folders in a folder, hidden ones (.ipynb_checkpoints) left out."""
+    return sorted(p.name for p in path.glob("[!.]*") if p.is_dir())
+
+
 def _folder_split(root: Path, part: str, classes: Sequence[str], size: int) -> FolderSplit:
-    found = sorted(p.name for p in (root / part).glob("*") if p.is_dir())
-    foreign = sorted(set(found) - set(classes))
+    foreign = sorted(set(_folders(root / part)) - set(classes))
     if foreign:
         raise DataError(f"{root / part / foreign[0]} is a class that {root / 'train'} does not have")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        files = sorted(p for p in (root / part / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        files = sorted(p for p in (root / part / name).rglob("[!.]*") if p.suffix.lower() in SUFFIXES)
+        if not files and part == "train":
+            raise DataError(f"{root / part / name} holds no images (looked for {', '.join(sorted(SUFFIXES))})")
         paths += files
         labels += [label] * len(files)
     if not paths:
@@ -147,7 +158,10 @@ class _Images(Dataset[tuple[Tensor, int]]):
 
 
 class FolderLoader:
-    """Batches of an image folder, with the interface of `DeviceLoader`."""
+    """Batches of an image folder, with the interface of `DeviceLoader`, but one pass at a time.
+
+    Worker processes, no more than there are processors, stay from one pass to the next.
+    """
 
     def __init__(
         self,
@@ -166,8 +180,19 @@ class FolderLoader:
     ) -> None:
         check_batch_size(batch_size, len(split), world)
         self.split, self.batch_size, self.seed, self.stratified = split, batch_size, seed, stratified
-        self.device, self.workers, self.rank, self.world = device, workers, rank, world
-        self._images = _Images(split, seed, flip)
+        self.device, self.rank, self.world = device, rank, world
+        self._batches: list[list[tuple[int, int]]] = []  # of the pass that is under way
+        self._pass = object()
+        workers = min(
+            workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
+        self._loader = DataLoader(
+            _Images(split, seed, flip),
+            batch_sampler=self._batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=device.type == "cuda",
+        )
         self._mean = torch.tensor(mean).to(device).view(1, -1, 1, 1)
         self._std = torch.tensor(std).to(device).view(1, -1, 1, 1)
 
@@ -189,8 +214,12 @@ class FolderLoader:
         return self._read([keys[i : i + batch_size] for i in range(0, len(keys), batch_size)])
 
     def _read(self, batches: list[list[tuple[int, int]]]) -> Iterator[Batch]:
-        pinned = self.device.type == "cuda"
-        loader = DataLoader(self._images, batch_sampler=batches, num_workers=self.workers, pin_memory=pinned)
-        for images, labels in loader:
+        self._batches[:] = batches
+        self._pass = this_pass = object()
+        for images, labels in self._loader:
+            if self._pass is not this_pass:
+                break
             pixels = images.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             yield (pixels / 255 - self._mean) / self._std, labels.to(self.device, non_blocking=True)
+        if self._pass is not this_pass:
+            raise RuntimeError("a FolderLoader reads one pass at a time, and another one has begun")

@@ -53,7 +53,7 @@ def epoch_order(labels: np.ndarray, seed: int, epoch: int, stratified: bool = Fa
 def check_batch_size(batch_size: int, available: int, world: int) -> None:
     """Refuse a batch that the split cannot fill or the processes cannot share."""
     if batch_size > available:
-        raise DataError(f"a batch of {batch_size} is more than the {available} images: lower the batch size")
+        raise DataError(f"a batch of {batch_size} is more than the {available} images: lower batch_size")
     if batch_size % world:
         raise DataError(f"{world} processes do not divide the batch size {batch_size}")
 
