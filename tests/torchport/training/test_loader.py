@@ -117,6 +117,8 @@ def test_impossible_batches_are_refused() -> None:
         raw_loader(batch_size=41)
     with pytest.raises(DataError, match="3 processes do not divide the batch size 8"):
         raw_loader(world=3)
+    with pytest.raises(DataError, match=r"crop_padding is 8, more than the side of images of \(9, 7\) pixels"):
+        DeviceLoader(SPLIT, 8, mean=(0,), std=(1,), device=CPU, augmentation=Augmentation(crop_padding=8))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -53,10 +53,12 @@ def test_mnist_files(tmp_path: Path, name: str) -> None:
     assert data.std[0] == pytest.approx(images.std() / 255)
 
 
-def test_idx_need_not_be_compressed(tmp_path: Path) -> None:
-    array = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    (tmp_path / "x").write_bytes(idx_bytes(array))
-    np.testing.assert_array_equal(read_idx(tmp_path / "x"), array)
+def test_mnist_files_may_be_unpacked(tmp_path: Path) -> None:
+    images = write_mnist(tmp_path / "mnist")
+    for packed in (tmp_path / "mnist").iterdir():
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    np.testing.assert_array_equal(load_data("mnist", root=tmp_path).train.images[:][..., 0], images)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
@@ -106,13 +108,34 @@ def test_cifar_python_files(tmp_path: Path, name: str) -> None:
     assert len(data.train) == 4 * (len(files) - 1)
 
 
+def test_python_cifar_files_have_to_be_complete_and_of_their_kind(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    (folder / "train").write_bytes(python_batch(colour_images(2, 32), b"labels"))
+    with pytest.raises(DataError, match=r"cifar100: .*test is missing: expected train, test there"):
+        load_data("cifar100", root=tmp_path)
+    (folder / "test").write_bytes(python_batch(colour_images(2, 32), b"fine_labels"))
+    with pytest.raises(DataError, match=r"train is no CIFAR python file: .* as many 'fine_labels'"):
+        load_data("cifar100", root=tmp_path)
+
+
 def test_stl10_counts_columns_first_and_labels_from_one(tmp_path: Path) -> None:
-    images = colour_images(3, 96)
-    (tmp_path / "x").write_bytes(images.transpose(0, 3, 2, 1).tobytes())
-    (tmp_path / "y").write_bytes(bytes([1, 10, 4]))
-    read, labels = read_stl10(tmp_path / "x", tmp_path / "y")
-    np.testing.assert_array_equal(read, images)
-    assert labels.tolist() == [0, 9, 3]
+    images, folder = colour_images(3, 96), tmp_path / "stl10_binary"
+    folder.mkdir()
+    for part in ("train", "test"):
+        (folder / f"{part}_X.bin").write_bytes(images.transpose(0, 3, 2, 1).tobytes())
+        (folder / f"{part}_y.bin").write_bytes(bytes([1, 10, 4]))
+    data = load_data("stl10", root=tmp_path)
+    np.testing.assert_array_equal(data.test.images[:], images)
+    assert data.test.labels.tolist() == [0, 9, 3]
+    for labels, complaint in (
+        (bytes([0, 1, 2]), r"test_y\.bin holds labels 0…2: expected 1…10"),
+        (bytes([1, 11, 2]), r"test_y\.bin holds labels 1…11: expected 1…10"),
+        (bytes([1, 2]), r"test_y\.bin has 2 bytes: expected a label for each of 3 images"),
+    ):
+        (folder / "test_y.bin").write_bytes(labels)
+        with pytest.raises(DataError, match=complaint):
+            load_data("stl10", root=tmp_path)
 
 
 def image_folder(root: Path, classes: str = "ab", parts: tuple[str, ...] = ("train", "val")) -> Path:
@@ -195,6 +218,15 @@ def test_labels_have_to_fit_images(tmp_path: Path) -> None:
         read_mnist(tmp_path / "images", tmp_path / "labels")
     with pytest.raises(DataError, match=r"labels holds an array of shape \(3,\)"):
         read_mnist(tmp_path / "labels", tmp_path / "labels")
+
+
+def test_cifar_of_the_other_kind_is_refused(tmp_path: Path) -> None:
+    """3073 bytes a record against 3074: only a multiple of both would pass, and its labels hardly would."""
+    (tmp_path / "cifar-100-binary").mkdir()
+    for file in ("train.bin", "test.bin"):
+        (tmp_path / "cifar-100-binary" / file).write_bytes(cifar_record(b"1", colour_images(1, 32)[0]) * 4)
+    with pytest.raises(DataError, match=r"train\.bin has 12292 bytes: expected a multiple of 3074"):
+        load_data("cifar100", root=tmp_path)
 
 
 def test_labels_outside_the_classes_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from ..settings import DATA_SETS, Settings, nearest_name
 from .cifar import FINE_LABEL_NAMES, read_cifar_binary, read_cifar_python
 from .digits import load_digits
-from .download import SOURCES, data_root, fetch
+from .download import SOURCES, data_root, fetch, official_file
 from .folder import FolderLoader, FolderSplit, load_folder
 from .idx import read_mnist
 from .images import DataError, ImageData, Split, channel_statistics
@@ -102,7 +102,7 @@ def read_official(name: str, root: Path) -> tuple[Split, Split]:
     """Both halves of a data set from its official binary files."""
     source = SOURCES[name]
     folder = fetch(name, source, root)
-    files = [folder / file for file in source.files]
+    files = [official_file(folder, file) for file in source.files]
     if name in ("mnist", "fashion-mnist"):
         return Split(*read_mnist(files[0], files[1])), Split(*read_mnist(files[2], files[3]))
     if name == "stl10":

@@ -94,7 +94,7 @@ def fetch(name: str, source: Source, root: Path) -> Path:
         If files are missing and cannot be downloaded; it says which file to put where.
     """
     folder = root / source.folder
-    missing = [file for file in source.files if not (folder / file).is_file()]
+    missing = missing_files(folder, source)
     if not missing:
         return folder
     import pooch
@@ -121,10 +121,21 @@ def fetch(name: str, source: Source, root: Path) -> Path:
                 f"{name}: {folder / missing[0]} is missing and {address} could not be fetched ({reason}): "
                 f"download it elsewhere (MD5 {md5}) and put it at {place / file}"
             ) from error
-    still = [file for file in source.files if not (folder / file).is_file()]
+    still = missing_files(folder, source)
     if still:
         raise DataError(f"{name}: {folder / still[0]} is missing: expected {', '.join(source.files)} in {folder}")
     return folder
+
+
+def official_file(folder: Path, name: str) -> Path:
+    """Where an official file lies: under its name, or unpacked under the same name without .gz."""
+    unpacked = folder / name.removesuffix(".gz")
+    return unpacked if unpacked.is_file() else folder / name
+
+
+def missing_files(folder: Path, source: Source) -> list[str]:
+    """Names of a data set's official files that a folder lacks."""
+    return [name for name in source.files if not official_file(folder, name).is_file()]
 
 
 def resuming_download(address: str, output_file: str, _: object) -> None:

@@ -78,7 +78,7 @@ class DeviceLoader:
     Raises
     ------
     DataError
-        If the split does not fill one batch, or `world` does not divide it.
+        If the split does not fill one batch, `world` does not divide it, or images are padded beyond their size.
     """
 
     def __init__(
@@ -100,6 +100,10 @@ class DeviceLoader:
         self.augmentation, self.device, self.rank, self.world = augmentation, device, rank, world
         self._order_labels = split.labels
         padding = augmentation.crop_padding
+        if padding > min(split.image_shape[:2]):
+            raise DataError(
+                f"crop_padding is {padding}, more than the side of images of {split.image_shape[:2]} pixels"
+            )
         images = torch.from_numpy(np.ascontiguousarray(split.images)).to(device)  # (N, H, W, C)
         padded = F.pad(images, (0, 0, padding, padding, padding, padding))
         if augmentation.flip:  # the mirror images stand behind the images: mirroring is a choice of which to take
