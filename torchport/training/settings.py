@@ -8,6 +8,7 @@ underscores; each field carries its own help text and bounds. Importing this fil
 from __future__ import annotations
 
 import difflib
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -137,6 +138,8 @@ class Settings:
                 object.__setattr__(self, f.name, value := float(value))
             if type(value) is not kind:
                 raise SettingsError(f"{f.name} is {value!r}, but has to be of type {kind.__name__}")
+            if kind is float and not math.isfinite(value):
+                raise SettingsError(f"{f.name} is {value}, but has to be finite")
             choices, least, most = (f.metadata[k] for k in ("choices", "least", "most"))
             if choices and value not in choices:
                 raise SettingsError(nearest_name(f.name, str(value), choices))
