@@ -138,7 +138,7 @@ class Settings:
                 object.__setattr__(self, f.name, value := float(value))
             if type(value) is not kind:
                 raise SettingsError(f"{f.name} is {value!r}, but has to be of type {kind.__name__}")
-            if kind is float and not math.isfinite(value):
+            if isinstance(value, float) and not math.isfinite(value):
                 raise SettingsError(f"{f.name} is {value}, but has to be finite")
             choices, least, most = (f.metadata[k] for k in ("choices", "least", "most"))
             if choices and value not in choices:
