@@ -31,7 +31,7 @@ lint: setup     ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	MYPYPATH=.venv/typing $(BIN)/mypy -p nearest_etf.reference -p nearest_etf.torchport -p nearest_etf.export
-	MYPYPATH=.venv/typing $(BIN)/mypy tests benchmarks
+	MYPYPATH=.venv/typing $(BIN)/mypy tests benchmarks examples
 
 verify: setup   ## check the solver numerically
 	$(BIN)/etf-verify
@@ -39,7 +39,10 @@ verify: setup   ## check the solver numerically
 bench: setup    ## every speed claim, against its peers (see benchmarks/)
 	$(BIN)/python benchmarks/solver.py --quick
 	$(BIN)/python benchmarks/layer.py --quick
+	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/step_overhead.py --quick
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/training.py --quick
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/export.py
 

@@ -61,7 +61,8 @@ def test_implicit_head_follows_the_reference_step_by_step(
 ) -> None:
     monkeypatch.setattr(heads_module, "SMALLEST_FOR_WARM_START", 50)
     head = ImplicitETFHead(d, K, formulation=formulation).double()
-    means, frame = ReferenceClassMeans(d, K), None
+    means = ReferenceClassMeans(d, K)
+    previous, frame = None, None
     for step in range(3):
         previous = frame
         features, labels = batch(step, d, K)
@@ -76,7 +77,9 @@ def test_implicit_head_follows_the_reference_step_by_step(
     health = head.solution_health()
     assert abs(health["gap"]) < 1e-12
     assert health["orthogonality"] < 1e-10
-    sigma = np.linalg.svd(solution.linear_term)[1]
+    assert frame is not None
+    assert previous is not None
+    sigma = solution.singular_values
     np.testing.assert_allclose([health["sigma_max"], health["sigma_min"]], sigma[[0, -1]], rtol=1e-8)
     assert health["condition"] == pytest.approx(sigma[0] / sigma[-1], rel=1e-8)
     assert health["drift"] == pytest.approx(np.linalg.norm(frame - previous) / np.sqrt(K), rel=1e-8)
