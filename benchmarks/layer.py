@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 import torch
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from nearest_etf.torchport.nearest_etf import solve
@@ -44,6 +44,7 @@ from nearest_etf.torchport.simplex import centred
 DELTA = 1e-3
 SIZES = ["512x10", "512x100", "512x200", "2048x200", "2048x1000", "4096x4096", "10000x10000"]
 OURS = ("auto", "svd", "eigh", "matmul")
+BLAS = ThreadpoolController()
 TRUST_REGION_UNKNOWNS = 51_200  # beyond, the dense Jacobian of the constraints outgrows this machine
 
 
@@ -112,7 +113,7 @@ def autograd_svd(problem: Problem) -> Answer:
 def scipy_polar(problem: Problem) -> Answer:
     A = linear_term(problem.H, problem.U0).numpy()
     # On small problems OpenBLAS loses more by a second thread than it gains.
-    with threadpool_limits({"openblas": 1} if A.size < 10**6 else None):
+    with BLAS.limit(limits={"openblas": 1} if A.size < 10**6 else None):
         return torch.from_numpy(scipy.linalg.polar(A)[0]), None
 
 
@@ -389,7 +390,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", default=SIZES[:5], help=f"dxK, default {' '.join(SIZES[:5])}")
     parser.add_argument("--conditions", nargs="+", type=float, default=[10.0, 1e3, 1e6], help="κ of the class means")
     parser.add_argument("--runs", type=int, default=7, help="timed runs of each contestant")
-    parser.add_argument("--drift", type=float, default=1e-3, help="α_t of the successive problems")
+    parser.add_argument("--drift", type=float, default=1e-4, help="α_t of the successive problems [its floor, 1e-4]")
     parser.add_argument("--after", type=int, default=700, help="steps before those of phase training; 0 leaves it out")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -11,12 +11,13 @@ for the sign function that solves the Lyapunov equation by products alone.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .polar import COEFFICIENTS, Polar, choose, decompose, pseudo_inverse, rank_tolerance
+from .polar import COEFFICIENTS, Polar, choose, decompose, pseudo_inverse
 
 Parts = tuple[Tensor, ...]  # of Polar
 
@@ -36,13 +37,12 @@ def inverse_hessian(known: Polar, A: Tensor, G: Tensor) -> Tensor:
     if known.basis.numel() == 0:
         return _inverse_hessian_by_matmul(known.frame, A, G)
     L, D, V, Y = known.left, known.sigma, known.basis, known.coupling
-    zero = rank_tolerance(A) * D.amax()
-    weights = pseudo_inverse(D[:, None] + D, 2 * zero)
+    weights = pseudo_inverse(D[:, None] + D)
     GV = G @ V
     T = L.mT @ GV
     Phi = (T - T.mT) * weights
     if Y.numel() == 0:
-        inverse = pseudo_inverse(D, zero)
+        inverse = pseudo_inverse(D)
         return GV.mul_(inverse).addmm_(L, Phi.sub_(T * inverse)) @ V.mT
     # (D+Y)Φ + Φ(D+Y) = T − Tᵀ: each pass gains a factor of STALENESS
     for _ in range(1 if G.dtype == torch.float32 else 2):
@@ -121,6 +121,10 @@ class _PolarWithTangents(_Polar):
         return (frame_dot, *(None for _ in parts[1:]))
 
 
+# `apply` asks for this signature at every call, and making it anew takes as long as a small eigendecomposition.
+_Polar.forward.__signature__ = inspect.signature(_Polar.forward)  # type: ignore[attr-defined]
+
+
 def _linear_map(A: Tensor, known: Polar, G: Tensor) -> Tensor:
     """`inverse_hessian`, in operations that can be differentiated once more where that may be asked for."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -184,7 +188,7 @@ def of_known_shape(found: Polar, dtype: torch.dtype, basis: Tensor | None, metho
     """With Y = 0 and its inverse filled in where another problem of this kind could have them."""
     if not may_be_coupled(dtype, basis, method) or found.coupling.numel() > 0:
         return found
-    inverse = pseudo_inverse(found.sigma, rank_tolerance(found.frame) * found.sigma.amax()).diag_embed()
+    inverse = pseudo_inverse(found.sigma).diag_embed()
     return found._replace(coupling=torch.zeros_like(inverse), inverse=inverse)
 
 

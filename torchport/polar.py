@@ -19,9 +19,8 @@ from ..reference.nearest_etf import polar_by_trust_region
 
 METHODS = ("auto", "svd", "eigh", "matmul", "trust-region")
 
-# The crossovers of "auto", read off benchmarks/layer.py on a CPU. With fewer columns than these, LAPACK's SVD is
-# as quick as all that surrounds an eigendecomposition, and a stale basis saves nothing.
-SMALLEST_FOR_EIGH = 16
+# Read off benchmarks/layer.py on a CPU: with fewer columns a new eigendecomposition is as quick as the use of a stale
+# one. Against LAPACK's SVD it is quicker at every size from (4, 3) on.
 SMALLEST_FOR_WARM_START = 64
 
 # How far a stale basis may be from diagonalising P: ‖Y/D‖_F/√m. Each pass of the fixed-point iterations gains this
@@ -81,14 +80,15 @@ def choose(A: Tensor, start: Tensor) -> str:
         return "svd"  # the first step, where rank deficiency is the rule
     if A.device.type not in ("cpu", "meta"):
         return "matmul"
-    return "svd" if A.shape[1] < SMALLEST_FOR_EIGH else "eigh"
+    return "eigh"
 
 
 def by_svd(A: Tensor, start: Tensor) -> Polar:
     """LAPACK's singular values in float64: the yardstick, and the only method for a rank-deficient A."""
     m = A.shape[1]
     left, sigma, Vt = torch.linalg.svd(A.double(), full_matrices=False)
-    rank = int((sigma > rank_tolerance(A) * sigma[0]).sum())
+    sigma = without_rounding(sigma, A)
+    rank = int(sigma.count_nonzero())
     gauge = left[:, :0]
     if rank == m:
         U = left @ Vt
@@ -117,7 +117,7 @@ def by_trust_region(A: Tensor, start: Tensor) -> Polar | None:
     U, gauge = U[:, :m], U[:, m:]
     P = U.mT @ A.double()
     sigma, V = torch.linalg.eigh(0.5 * (P + P.mT))
-    return _polar(A, U, U @ V, sigma.clamp(min=0.0), V, gauge=gauge)
+    return _polar(A, U, U @ V, without_rounding(sigma, A), V, gauge=gauge)
 
 
 def by_eigh(A: Tensor) -> Polar | None:
@@ -164,8 +164,7 @@ def by_basis(A: Tensor, V: Tensor) -> Polar | None:
         return None
     inverse = torch.cholesky_inverse(factor)
     left = B @ inverse
-    none = torch.zeros((), dtype=torch.int64, device=A.device)
-    return Polar(left @ V.mT, A.new_empty(len(A), 0), left, D, V.clone(), Y, inverse, none)
+    return _polar(A, left @ V.mT, left, D, V.clone(), coupling=Y, inverse=inverse)
 
 
 def by_matmul(A: Tensor, start: Tensor) -> Polar:
@@ -236,14 +235,15 @@ def complete_frame(left: Tensor, right: Tensor, start: Tensor) -> Tensor:
     return left @ right.mT + left_rest @ (Z @ Yt) @ right_rest.mT
 
 
-def rank_tolerance(A: Tensor) -> float:
-    """Singular values below this share of the largest are zero: rounding of the decomposition or of A's entries."""
-    return max(max(A.shape) * torch.finfo(torch.float64).eps, 4 * torch.finfo(A.dtype).eps)
+def without_rounding(sigma: Tensor, A: Tensor) -> Tensor:
+    """The singular values of A, zero where only rounding, of A's entries or of the decomposition, made them."""
+    share = max(max(A.shape) * torch.finfo(torch.float64).eps, 4 * torch.finfo(A.dtype).eps)
+    return torch.where(sigma > share * sigma.amax(), sigma, 0.0)
 
 
-def pseudo_inverse(values: Tensor, zero: Tensor) -> Tensor:
-    """1/values, and 0 where they are not above `zero`: there a derivative does not exist, and none is passed on."""
-    return torch.where(values > zero, 1 / values, 0.0)
+def pseudo_inverse(values: Tensor) -> Tensor:
+    """1/values, and 0 for 0: there a derivative does not exist, and none is passed on."""
+    return torch.where(values > 0, 1 / values, 0.0)
 
 
 def _complete_by_one(U: Tensor, start: Tensor) -> Tensor:
@@ -284,23 +284,17 @@ def _polar(
     inverse: Tensor | None = None,
     fallbacks: Tensor | None = None,
 ) -> Polar:
-    """The parts in A's dtype and contiguous, those not known empty."""
-
-    def part(value: Tensor | None, *empty: int) -> Tensor:
-        if value is None or value.numel() == 0:  # new, for an operator's results may not share memory
-            return A.new_empty(empty if value is None else value.shape)
-        return value.to(A.dtype).contiguous()
-
-    none = torch.zeros((), dtype=torch.int64, device=A.device)
+    """The parts in A's dtype and contiguous, those not known empty and new: an operator's results share no memory."""
+    d = len(A)
     return Polar(
-        frame=part(U),
-        gauge=part(gauge, len(A), 0),
-        left=part(left, len(A), 0),
-        sigma=part(sigma, 0),
-        basis=part(V, 0, 0),
-        coupling=part(coupling, 0, 0),
-        inverse=part(inverse, 0, 0),
-        fallbacks=none if fallbacks is None else fallbacks,
+        frame=U.to(A.dtype).contiguous(),
+        gauge=A.new_empty(d, 0) if gauge is None or gauge.numel() == 0 else gauge.to(A.dtype).contiguous(),
+        left=A.new_empty(d, 0) if left is None else left.to(A.dtype).contiguous(),
+        sigma=A.new_empty(0) if sigma is None else sigma.to(A.dtype),
+        basis=A.new_empty(0, 0) if V is None else V.to(A.dtype).contiguous(),
+        coupling=A.new_empty(0, 0) if coupling is None else coupling,
+        inverse=A.new_empty(0, 0) if inverse is None else inverse,
+        fallbacks=torch.zeros((), dtype=torch.int64, device=A.device) if fallbacks is None else fallbacks,
     )
 
 
