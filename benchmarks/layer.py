@@ -21,7 +21,6 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -40,6 +39,7 @@ from torch import Tensor
 
 from nearest_etf.torchport.nearest_etf import solve
 from nearest_etf.torchport.simplex import centred
+from nearest_etf.torchport.training.run_folder import provenance
 
 DELTA = 1e-3
 SIZES = ["512x10", "512x100", "512x200", "2048x200", "2048x1000", "4096x4096", "10000x10000"]
@@ -379,11 +379,6 @@ def plot(rows: list[Row], path: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    device = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
-    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "delta": DELTA}
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
@@ -429,8 +424,8 @@ def main() -> None:
         line = f"{r.contestant:31}{r.d:6}{r.K:6}{r.condition:8.0e} {r.phase:11}{r.median_ms:10.2f}{r.ratio:9.4g} "
         print(f"{line}{spread:17}{r.etf_error:7.0e}{gradient:>7}{memory:>8}", flush=True)
     if options.json:
-        report = {"provenance": provenance(options), "rows": [asdict(r) for r in rows]}
-        Path(options.json).write_text(json.dumps(report, indent=1))
+        report = {"provenance": provenance(torch.device(options.device)), "rows": [asdict(r) for r in rows]}
+        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     if options.plot:
         plot(rows, options.plot)
 

@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead
 from nearest_etf.torchport.training.backbones import ResNet
+from nearest_etf.torchport.training.run_folder import provenance
 
 CASES = {
     "cpu": ["resnet18:10:128:32", "resnet18:100:128:32"],
@@ -181,11 +180,8 @@ def main() -> None:
             times = f"{r.step_ms:10.1f}{100 * r.overhead:9.1f}%{r.layer_ms:10.2f}{100 * r.layer_overhead:10.2f}%"
             print(f"{r.case:26}{r.head:26}{times}", flush=True)
     if options.json:
-        device = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
-        provenance: dict[str, Any] = {"device": device, "threads": options.threads, "torch": torch.__version__}
-        Path(options.json).write_text(
-            json.dumps({"provenance": provenance, "rows": [asdict(r) for r in rows]}, indent=1)
-        )
+        report = {"provenance": provenance(torch.device(options.device)), "rows": [asdict(r) for r in rows]}
+        Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     if options.plot:
         plot(rows, options.plot)
 
