@@ -11,7 +11,6 @@ relative, of the ETF `U M` and of the gradient, against singular values in float
 of the same turn: median, least and greatest. Phases:
 
     cold        one problem, from nothing
-    successive  made-up problems in a row, each the last one moved by `--drift`, the last solution its proximal point
     training    the problems of consecutive steps of a training run, after `--after` steps of it
 """
 
@@ -38,6 +37,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from nearest_etf.torchport.nearest_etf import solve
+from nearest_etf.torchport.polar import COEFFICIENTS
 from nearest_etf.torchport.simplex import centred
 from nearest_etf.torchport.training.run_folder import provenance
 
@@ -113,7 +113,7 @@ def autograd_svd(problem: Problem) -> Answer:
 def scipy_polar(problem: Problem) -> Answer:
     A = linear_term(problem.H, problem.U0).numpy()
     # On small problems OpenBLAS loses more by a second thread than it gains.
-    with BLAS.limit(limits={"openblas": 1} if A.size < 10**6 else None):
+    with BLAS.limit(limits={"blas": 1} if A.size < 10**6 else None):
         return torch.from_numpy(scipy.linalg.polar(A)[0]), None
 
 
@@ -174,6 +174,16 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted).norm() / wanted.norm())
 
 
+def products_floor(d: int, K: int, device: str) -> float:
+    """Milliseconds that the products of "matmul" alone would take, at the rate of a large product on this device."""
+    B = torch.randn(4096, 4096, device=device)
+    rate = 2 * 4096**3 / min(timed(lambda: B @ B, device)[0] for _ in range(3))  # operations per millisecond
+    steps = len(COEFFICIENTS[torch.float32])
+    forward = steps * (4 * d * K**2 + 2 * K**3) + 2 * d * K**2  # X ← X p(XᵀX), and the look at the result
+    backward = steps * 14 * K**3 + 8 * d * K**2 + 2 * K**3  # seven products a step; UᵀA, UᵀG, the normal part
+    return (forward + backward) / rate
+
+
 def errors(answer: Any, wanted: tuple[Tensor, Tensor]) -> tuple[float, float | None]:
     etf = relative(centred(answer[0].detach()), wanted[0])
     return etf, None if answer[1] is None else relative(answer[1], wanted[1])
@@ -218,7 +228,7 @@ def training_problems(d: int, K: int, after: int, count: int) -> list[Problem]:
     return problems
 
 
-def cold_rows(problem: Problem, condition: float, phase: str, options: argparse.Namespace) -> Iterator[Row]:
+def cold_rows(problem: Problem, condition: float, options: argparse.Namespace) -> Iterator[Row]:
     """All contestants on one problem, in turn."""
     problem = Problem(*(x.to(options.device) for x in vars(problem).values()))
     d, K = problem.H.shape
@@ -233,11 +243,11 @@ def cold_rows(problem: Problem, condition: float, phase: str, options: argparse.
                 elapsed, answers[name] = timed(partial(run, problem), options.device, once)
                 times[name].append(elapsed)
     for name in field:
-        peak = peak_bytes(name, d, K, condition, options) if options.memory and phase == "cold" else None
-        yield row(name, problem, condition, phase, times, errors(answers[name], wanted), peak)
+        peak = peak_bytes(name, d, K, condition, options) if options.memory else None
+        yield row(name, problem, condition, "cold", times, errors(answers[name], wanted), peak)
 
 
-def warm_rows(problems: list[Problem], condition: float, phase: str) -> Iterator[Row]:
+def training_rows(problems: list[Problem]) -> Iterator[Row]:
     """Problems in a row: ours with a warm start, as a head would be in training, ours without, and autograd."""
     _, _, basis = ours(problems[0], "eigh")
     names = ("ours: warm start", "ours: eigh", "autograd through SVD")
@@ -253,20 +263,9 @@ def warm_rows(problems: list[Problem], condition: float, phase: str) -> Iterator
             elapsed, answers[name] = timed(run, "cpu")
             times[name].append(elapsed)
         basis = answers[names[0]][2]
-    wanted = truth(problem)
+    wanted, condition = truth(problem), condition_number(problem)
     for name in names:
-        yield row(name, problem, condition, phase, times, errors(answers[name], wanted), None)
-
-
-def drifting(d: int, K: int, condition: float, drift: float, count: int) -> list[Problem]:
-    """`count` made-up problems in a row, the first with its own solution as proximal point."""
-    first = synthetic(d, K, condition)
-    frame, H, problems = ours(first, "svd")[0].detach(), first.H, []
-    for step in range(count):
-        H = (1 - drift) * H + drift * synthetic(d, K, condition, seed=step + 1).H
-        problems.append(Problem(H / H.norm(), frame, first.G))
-        frame = ours(problems[-1], "svd")[0].detach()
-    return problems
+        yield row(name, problem, condition, "training", times, errors(answers[name], wanted), None)
 
 
 def row(
@@ -340,14 +339,9 @@ def status_bytes(field: str) -> int:
 def all_rows(options: argparse.Namespace) -> Iterator[Row]:
     for d, K in options.sizes:
         for condition in options.conditions:
-            yield from cold_rows(synthetic(d, K, condition), condition, "cold", options)
-            if options.device == "cpu" and condition <= 1e3 and d * K <= 10**7:
-                yield from warm_rows(
-                    drifting(d, K, condition, options.drift, options.runs + 1), condition, "successive"
-                )
+            yield from cold_rows(synthetic(d, K, condition), condition, options)
         if options.device == "cpu" and options.after and d * K <= 10**7:
-            problems = training_problems(d, K, options.after, options.runs + 1)
-            yield from warm_rows(problems, condition_number(problems[-1]), "training")
+            yield from training_rows(training_problems(d, K, options.after, options.runs + 1))
 
 
 def condition_number(problem: Problem) -> float:
@@ -385,7 +379,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", default=SIZES[:5], help=f"dxK, default {' '.join(SIZES[:5])}")
     parser.add_argument("--conditions", nargs="+", type=float, default=[10.0, 1e3, 1e6], help="κ of the class means")
     parser.add_argument("--runs", type=int, default=7, help="timed runs of each contestant")
-    parser.add_argument("--drift", type=float, default=1e-4, help="α_t of the successive problems [its floor, 1e-4]")
     parser.add_argument("--after", type=int, default=700, help="steps before those of phase training; 0 leaves it out")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -423,8 +416,14 @@ def main() -> None:
         spread = f"({r.ratio_low:.4g}–{r.ratio_high:.4g})"
         line = f"{r.contestant:31}{r.d:6}{r.K:6}{r.condition:8.0e} {r.phase:11}{r.median_ms:10.2f}{r.ratio:9.4g} "
         print(f"{line}{spread:17}{r.etf_error:7.0e}{gradient:>7}{memory:>8}", flush=True)
+    floors = {f"{d}x{K}": products_floor(d, K, options.device) for d, K in options.sizes}
+    print("floor of ours: matmul, its products alone:", ", ".join(f"({k}) {ms:.3g} ms" for k, ms in floors.items()))
     if options.json:
-        report = {"provenance": provenance(torch.device(options.device)), "rows": [asdict(r) for r in rows]}
+        report = {
+            "provenance": provenance(torch.device(options.device)),
+            "floors_ms": floors,
+            "rows": [asdict(r) for r in rows],
+        }
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     if options.plot:
         plot(rows, options.plot)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -147,8 +148,9 @@ class ImplicitETFHead(Head):
     -----
     A training batch updates the running means, which are divided by their Frobenius norm; the gradient flows through
     that normalisation, through the batch term of H and of μ. Buffers hold all state, so a `state_dict` resumes
-    exactly. On accelerators nothing makes the host wait after the first step; a problem that float32 cannot solve
-    gives NaN there, never a wrong number, and is counted in `fallbacks`.
+    exactly. On accelerators nothing makes the host wait after the first step. A problem there that products in float32
+    cannot solve is decided on the device: the last frame stands for that step, without gradient; `fallbacks` counts
+    it, and `solution_health` warns of it.
 
     Examples
     --------
@@ -246,7 +248,15 @@ class ImplicitETFHead(Head):
             self.fallbacks,
             self._milliseconds(A, X),
         )
-        return {name: float(value) for name, value in zip(names, values, strict=True)}
+        health = {name: float(value) for name, value in zip(names, values, strict=True)}
+        if health["fallbacks"] > 0 and A.device.type != "cpu":  # on the CPU this was said at the time
+            warnings.warn(
+                f"in {int(health['fallbacks'])} steps so far the class means were beyond products in {A.dtype}, and "
+                "the last frame was kept. Class means coincide or are missing; if that lasts, a larger delta helps.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return health
 
     def _milliseconds(self, A: Tensor, X: Tensor) -> float:
         times = []
@@ -272,11 +282,14 @@ class ImplicitETFHead(Head):
             initial=self.frame,
             basis=self.basis if warm else None,
         )
-        weight = classifier_from_frame(solution.frame)
+        frame = solution.frame
+        if self.method == "matmul" or frame.device.type != "cpu":  # NaN is what products could not solve
+            frame = torch.where(frame.isnan(), self.frame, frame)
+        weight = classifier_from_frame(frame)
         bias = -weight @ global_mean
         fallbacks = self.fallbacks + solution.polar.fallbacks
-        drift = torch.dist(solution.frame.detach(), self.frame) / self.num_classes**0.5
-        store(self, frame=solution.frame, weight=weight, bias=bias, fallbacks=fallbacks)
+        drift = torch.dist(frame.detach(), self.frame) / self.num_classes**0.5
+        store(self, frame=frame, weight=weight, bias=bias, fallbacks=fallbacks)
         if warm:
             store(self, basis=solution.polar.basis)
         self._last = solution.linear_term.detach(), solution.polar.frame.detach(), drift

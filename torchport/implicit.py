@@ -35,7 +35,8 @@ def polar(A: Tensor, start: Tensor, method: str = "auto", basis: Tensor | None =
 def inverse_hessian(known: Polar, A: Tensor, G: Tensor) -> Tensor:
     """`U Φ + (I − UUᵀ) G P⁻¹` with `P Φ + Φ P = UᵀG − GᵀU`; a curvature of zero counts as infinite."""
     if known.basis.numel() == 0:
-        return _inverse_hessian_by_matmul(known.frame, A, G)
+        found = _inverse_hessian_by_matmul(known.frame, A, G)
+        return torch.where(known.fallbacks > 0, 0.0, found)  # no solution, no gradient
     L, D, V, Y = known.left, known.sigma, known.basis, known.coupling
     weights = pseudo_inverse(D[:, None] + D)
     GV = G @ V

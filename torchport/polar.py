@@ -3,7 +3,8 @@
 `A = U P` with `UᵀU = I`, `P = (AᵀA)^{1/2} = V diag(σ) Vᵀ` and `L = U V`, so that `A = L diag(σ) Vᵀ`.
 Sources: Higham, *Functions of Matrices* (2008), chapter 8; Amsel, Persson, Musco & Gower 2025, arXiv 2505.16932
 (*The Polar Express*: minimax polynomials, chosen anew for each step). Every method ends with a look at its own
-result, and one that has lost its digits is replaced by singular values, which never do.
+result, and one that has lost its digits is replaced by singular values, which never do; on an accelerator, where the
+host must not wait for that look, the result is NaN instead.
 """
 
 from __future__ import annotations
@@ -78,9 +79,7 @@ def choose(A: Tensor, start: Tensor) -> str:
     """The method of "auto": products only on an accelerator, where decompositions are slow and stop the host."""
     if start.shape[1] > A.shape[1]:
         return "svd"  # the first step, where rank deficiency is the rule
-    if A.device.type not in ("cpu", "meta"):
-        return "matmul"
-    return "eigh"
+    return "eigh" if A.device.type in ("cpu", "meta") else "matmul"
 
 
 def by_svd(A: Tensor, start: Tensor) -> Polar:

@@ -14,6 +14,7 @@ from nearest_etf.reference import etf_error
 from nearest_etf.reference import nearest_etf as reference_nearest_etf
 from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead
 from nearest_etf.torchport import heads as heads_module
+from nearest_etf.torchport import polar as polar_module
 
 HEADS = [LearnedHead, FixedETFHead, ImplicitETFHead]
 
@@ -119,6 +120,31 @@ def test_every_method_takes_the_same_steps(method: str) -> None:
     for step in range(4):
         features, labels = batch(step)
         torch.testing.assert_close(other(features, labels), head(features, labels), rtol=1e-7, atol=1e-9)
+
+
+def test_a_step_that_an_accelerator_cannot_solve_keeps_the_last_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = ImplicitETFHead(16, 6, method="matmul").double()
+    for step in range(2):
+        head(*batch(step))
+    frame = head.frame.clone()
+
+    def unsolved(A: Tensor, start: Tensor) -> polar_module.Polar:  # what by_matmul returns where the host must not wait
+        found = by_matmul(A, start)
+        return found._replace(frame=torch.full_like(A, torch.nan), fallbacks=torch.ones_like(found.fallbacks))
+
+    by_matmul = polar_module.by_matmul
+    monkeypatch.setattr(polar_module, "by_matmul", unsolved)
+    monkeypatch.setattr(polar_module, "_warned", {"matmul"})
+    features, labels = batch(2)
+    head(features, labels).square().sum().backward()
+    assert torch.equal(head.frame, frame)
+    assert features.grad is not None
+    assert torch.isfinite(features.grad).all()
+    assert int(head.fallbacks) == 1
+    monkeypatch.undo()
+    head(*batch(3))
+    assert not torch.equal(head.frame, frame)
+    assert etf_error(head.weight.numpy()) < 1e-12
 
 
 @pytest.mark.parametrize("gradient", [True, False])
