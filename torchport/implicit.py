@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .polar import COEFFICIENTS, Polar, choose, decompose, pseudo_inverse
+from .polar import COEFFICIENTS, STALENESS, Polar, choose, decompose, pseudo_inverse
 
 Parts = tuple[Tensor, ...]  # of Polar
 
@@ -41,14 +41,14 @@ def inverse_hessian(known: Polar, A: Tensor, G: Tensor) -> Tensor:
     weights = pseudo_inverse(D[:, None] + D)
     GV = G @ V
     T = L.mT @ GV
-    Phi = (T - T.mT) * weights
+    S = T - T.mT
+    Phi = S * weights
     if Y.numel() == 0:
         inverse = pseudo_inverse(D)
         return GV.mul_(inverse).addmm_(L, Phi.sub_(T * inverse)) @ V.mT
-    # (D+Y)Φ + Φ(D+Y) = T − Tᵀ: each pass gains a factor of STALENESS
-    for _ in range(1 if G.dtype == torch.float32 else 2):
+    for _ in range(STALENESS[G.dtype][1]):  # (D+Y)Φ + Φ(D+Y) = S
         YPhi = Y @ Phi
-        Phi = (T - T.mT - YPhi + YPhi.mT) * weights
+        Phi = (S - YPhi + YPhi.mT) * weights
     return (GV @ known.inverse).addmm_(L, Phi - T @ known.inverse) @ V.mT
 
 

@@ -24,9 +24,9 @@ METHODS = ("auto", "svd", "eigh", "matmul", "trust-region")
 # one. Against LAPACK's SVD it is quicker at every size from (4, 3) on.
 SMALLEST_FOR_WARM_START = 64
 
-# How far a stale basis may be from diagonalising P: ‖Y/D‖_F/√m. Each pass of the fixed-point iterations gains this
-# factor, and beyond it a new decomposition costs no more than the passes that would be needed.
-STALENESS = {torch.float32: 1e-3, torch.float64: 1e-5}
+# How far a stale basis may be from diagonalising P, ‖Y/D‖_F/√m, and the passes of the iterations that make up for it,
+# each of which gains about this factor. Beyond it a new decomposition costs no more than further passes.
+STALENESS = {torch.float32: (1e-3, 1), torch.float64: (1e-5, 2)}
 
 _warned: set[str] = set()
 
@@ -139,18 +139,18 @@ def by_basis(A: Tensor, V: Tensor) -> Polar | None:
     """From a stale eigenbasis V, where the columns of B = AV are nearly orthogonal; None where they are not enough so.
 
     The wanted `VᵀPV = D + Y` is the square root of `BᵀB`, D² its diagonal and C the rest: `DY + YD = C − Y²` is
-    solved by fixed-point iteration. As in one-sided Jacobi methods columns of any length keep their own relative
-    accuracy; only products and one Cholesky factorisation are needed.
+    solved by fixed-point iteration, and its inverse is the first terms of `(I − E + E² − …) D⁻¹` with `E = D⁻¹Y`.
+    As in one-sided Jacobi methods columns of any length keep their own relative accuracy; all is products.
     """
-    bound, tolerance = STALENESS[A.dtype], 10 * torch.finfo(A.dtype).eps
+    bound, passes, tolerance = *STALENESS[A.dtype], 10 * torch.finfo(A.dtype).eps
     B = A @ V
     C = gram(B)
     D = C.diagonal().sqrt()
     C.fill_diagonal_(0.0)
-    weights = 1 / (D[:, None] + D)
+    weights = (D[:, None] + D).reciprocal_()
     Y, root = C * weights, len(D) ** 0.5
     previous, change = 1.0, float(torch.linalg.vector_norm(Y / D)) / root
-    if not change <= bound:  # also NaN, from a zero column
+    if not change <= min(bound, 0.5 / root):  # or NaN, from a zero column; ‖E‖ ≤ ½ makes D + Y positive definite
         return None
     while change * min(change / previous, 1.0) > tolerance:  # what the next step would still change
         Y_next = torch.addmm(C, Y, Y, alpha=-1).mul_(weights)
@@ -158,10 +158,11 @@ def by_basis(A: Tensor, V: Tensor) -> Polar | None:
         Y = Y_next
         if not change <= 0.25 * previous:
             return None
-    factor, info = torch.linalg.cholesky_ex(Y + D.diag_embed())
-    if int(info) != 0:
-        return None
-    inverse = torch.cholesky_inverse(factor)
+    E, eye = Y / D[:, None], torch.eye(len(D), dtype=A.dtype, device=A.device)
+    series = eye - E
+    for _ in range(passes):
+        series = torch.addmm(eye, E, series, alpha=-1)
+    inverse = series / D
     left = B @ inverse
     return _polar(A, left @ V.mT, left, D, V.clone(), coupling=Y, inverse=inverse)
 
@@ -242,7 +243,7 @@ def without_rounding(sigma: Tensor, A: Tensor) -> Tensor:
 
 def pseudo_inverse(values: Tensor) -> Tensor:
     """1/values, and 0 for 0: there a derivative does not exist, and none is passed on."""
-    return torch.where(values > 0, 1 / values, 0.0)
+    return values.reciprocal().masked_fill_(values == 0, 0.0)
 
 
 def _complete_by_one(U: Tensor, start: Tensor) -> Tensor:
@@ -301,7 +302,7 @@ def _warn_once(method: str, A: Tensor) -> None:
     if method in _warned:
         return
     _warned.add(method)
-    sigma = torch.linalg.svdvals(A.double())
+    sigma = without_rounding(torch.linalg.svdvals(A.double()), A)
     warnings.warn(
         f"the polar factor of a matrix of condition number {float(sigma[0] / sigma[-1]):.1e} is beyond {method!r} in "
         f"{A.dtype}: 'svd' stepped in, now and wherever this happens again (said once). Class means coincide or are "
