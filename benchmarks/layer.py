@@ -351,26 +351,34 @@ def condition_number(problem: Problem) -> float:
 
 
 def plot(rows: list[Row], path: str) -> None:
-    """Time and peak memory against K, one line per contestant and number of features."""
+    """Time and peak memory against K: a colour for each contestant, a line style for each number of features."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
-    chosen = [r for r in rows if r.phase == "cold" and r.condition == min(x.condition for x in rows)]
+    mildest = min(r.condition for r in rows if r.phase == "cold")
+    chosen = [r for r in rows if r.phase == "cold" and r.condition == mildest]
+    chosen += [r for r in rows if r.contestant == "ours: warm start"]
+    names, features = (list(dict.fromkeys(getattr(r, key) for r in chosen)) for key in ("contestant", "d"))
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
     for axis, value, label in (
         (axes[0], lambda r: r.median_ms, "forward + backward [ms]"),
         (axes[1], lambda r: r.peak_bytes / 2**20 if r.peak_bytes else None, "peak memory beyond the inputs [MiB]"),
     ):
-        for name in dict.fromkeys(r.contestant for r in chosen):
-            points = sorted((r.K, value(r)) for r in chosen if r.contestant == name and value(r))
-            axis.loglog(*zip(*points, strict=True), "o-", label=name) if points else None
+        for index, name in enumerate(names):
+            for d, style in zip(features, ("o-", "s--", "^:", "v-.") * len(features), strict=False):
+                points = sorted((r.K, value(r)) for r in chosen if (r.contestant, r.d) == (name, d) and value(r))
+                if points:
+                    axis.loglog(*zip(*points, strict=True), style, color=f"C{index}")
         axis.set(xlabel="number of classes K", ylabel=label)
         axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    for index, name in enumerate(names):
+        axes[0].plot([], [], color=f"C{index}", label=name + (" (training)" if name == "ours: warm start" else ""))
+    for d, style in zip(features, ("o-", "s--", "^:", "v-.") * len(features), strict=False):
+        axes[0].plot([], [], style, color="grey", label=f"d = {d}")
+    figure.legend(loc="outside lower center", ncols=5, fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

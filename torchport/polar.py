@@ -20,8 +20,8 @@ from ..reference.nearest_etf import polar_by_trust_region
 
 METHODS = ("auto", "svd", "eigh", "matmul", "trust-region")
 
-# Read off benchmarks/layer.py on a CPU: with fewer columns a new eigendecomposition is as quick as the use of a stale
-# one. Against LAPACK's SVD it is quicker at every size from (4, 3) on.
+# Read off benchmarks/layer.py on a CPU: with fewer columns a stale eigenbasis saves less than 0.1 ms a step. Against
+# LAPACK's SVD a new eigendecomposition is quicker at every size from (4, 3) on.
 SMALLEST_FOR_WARM_START = 64
 
 # How far a stale basis may be from diagonalising P, ‖Y/D‖_F/√m, and the passes of the iterations that make up for it,
