@@ -23,20 +23,30 @@ from nearest_etf.torchport import Classifier, FixedETFHead
 Images = tuple[np.ndarray, np.ndarray]
 
 
-@pytest.mark.parametrize(
-    ("name", "logits"),
-    [("fp32", 1e-5), ("float", 1e-5), ("head-fp32", 1e-5), ("head-fp64", 1e-5), ("head-fp16", 2e-2), ("fp16", 2e-2)],
-)
-def test_exports_agree_with_pytorch(
-    files: dict[str, Path], model: Classifier, held_out: Images, name: str, logits: float
-) -> None:
+@pytest.mark.parametrize("name", ["fp32", "float", "head-fp32", "head-fp64"])
+def test_exports_agree_with_pytorch(files: dict[str, Path], model: Classifier, held_out: Images, name: str) -> None:
     report = check_onnx(files[name], model, *held_out)
     assert report.passed
     assert report.disagreements == 0
-    assert report.outputs["logits"].absolute <= logits
+    assert report.outputs["logits"].absolute <= 1e-5
     assert report.accuracy_onnx == report.accuracy_torch
     assert report.accuracy_torch is not None
     assert report.accuracy_torch > 0.9
+
+
+@pytest.mark.parametrize("name", ["fp16", "head-fp16"])
+def test_half_precision_agrees_but_for_ties(
+    files: dict[str, Path], model: Classifier, held_out: Images, name: str
+) -> None:
+    """An image whose two largest logits are nearer than float16 tells apart may change sides."""
+    images, labels = held_out
+    report = check_onnx(files[name], model, images, labels)
+    assert report.passed
+    assert report.outputs["logits"].absolute <= 2e-2
+    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.3) / 0.37
+    largest = model(pixels).topk(2, dim=1).values
+    ties = int((largest[:, 0] - largest[:, 1] <= 4e-2).sum())
+    assert report.disagreements <= ties < 0.02 * len(images)
 
 
 def test_int8_agrees_with_pytorch(files: dict[str, Path], model: Classifier, held_out: Images) -> None:
