@@ -200,6 +200,7 @@ class ImplicitETFHead(Head):
         self._last: tuple[Tensor, Tensor, Tensor] | None = None  # A, X and the drift
 
     def update(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Move the class means by this batch, and solve for the simplex ETF nearest to them."""
         H, global_mean = self.means(h, labels)
         classifier = self._solve(H if self.gradient else H.detach(), global_mean)
         self._first = False
