@@ -132,8 +132,8 @@ def check_batch(features: Tensor, labels: Tensor | None, num_features: int, num_
         raise ValueError(f"labels are {labels.dtype}; expected int64 class indices 0…{num_classes - 1}.")
     if features.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    finite = features.detach()
-    if not (finite.sum().isfinite() or finite.isfinite().all()):  # the sum alone is quicker
+    values = features.detach()
+    if not (values.sum().isfinite() or values.isfinite().all()):  # the sum alone is quicker
         raise ValueError(
             "features hold NaN or infinite entries: lower the learning rate, or look for the layer that made them."
         )

@@ -197,7 +197,7 @@ class ImplicitETFHead(Head):
         self.register_buffer("fallbacks", torch.zeros((), dtype=torch.int64))
         self._first = True  # what `means.steps == 0` says, without making the host of a GPU wait for it
         self.register_load_state_dict_post_hook(ImplicitETFHead._after_load)
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # A, X and the drift
+        self._last: tuple[Tensor, Tensor, Tensor, str] | None = None  # A, X, the drift and the method
 
     def update(self, h: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Move the class means by this batch, and solve for the simplex ETF nearest to them."""
@@ -231,12 +231,12 @@ class ImplicitETFHead(Head):
             `gap`, the certificate `1 − ⟨X, A⟩/‖A‖_*`; `sigma_max`, `sigma_min` and their ratio `condition`, of A;
             `orthogonality`, `‖XᵀX − I‖_F`; `drift`, how far the frame moved in that step, `‖U − U₀‖_F/√K`;
             `fallbacks`, the number of steps so far in which a safer method had to step in; and `milliseconds` of
-            solving the problem once more, started as the next step will be, and differentiating it.
+            solving the same problem once more, by the same method, and differentiating it.
         """
         names = ("gap", "sigma_max", "sigma_min", "condition", "orthogonality", "drift", "fallbacks", "milliseconds")
         if self._last is None:
             return dict.fromkeys(names, math.nan)
-        A, X, drift = self._last
+        A, X, drift, method = self._last
         sigma = torch.linalg.svdvals(A.double())
         eye = torch.eye(X.shape[1], dtype=torch.float64, device=X.device)
         values = (
@@ -247,10 +247,10 @@ class ImplicitETFHead(Head):
             torch.linalg.norm(X.double().mT @ X.double() - eye),
             drift,
             self.fallbacks,
-            self._milliseconds(A, X),
+            self._milliseconds(A, X, method),
         )
         health = {name: float(value) for name, value in zip(names, values, strict=True)}
-        if health["fallbacks"] > 0 and A.device.type != "cpu":  # on the CPU this was said at the time
+        if health["fallbacks"] > 0 and A.device.type != "cpu" and method in ("auto", "matmul"):  # else said at the time
             warnings.warn(
                 f"in {int(health['fallbacks'])} steps so far the class means were beyond products in {A.dtype}, and "
                 "the last frame was kept. Class means coincide or are missing; if that lasts, a larger delta helps.",
@@ -259,13 +259,13 @@ class ImplicitETFHead(Head):
             )
         return health
 
-    def _milliseconds(self, A: Tensor, X: Tensor) -> float:
+    def _milliseconds(self, A: Tensor, X: Tensor, method: str) -> float:
         times = []
         with torch.enable_grad():
             for _ in range(2):  # the first call wakes threads up
                 A = A.detach().requires_grad_()
                 began = time.perf_counter()
-                frame = polar(A, X, self.method, self.basis if len(self.basis) == len(A.mT) else None).frame
+                frame = polar(A, X, method, self.basis if len(self.basis) == len(A.mT) else None).frame
                 float(torch.autograd.grad(frame, A, X)[0][0, 0])  # an accelerator has finished when this is known
                 times.append(time.perf_counter() - began)
         return 1e3 * times[-1]
@@ -274,11 +274,13 @@ class ImplicitETFHead(Head):
         """W and b for class means H (d, K), which are also stored."""
         norm = torch.linalg.vector_norm(H).clamp(min=torch.finfo(H.dtype).tiny)
         warm = self.basis.numel() > 0 and not self._first
+        unpinned = self._first or (self.formulation == "paper" and self.delta == 0)  # rank deficiency is the rule
+        method = "svd" if unpinned and self.method == "auto" else self.method
         solution = solve(
             H / norm,
             None if self._first else self.frame,
             self.delta,
-            method="svd" if self._first and self.method == "auto" else self.method,
+            method=method,
             formulation=self.formulation,
             initial=self.frame,
             basis=self.basis if warm else None,
@@ -293,7 +295,7 @@ class ImplicitETFHead(Head):
         store(self, frame=frame, weight=weight, bias=bias, fallbacks=fallbacks)
         if warm:
             store(self, basis=solution.polar.basis)
-        self._last = solution.linear_term.detach(), solution.polar.frame.detach(), drift
+        self._last = solution.linear_term.detach(), solution.polar.frame.detach(), drift, method
         return weight, bias
 
     def _after_load(self, _: object) -> None:

@@ -66,7 +66,7 @@ def decompose(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Po
             found = by_svd(A, start)
     if start.shape[1] > found.frame.shape[1] + found.gauge.shape[1]:
         found = found._replace(gauge=_complete_by_one(found.frame, start))
-    if A.device.type == "cpu" and bool(found.fallbacks):
+    if (A.device.type == "cpu" or method != "matmul") and bool(found.fallbacks):  # the host does not wait for products
         _warn_once(method, A)
     return found
 

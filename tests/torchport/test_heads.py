@@ -189,7 +189,10 @@ def test_recalibration_is_exact() -> None:
 
 @pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
 @pytest.mark.parametrize("delta", [0.0, 1e-3])
-def test_health_is_unknown_before_the_first_step_and_known_after_each(formulation: Any, delta: float) -> None:
+def test_health_is_unknown_before_the_first_step_and_known_after_each(
+    formulation: Any, delta: float, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(polar_module, "_warned", set())
     head = ImplicitETFHead(80, 70, formulation=formulation, delta=delta)
     assert all(math.isnan(value) for value in head.solution_health().values())
     for step in range(3):
@@ -197,6 +200,8 @@ def test_health_is_unknown_before_the_first_step_and_known_after_each(formulatio
         health = head.solution_health()
         assert abs(health["gap"]) < 1e-5
         assert health["orthogonality"] < 1e-4
+        said = [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+        assert bool(said) == (health["fallbacks"] > 0)  # asking for the figures is no reason to warn
 
 
 def test_compiled_steps_are_the_eager_ones() -> None:
