@@ -36,10 +36,10 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-from nearest_etf.torchport.nearest_etf import solve
+from nearest_etf.torchport.procrustes import solve
 from nearest_etf.torchport.polar import COEFFICIENTS
 from nearest_etf.torchport.simplex import centred
-from nearest_etf.torchport.training.run_folder import provenance
+from nearest_etf.torchport.training.run.folder import provenance
 
 DELTA = 1e-3
 SIZES = ["512x10", "512x100", "512x200", "2048x200", "2048x1000", "4096x4096", "10000x10000"]

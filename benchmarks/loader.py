@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nearest_etf.torchport.training.data import Augmentation, DeviceLoader, Split
-from nearest_etf.torchport.training.run_folder import provenance
+from nearest_etf.torchport.training.run.folder import provenance
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 PADDING = 4

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from nearest_etf.reference import nearest_etf
-from nearest_etf.reference.nearest_etf import NearestETF
+from nearest_etf.reference.procrustes import NearestETF
 from nearest_etf.reference.stiefel import Array, project
 
 SIZES = ((512, 10), (512, 100), (2048, 1000))

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead
 from nearest_etf.torchport.training.backbones import ResNet
-from nearest_etf.torchport.training.run_folder import provenance
+from nearest_etf.torchport.training.run.folder import provenance
 
 CASES = {
     "cpu": ["resnet18:10:128:32", "resnet18:100:128:32"],

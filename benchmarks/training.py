@@ -28,11 +28,11 @@ from loader import MEAN, PADDING, STD, Usual, from_workers  # type: ignore[impor
 from torch.nn import functional as F
 
 from nearest_etf.torchport import Classifier
-from nearest_etf.torchport.training.checkpoint import build_model
+from nearest_etf.torchport.training.run.checkpoint import build_model
 from nearest_etf.torchport.training.data import ImageData, Split, make_loader
 from nearest_etf.torchport.training.optim import build_optimiser
-from nearest_etf.torchport.training.run_folder import provenance
-from nearest_etf.torchport.training.settings import Settings
+from nearest_etf.torchport.training.run.folder import provenance
+from nearest_etf.torchport.training.run.settings import Settings
 from nearest_etf.torchport.training.train import batch_totals, use_precision
 
 CLASSES = 10

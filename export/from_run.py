@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ..torchport.training.checkpoint import CheckpointError, load_checkpoint, load_model
+from ..torchport.training.run.checkpoint import CheckpointError, load_checkpoint, load_model
 from ..torchport.training.data import DataError, ImageData, load_data
-from ..torchport.training.run_folder import read_rows
-from ..torchport.training.settings import SettingsError
+from ..torchport.training.run.folder import read_rows
+from ..torchport.training.run.settings import SettingsError
 from .errors import ExportError
 
 CALIBRATION_IMAGES = 512

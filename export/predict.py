@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import ExportError, InputError, ModelFileError
-from .image_files import find_images, load_images
+from ..common.photo import find_images, load_images
 from .model_file import FORMAT, METADATA_KEY, OUTPUTS, available_cores, matches_sidecar, open_session
 
 

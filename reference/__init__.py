@@ -3,9 +3,9 @@
 from .class_means import ClassMeans
 from .collapse import NeuralCollapse, neural_collapse
 from .implicit import IllConditionedWarning, nearest_etf_jvp, nearest_etf_vjp
-from .nearest_etf import NearestETF, initial_frame, nearest_etf
+from .procrustes import NearestETF, initial_frame, nearest_etf
 from .simplex import canonical_etf, etf_error, simplex_etf
-from .trust_region import Status, TrustRegionResult, trust_region
+from .riemannian import Status, TrustRegionResult, trust_region
 
 __all__ = [
     "ClassMeans",

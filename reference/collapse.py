@@ -23,9 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh, svdvals
 from scipy.spatial.distance import cdist, pdist
 
-from .nearest_etf import nearest_etf
+from .procrustes import nearest_etf
 from .simplex import centring
-from .trust_region import Status
+from .riemannian import Status
 
 Array = NDArray[np.float64]
 

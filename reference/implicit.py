@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import eigh, lstsq, solve
 
-from .nearest_etf import NearestETF, _centred, _check_choice
+from .procrustes import NearestETF, _centred, _check_choice
 from .simplex import centred_basis, centring
 from .stiefel import Array, skew, sym
-from .trust_region import EPS
+from .riemannian import EPS
 
 Method = Literal["closed-form", "dense"]
 

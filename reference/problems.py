@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 from scipy.linalg import svd
 
-from .nearest_etf import Formulation, NearestETF, initial_frame, nearest_etf
+from .procrustes import Formulation, NearestETF, initial_frame, nearest_etf
 from .simplex import centred_basis
 from .stiefel import Array
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .stiefel import Array, frobenius, skew, sym
-from .trust_region import EPS, LocalModel, Step
+from .riemannian import EPS, LocalModel, Step
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .stiefel import Array, project, retract_polar
-from .trust_region import EPS, Problem, local_model
+from .riemannian import EPS, Problem, local_model
 
 STEPS: Array = np.logspace(-6, -1, 26)
 WINDOW = 7  # points of STEPS, 1.2 decades
@@ -51,7 +51,7 @@ def gradient_slope(
 
     Examples
     --------
-    >>> from nearest_etf.reference.nearest_etf import LinearCost
+    >>> from nearest_etf.reference.procrustes import LinearCost
     >>> from nearest_etf.reference.stiefel import random_point, random_tangent
     >>> rng = np.random.default_rng(0)
     >>> U = random_point(6, 3, rng)

@@ -17,13 +17,13 @@ from scipy.linalg import orthogonal_procrustes, polar
 from .class_means import ClassMeans
 from .collapse import neural_collapse
 from .implicit import nearest_etf_jvp, nearest_etf_vjp
-from .nearest_etf import LinearCost, NearestETF, nearest_etf
+from .procrustes import LinearCost, NearestETF, nearest_etf
 from .problems import NearestETFProblem, class_means_of_condition
 from .simplex import canonical_etf, centred_basis, centring, etf_error, simplex_etf
 from .spectral import exact_step
 from .stiefel import Array, project, random_point, random_tangent, retract_polar, retract_qr
 from .taylor import gradient_slope, hessian_slope, retraction_slope
-from .trust_region import Status, local_model, truncated_cg
+from .riemannian import Status, local_model, truncated_cg
 
 DENSE_UNKNOWNS = 150  # the dense declarative form is built up to here
 

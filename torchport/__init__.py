@@ -3,7 +3,7 @@
 from .class_means import ClassMeans
 from .collapse import NeuralCollapseMeter
 from .heads import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead
-from .nearest_etf import nearest_etf
+from .procrustes import nearest_etf
 
 __all__ = [
     "ClassMeans",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..reference.collapse import CUTOFF
-from .nearest_etf import nearest_etf
+from .procrustes import nearest_etf
 
 
 def numerical_rank(features: Tensor, labels: Tensor) -> float:

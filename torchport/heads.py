@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from .class_means import ClassMeans, check_batch, store
 from .distributed import all_reduce_sum
 from .implicit import polar
-from .nearest_etf import Formulation, check_problem, solve, without_autocast
+from .procrustes import Formulation, check_problem, solve, without_autocast
 from .polar import SMALLEST_FOR_WARM_START
 from .simplex import canonical_frame, check_frame, check_sizes, classifier_from_frame
 

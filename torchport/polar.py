@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..reference.nearest_etf import polar_by_trust_region
+from ..reference.procrustes import polar_by_trust_region
 
 METHODS = ("auto", "svd", "eigh", "matmul", "trust-region")
 

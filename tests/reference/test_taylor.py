@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from nearest_etf.reference.nearest_etf import LinearCost
+from nearest_etf.reference.procrustes import LinearCost
 from nearest_etf.reference.stiefel import random_point, random_tangent, retract_qr
 from nearest_etf.reference.taylor import gradient_slope, hessian_slope
-from nearest_etf.reference.trust_region import local_model
+from nearest_etf.reference.riemannian import local_model
 
 
 class Quartic:

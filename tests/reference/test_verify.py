@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import nearest_etf.reference
-from nearest_etf.reference.cli import main, table
+from nearest_etf.reference.etf_verify import main, table
 from nearest_etf.reference.problems import problem_bank
 from nearest_etf.reference.verify import CLAIMS, verify
 
@@ -99,7 +99,7 @@ def test_bad_use_is_one_clear_line_and_status_two(arguments, message, capsys):
 
 def test_reference_imports_nothing_but_numpy_and_scipy():
     program = (
-        "import sys, nearest_etf.reference.cli;"
+        "import sys, nearest_etf.reference.etf_verify;"
         "roots = {name.partition('.')[0] for name in sys.modules};"
         "print(sorted(roots & {'torch', 'onnx', 'onnxruntime', 'matplotlib', 'autograd', 'sklearn', 'pymanopt'}))"
     )

@@ -29,8 +29,8 @@ from ...reference.collapse import NeuralCollapse
 from ..collapse import NeuralCollapseMeter
 from ..collapse_metrics import numerical_rank
 from ..heads import Classifier, ImplicitETFHead
-from ..nearest_etf import solve
-from .checkpoint import load_checkpoint, load_model
+from ..procrustes import solve
+from .run.checkpoint import load_checkpoint, load_model
 
 PARTS = ("train", "test")
 CHECKPOINTS = ("best", "last")

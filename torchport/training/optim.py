@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .agd import AGD
-from .settings import Settings
+from .run.settings import Settings
 
 
 def build_optimiser(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from ..heads import Classifier
 from .data import ImageData
-from .run_folder import Row, RunFolder
-from .settings import Settings
+from .run.folder import Row, RunFolder
+from .run.settings import Settings
 
 
 class Progress:

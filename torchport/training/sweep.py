@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .settings import Settings, SettingsError
+from .run.settings import Settings, SettingsError
 
 
 def sweep(
@@ -48,9 +48,9 @@ def sweep(
     SettingsError
         If a setting is wrong; nothing has been trained then.
     """
-    from .checkpoint import CheckpointError
+    from .run.checkpoint import CheckpointError
     from .data import DataError
-    from .run_folder import read_settings
+    from .run.folder import read_settings
     from .train import TrainingError, train
 
     runs = {
@@ -76,7 +76,7 @@ def sweep(
 
 def is_finished(run: Path, settings: Settings, recalibrate: bool | None) -> bool:
     """Whether a run has nothing left to do: its metrics may be a step ahead of its last checkpoint."""
-    from .checkpoint import load_checkpoint
+    from .run.checkpoint import load_checkpoint
 
     last = run / "last.pt"
     if not last.exists() or load_checkpoint(last)["epoch"] <= settings.epochs:

@@ -4,7 +4,7 @@
     etf-train cifar10-resnet18 --head implicit --seed 1                   # on the GPU, where there is one
     etf-train --data path/to/images --backbone resnet50 --head implicit   # train/CLASS/*.jpg, val/CLASS/*.jpg
     etf-train --resume --output runs/digits                               # goes on where that run stopped
-    torchrun --nproc-per-node 4 -m nearest_etf.torchport.training.cli cifar10-resnet18   # four GPUs
+    torchrun --nproc-per-node 4 -m nearest_etf.torchport.training.etf_train cifar10-resnet18   # four GPUs
 
 In Python: `train(load_recipe("digits", {"head": "implicit"}), "runs/digits")`.
 """
@@ -22,15 +22,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..heads import Classifier, Head, ImplicitETFHead
-from .checkpoint import build_model, load_checkpoint, random_state, save_checkpoint, set_random_state
+from .run.checkpoint import build_model, load_checkpoint, random_state, save_checkpoint, set_random_state
 from .data import make_loader, training_data
 from .evaluate import evaluate
 from .losses import training_loss
 from .optim import build_optimiser, learning_rate
 from .progress import Interrupt, Progress, epoch_line, first_line
 from .recalibrate import recalibrate_head
-from .run_folder import Row, RunFolder, read_rows
-from .settings import Settings, SettingsError
+from .run.folder import Row, RunFolder, read_rows
+from .run.settings import Settings, SettingsError
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 SAVE_EVERY = 60.0  # seconds between checkpoints, where evaluations are rarer

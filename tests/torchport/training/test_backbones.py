@@ -13,7 +13,7 @@ from torch import nn
 
 from nearest_etf.torchport.training.backbones import build_backbone
 from nearest_etf.torchport.training.backbones.resnet import Block
-from nearest_etf.torchport.training.settings import BACKBONES, Settings, SettingsError
+from nearest_etf.torchport.training.run.settings import BACKBONES, Settings, SettingsError
 
 PARAMETERS = {  # of the networks as published, without their classifiers
     "resnet18": 11_176_512,

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from nearest_etf.torchport.training import curves
 from nearest_etf.torchport.training.curves import draw_curves
-from nearest_etf.torchport.training.run_folder import RunFolder
-from nearest_etf.torchport.training.settings import Settings
+from nearest_etf.torchport.training.run.folder import RunFolder
+from nearest_etf.torchport.training.run.settings import Settings
 
 ROW = {"epoch": 1.0, "running_loss": 2.0, "running_accuracy": 0.5, "train_loss": 1.5, "train_accuracy": 0.6}
 ROWS = [

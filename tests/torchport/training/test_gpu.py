@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from nearest_etf.torchport.training.checkpoint import load_model
+from nearest_etf.torchport.training.run.checkpoint import load_model
 from nearest_etf.torchport.training.data import Augmentation, DeviceLoader, Split, load_data, make_loader
 from nearest_etf.torchport.training.evaluate import evaluate
-from nearest_etf.torchport.training.settings import load_recipe
+from nearest_etf.torchport.training.run.settings import load_recipe
 from nearest_etf.torchport.training.train import train
 
 pytestmark = pytest.mark.gpu

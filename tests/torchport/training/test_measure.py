@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from nearest_etf.reference import neural_collapse
-from nearest_etf.torchport.training.checkpoint import load_model
+from nearest_etf.torchport.training.run.checkpoint import load_model
 from nearest_etf.torchport.training.data import load_data
 from nearest_etf.torchport.training.measure import main, measure, save_measurement, saved_measurement
-from nearest_etf.torchport.training.settings import load_recipe
+from nearest_etf.torchport.training.run.settings import load_recipe
 from nearest_etf.torchport.training.train import train
 
 

@@ -13,7 +13,7 @@ from nearest_etf.torchport.training.agd import AGD
 from nearest_etf.torchport.training.backbones import MLP
 from nearest_etf.torchport.training.losses import training_loss
 from nearest_etf.torchport.training.optim import build_optimiser, learning_rate
-from nearest_etf.torchport.training.settings import Settings
+from nearest_etf.torchport.training.run.settings import Settings
 
 
 def test_automatic_gradient_descent_follows_its_formulas() -> None:

@@ -22,11 +22,11 @@ import torch
 
 from nearest_etf.torchport.simplex import centred
 from nearest_etf.torchport.training import train as loop
-from nearest_etf.torchport.training.checkpoint import build_model, load_checkpoint, load_model
+from nearest_etf.torchport.training.run.checkpoint import build_model, load_checkpoint, load_model
 from nearest_etf.torchport.training.data import make_loader, training_data
 from nearest_etf.torchport.training.evaluate import evaluate
-from nearest_etf.torchport.training.run_folder import read_rows
-from nearest_etf.torchport.training.settings import Settings
+from nearest_etf.torchport.training.run.folder import read_rows
+from nearest_etf.torchport.training.run.settings import Settings
 
 HEADS = ("learned", "fixed", "implicit")
 # Twenty steps without batch statistics.
@@ -53,7 +53,7 @@ IN_PROCESSES = f"""
 from __future__ import annotations
 import json, os, signal, sys, torch
 from nearest_etf.torchport.training import progress, train as loop
-from nearest_etf.torchport.training.settings import settings_from
+from nearest_etf.torchport.training.run.settings import settings_from
 torch.set_num_threads(1)
 {inspect.getsource(in_float64)}
 advance = progress.Progress.advance
@@ -74,7 +74,7 @@ for output, settings, double, resume, step in json.loads(sys.argv[1]):
         assert step == 0
     except progress.Stopped as stopped:
         assert step and stopped.code == 128 + signal.SIGTERM, stopped.message
-        assert "go on with: torchrun --nproc-per-node 2 -m nearest_etf.torchport.training.cli --resume" in str(
+        assert "go on with: torchrun --nproc-per-node 2 -m nearest_etf.torchport.training.etf_train --resume" in str(
             stopped.message
         )
 """

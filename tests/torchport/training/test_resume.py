@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from nearest_etf.torchport.training import train as loop
-from nearest_etf.torchport.training.checkpoint import CheckpointError, load_checkpoint, load_model
-from nearest_etf.torchport.training.cli import main
+from nearest_etf.torchport.training.run.checkpoint import CheckpointError, load_checkpoint, load_model
+from nearest_etf.torchport.training.etf_train import main
 from nearest_etf.torchport.training.optim import build_optimiser
 from nearest_etf.torchport.training.progress import Progress, Stopped
-from nearest_etf.torchport.training.run_folder import RunFolder, read_rows
-from nearest_etf.torchport.training.settings import Settings
+from nearest_etf.torchport.training.run.folder import RunFolder, read_rows
+from nearest_etf.torchport.training.run.settings import Settings
 from nearest_etf.torchport.training.train import TrainingError, train
 
 TINY = Settings(
@@ -35,7 +35,7 @@ import os, signal, sys
 import sklearn.datasets, torch, torch._dynamo  # once, for all forks
 from dataclasses import replace
 from nearest_etf.torchport.training import progress, train as loop
-from nearest_etf.torchport.training.settings import settings_from
+from nearest_etf.torchport.training.run.settings import settings_from
 
 torch.set_num_threads(1)
 torch.optim.SGD([torch.zeros(1, requires_grad=True)])

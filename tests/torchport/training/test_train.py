@@ -11,9 +11,9 @@ import torch
 
 from nearest_etf.torchport.heads import ImplicitETFHead
 from nearest_etf.torchport.simplex import centred, classifier_from_frame
-from nearest_etf.torchport.training.checkpoint import build_head, load_checkpoint, load_model, random_frame
-from nearest_etf.torchport.training.run_folder import read_rows
-from nearest_etf.torchport.training.settings import Settings
+from nearest_etf.torchport.training.run.checkpoint import build_head, load_checkpoint, load_model, random_frame
+from nearest_etf.torchport.training.run.folder import read_rows
+from nearest_etf.torchport.training.run.settings import Settings
 from nearest_etf.torchport.training.train import train
 
 TINY = Settings(

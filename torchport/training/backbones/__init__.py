@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..settings import BACKBONES, Settings, SettingsError, nearest_name
+from ..run.settings import BACKBONES, Settings, SettingsError, nearest_name
 from .free import FreeFeatures
 from .resnet import DEPTHS, ResNet
 from .small import MLP, SmallCNN

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ..settings import DATA_SETS, Settings, nearest_name
+from ..run.settings import DATA_SETS, Settings, nearest_name
 from .cifar import FINE_LABEL_NAMES, read_cifar_binary, read_cifar_python
 from .digits import load_digits
 from .download import SOURCES, data_root, fetch, official_file

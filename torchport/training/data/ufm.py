@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..settings import Settings, SettingsError
+from ..run.settings import Settings, SettingsError
 from .images import ImageData, Split
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from .runs import Group, Run, RunError, group_runs, load_run
+from .groups import Group, Run, RunError, group_runs, load_run
 from .tables import accuracy_at, as_csv, as_latex, as_markdown, as_text, comparison, over_seeds_csv, summary, verdict
 
 __all__ = ["Group", "Run", "RunError", "group_runs", "load_run", "main", "write_report", "write_tables"]

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from ....reference.collapse import MARGIN_EDGES
-from ....reference.nearest_etf import nearest_etf
+from ....reference.procrustes import nearest_etf
 from ....reference.simplex import centred_basis
 from ..measure import Measurement
-from .runs import Array, Group
+from .groups import Array, Group
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 INK, FAINT = "#1f2933", "#9aa5b1"

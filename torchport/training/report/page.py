@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..measure import Measurement
 from . import figures as draw
-from .runs import Group, geometry
+from .groups import Group, geometry
 from .tables import Table, accuracy_at, comparison, median_with_range, summary, verdict
 
 CSS = """

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .runs import STATISTICS, Array, Group
+from .groups import STATISTICS, Array, Group
 
 Table = list[list[str]]  # a heading row, then one row per group
 

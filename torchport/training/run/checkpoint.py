@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..heads import Classifier, FixedETFHead, ImplicitETFHead, LearnedHead
-from ..simplex import canonical_frame
-from .backbones import build_backbone
+from ...heads import Classifier, FixedETFHead, ImplicitETFHead, LearnedHead
+from ...simplex import canonical_frame
+from ..backbones import build_backbone
 from .settings import Settings, SettingsError, settings_from
 
 FORMAT = "nearest-etf checkpoint, version 1"

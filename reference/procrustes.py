@@ -28,7 +28,7 @@ from scipy.linalg import eigh, qr, svd, svdvals
 from .simplex import canonical_frame, centred_basis
 from .spectral import escape, exact_step, is_positive_definite
 from .stiefel import Array, random_point, retract_polar, sym
-from .trust_region import EPS, Iteration, Status, truncated_cg, trust_region
+from .riemannian import EPS, Iteration, Status, truncated_cg, trust_region
 
 Solver = Literal["trust-region", "polar"]
 Formulation = Literal["paper", "gauge-free"]

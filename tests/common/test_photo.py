@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from nearest_etf.export import InputError
-from nearest_etf.export.image_files import find_images, load_image, load_images
+from nearest_etf.common.photo import find_images, load_image, load_images
 
 GREY = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10  # (H, W)
 COLOUR = np.stack([GREY, GREY.T.reshape(4, 6), 255 - GREY], axis=-1)  # (H, W, 3)

@@ -27,8 +27,8 @@ from typing import Any, Self
 
 import torch
 
-from .curves import draw_curves, scalar_writer, tag
-from .data import ImageData
+from ..curves import draw_curves, scalar_writer, tag
+from ..data import ImageData
 from .settings import Settings, SettingsError, settings_from
 
 Row = dict[str, float]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearest_etf.reference import Status, etf_error, initial_frame, nearest_etf
-from nearest_etf.reference.nearest_etf import complete_frame
+from nearest_etf.reference.procrustes import complete_frame
 from nearest_etf.reference.problems import class_means_of_condition
 from nearest_etf.reference.simplex import centred_basis, centring
 from nearest_etf.reference.stiefel import check_point, random_point

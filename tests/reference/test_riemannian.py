@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from nearest_etf.reference import Status, trust_region
-from nearest_etf.reference.nearest_etf import LinearCost
+from nearest_etf.reference.procrustes import LinearCost
 from nearest_etf.reference.spectral import escape, exact_step
 from nearest_etf.reference.stiefel import check_point, check_tangent, random_point, retract_polar, retract_qr
-from nearest_etf.reference.trust_region import local_model, truncated_cg
+from nearest_etf.reference.riemannian import local_model, truncated_cg
 
 
 class Brockett:

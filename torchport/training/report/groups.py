@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..measure import Measurement, measure, save_measurement, saved_measurement
-from ..run_folder import epochs_to, read_rows
+from ..run.folder import epochs_to, read_rows
 
 Array = NDArray[np.float64]
 

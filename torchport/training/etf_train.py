@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .settings import (
+from .run.settings import (
     Settings,
     SettingsError,
     load_recipe,
@@ -123,7 +123,7 @@ def gather_settings(recipe: str | None, values: dict[str, Any], resumed: str | N
     if recipe:
         return load_recipe(recipe, values)
     if resumed:
-        from .run_folder import read_settings
+        from .run.folder import read_settings
 
         return settings_from({**read_settings(resumed).to_dict(), **values})
     if not values:
@@ -133,10 +133,10 @@ def gather_settings(recipe: str | None, values: dict[str, Any], resumed: str | N
 
 def run(settings: Settings, output: str, **options: Any) -> int:
     """Train, and say how it went."""
-    from .checkpoint import CheckpointError
+    from .run.checkpoint import CheckpointError
     from .data import DataError
     from .progress import Stopped
-    from .run_folder import epochs_to, read_rows
+    from .run.folder import epochs_to, read_rows
     from .train import TrainingError, train
 
     try:

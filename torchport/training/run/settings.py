@@ -163,7 +163,7 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     >>> settings_from({"batchsize": 64})
     Traceback (most recent call last):
     ...
-    nearest_etf.torchport.training.settings.SettingsError: unknown setting 'batchsize': did you mean 'batch_size'?
+    nearest_etf.torchport.training.run.settings.SettingsError: unknown setting 'batchsize': did you mean 'batch_size'?
     """
     known = [f.name for f in fields(Settings)]
     for name in values:
@@ -175,7 +175,7 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package, sorted."""
-    folder = resources.files(__package__) / "recipes"
+    folder = resources.files(f"{__package__.rpartition('.')[0]}.recipes").parent / "recipes"
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
@@ -188,7 +188,7 @@ def recipe_text(name: str) -> str:
             raise SettingsError(f"cannot read the recipe {name}: {error.strerror}") from error
     if name not in recipe_names():
         raise SettingsError(nearest_name("recipe", name, recipe_names()))
-    return (resources.files(__package__) / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    return (resources.files(f"{__package__.rpartition('.')[0]}.recipes").parent / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Settings:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from nearest_etf.torchport.polar import METHODS
-from nearest_etf.torchport.training.cli import main
-from nearest_etf.torchport.training.settings import (
+from nearest_etf.torchport.training.etf_train import main
+from nearest_etf.torchport.training.run.settings import (
     Settings,
     SettingsError,
     load_recipe,
@@ -173,6 +173,6 @@ def test_help_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_settings_are_read_without_torch() -> None:
-    path = Path(sys.modules["nearest_etf.torchport.training.settings"].__file__ or "")
+    path = Path(sys.modules["nearest_etf.torchport.training.run.settings"].__file__ or "")
     code = f"import runpy, sys; runpy.run_path({str(path)!r}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

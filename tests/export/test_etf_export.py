@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from nearest_etf.export import OnnxClassifier
-from nearest_etf.export.cli import main
+from nearest_etf.export.etf_export import main
 from nearest_etf.export.from_run import evenly, load_run
 from nearest_etf.export.predict import main as predict
-from nearest_etf.torchport.training.settings import load_recipe
+from nearest_etf.torchport.training.run.settings import load_recipe
 from nearest_etf.torchport.training.train import train
 
 

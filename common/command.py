@@ -1,0 +1,94 @@
+"""How every command reads its arguments and ends: one parser, one set of exit statuses.
+
+0 on success, 1 where a check or a training run failed, 2 for bad use with one line on standard error, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from .. import __version__
+from .errors import UserError, nearest_name
+
+EXTRAS = {"torch": "train", "onnx": "export", "onnxruntime": "deploy", "matplotlib": "train", "PIL": "deploy"}
+
+
+class Parser(argparse.ArgumentParser):
+    """`argparse` with `--version` and `--quiet`, whole flag names only, and errors of one line.
+
+    Parameters
+    ----------
+    prog : str
+        The command's name.
+    description : str
+    examples : str
+        Lines of `command    comment`, shown by `--help`.
+
+    Examples
+    --------
+    >>> parser = Parser("etf-example", "Show how a command reads its arguments.", "etf-example --quiet    say nothing")
+    >>> parser.parse_args(["--quiet"]).quiet
+    True
+    """
+
+    def __init__(self, prog: str, description: str, examples: str = "") -> None:
+        lines = "\n".join(f"  {line}" for line in examples.strip().splitlines())
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=f"examples:\n{lines}" if lines else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument("--version", action="version", version=f"{prog} {__version__}")
+        self.add_argument("--quiet", action="store_true", help="print results that were asked for, and errors, only")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As in `argparse`; an unknown flag is answered with the nearest one."""
+        given, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            if not unknown[0].startswith("-"):
+                self.error(f"unexpected argument {unknown[0]!r}")
+            self.error(nearest_name("flag", unknown[0].partition("=")[0], flags).split(" (one of")[0])
+        return given
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def printer(quiet: bool) -> Callable[..., None]:
+    """`print`, or a function that prints nothing."""
+    return (lambda *_, **__: None) if quiet else print
+
+
+def run_command(prog: str, body: Callable[[], int]) -> int:
+    """The exit status of a command: that of `body`, or of the error that ended it, which is printed as one line."""
+    try:
+        status = body()
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        return fail(prog, str(error), error.exit_status)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        return fail(prog, f"{package} is missing: pip install 'nearest-etf[{EXTRAS[package]}]'")
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of standard output, `head` say, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return fail(prog, f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except KeyboardInterrupt:
+        return fail(prog, "interrupted", 130)
+
+
+def fail(prog: str, message: str, status: int = 2) -> int:
+    """Print an error as one line; returns the exit status."""
+    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,63 @@
+"""Where something was computed: processors, versions, commit. Run folders and benchmark results record it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("nearest-etf", "torch", "numpy", "scipy", "torchvision", "timm")  # on which figures depend
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """The CPU's model; Linux has it in a file, other systems report it through `platform`."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine() or "cpu")
+
+
+def provenance(device: str | None = None, threads: int | None = None) -> dict[str, Any]:
+    """Command, commit, versions and hardware, as plain values.
+
+    Parameters
+    ----------
+    device : str, optional
+        What computed; default: the CPU's model.
+    threads : int, optional
+        Threads of one process; default: the cores that it may use.
+    """
+    installed = {distribution.name for distribution in metadata.distributions()}
+    return {
+        "command": sys.argv,
+        "commit": commit(),
+        "versions": {name: metadata.version(name) for name in PACKAGES if name in installed},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": processor() if device is None else device,
+        "cpus": os.cpu_count(),
+        "threads": available_cores() if threads is None else threads,
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+    }
+
+
+def commit() -> str | None:
+    """The commit of this code where it runs from a checkout of its own repository, else None."""
+    source = Path(__file__).resolve()  # in an editable install the package is a tree of links into the checkout
+    command = ["git", "-C", str(source.parent), "ls-files", "--error-unmatch", source.name]
+    try:
+        ours = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        describe = ["git", "-C", str(source.parent), "describe", "--always", "--dirty"]
+        found = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() if ours else ""
+    except OSError:  # no git
+        return None
+    return found or None
