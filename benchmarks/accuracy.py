@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nearest_etf.torchport.implicit import polar
-from nearest_etf.torchport.polar import Polar
+from nearest_etf.torchport.methods.autograd import polar
+from nearest_etf.torchport.methods.factor import Polar
 
 CONDITIONS = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6]
 METHODS = ("svd", "eigh", "matmul", "trust-region")
@@ -71,9 +71,9 @@ def line(d: int, m: int, condition: float) -> list[str]:
     for method in METHODS:
         found, found_gradient = solved(A, cotangent, method)
         cells.append(cell(found.frame, found_gradient, int(found.fallbacks)))
-    basis = solved(moved, G, "svd")[0].basis.float()
+    basis = solved(moved, G, "svd")[0].known.basis.float()
     found, found_gradient = solved(A, cotangent, "eigh", basis)
-    used = torch.equal(found.basis, basis)
+    used = found.basis is not None and torch.equal(found.basis, basis)
     return [*cells, cell(found.frame, found_gradient) if used else "anew", cell(*autograd_svd(A, cotangent))]
 
 

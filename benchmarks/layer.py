@@ -36,10 +36,10 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from nearest_etf.common.machine import provenance
+from nearest_etf.torchport.methods.matmul import COEFFICIENTS
 from nearest_etf.torchport.procrustes import solve
-from nearest_etf.torchport.polar import COEFFICIENTS
 from nearest_etf.torchport.simplex import centred
-from nearest_etf.torchport.training.run.folder import provenance
 
 DELTA = 1e-3
 SIZES = ["512x10", "512x100", "512x200", "2048x200", "2048x1000", "4096x4096", "10000x10000"]
@@ -100,7 +100,7 @@ def ours(problem: Problem, method: str, basis: Tensor | None = None) -> tuple[Te
     """The frame, the gradient, and the eigenbasis for the next problem."""
     H = problem.H.detach().requires_grad_()
     solution = solve(H, problem.U0, DELTA, method=method, basis=basis)
-    return solution.frame, torch.autograd.grad(solution.frame, H, problem.G)[0], solution.polar.basis
+    return solution.frame, torch.autograd.grad(solution.frame, H, problem.G)[0], solution.basis
 
 
 def autograd_svd(problem: Problem) -> Answer:
@@ -213,17 +213,17 @@ def training_problems(d: int, K: int, after: int, count: int) -> list[Problem]:
     centres = torch.randn(K, 64)
     network = torch.nn.Sequential(torch.nn.Linear(64, 512), torch.nn.ReLU(), torch.nn.Linear(512, d), torch.nn.ReLU())
     head = ImplicitETFHead(d, K)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     problems = []
     for step in range(after + count):
         labels = torch.randint(K, (256,))
         proximal = head.frame.clone()
         logits = head(network(centres[labels] + 0.7 * torch.randn(256, 64)), labels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         torch.nn.functional.cross_entropy(logits, labels).backward()
-        optimiser.step()
+        optimizer.step()
         if step >= after:
-            H = head.means.means
+            H = head.running.class_means
             problems.append(Problem(H / H.norm(), proximal, centred(torch.randn(d, K))))
     return problems
 
@@ -428,7 +428,7 @@ def main() -> None:
     print("floor of ours: matmul, its products alone:", ", ".join(f"({k}) {ms:.3g} ms" for k, ms in floors.items()))
     if options.json:
         report = {
-            "provenance": provenance(torch.device(options.device)),
+            "provenance": provenance(options.device),
             "floors_ms": floors,
             "rows": [asdict(r) for r in rows],
         }

@@ -26,26 +26,25 @@ def processor() -> str:
     return next(models, platform.processor() or platform.machine() or "cpu")
 
 
-def provenance(device: str | None = None, threads: int | None = None) -> dict[str, Any]:
+def provenance(device: str = "cpu") -> dict[str, Any]:
     """Command, commit, versions and hardware, as plain values.
 
     Parameters
     ----------
-    device : str, optional
-        What computed; default: the CPU's model.
-    threads : int, optional
-        Threads of one process; default: the cores that it may use.
+    device : str
+        What computed, as torch names it: "cpu", "cuda:0", …
     """
     installed = {distribution.name for distribution in metadata.distributions()}
+    torch: Any = sys.modules.get("torch")  # only the caller's: this room imports none
     return {
         "command": sys.argv,
         "commit": commit(),
         "versions": {name: metadata.version(name) for name in PACKAGES if name in installed},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": processor() if device is None else device,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else processor(),
         "cpus": os.cpu_count(),
-        "threads": available_cores() if threads is None else threads,
+        "threads": torch.get_num_threads() if torch else available_cores(),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
     }
 

@@ -46,6 +46,5 @@ else:
 
         return getattr(torchport, name)
 
-
-def __dir__() -> list[str]:
-    return ["__version__", *__all__]
+    def __dir__():
+        return ["__version__", *__all__]

@@ -42,10 +42,10 @@ class NeuralCollapseMeter:
 
     Parameters
     ----------
-    num_classes : int
-        K, at least 2.
     num_features : int
         d.
+    num_classes : int
+        K, at least 2.
     device : torch.device or str, optional
         Where the accumulators lie and features are expected; it must have float64.
 
@@ -54,7 +54,7 @@ class NeuralCollapseMeter:
     >>> from nearest_etf.reference import simplex_etf
     >>> weight = torch.tensor(simplex_etf(3))
     >>> batches = [(2 * weight[labels], labels) for labels in torch.arange(12).remainder(3).split(5)]
-    >>> meter = NeuralCollapseMeter(num_classes=3, num_features=3)
+    >>> meter = NeuralCollapseMeter(num_features=3, num_classes=3)
     >>> for features, labels in batches:
     ...     meter.update(features, labels)
     >>> meter.compute(weight).nc1
@@ -66,10 +66,10 @@ class NeuralCollapseMeter:
     (0.0, 1.5)
     """
 
-    def __init__(self, num_classes: int, num_features: int, device: torch.device | str | None = None) -> None:
+    def __init__(self, num_features: int, num_classes: int, device: torch.device | str | None = None) -> None:
         if num_classes < 2 or num_features < 1:
             raise ValueError(
-                f"num_classes = {num_classes} and num_features = {num_features}; expected at least 2 and 1."
+                f"num_features = {num_features} and num_classes = {num_classes}; expected at least 1 and 2."
             )
         K, d = num_classes, num_features
         self.num_classes, self.num_features = K, d
@@ -235,8 +235,8 @@ class NeuralCollapseMeter:
             raise ValueError("weight is zero; its angles and its nearest ETF are undefined.")
         return W, b
 
-    def class_means(self) -> Tensor:
-        """Means of the classes, (K, d) in float64; zero for a class that has not been seen."""
+    def class_mean_rows(self) -> Tensor:
+        """Means of the classes, not centred, (K, d) in float64; zero for a class that has not been seen."""
         return self.origins + self.sums / self.counts.clamp_min(1)[:, None]
 
     def _centred_means(self) -> tuple[Tensor, Tensor]:
@@ -246,7 +246,7 @@ class NeuralCollapseMeter:
             raise ValueError(f"{int(present.sum())} class(es) have been seen; neural collapse compares at least two.")
         if not self.squares.isfinite().all():
             raise ValueError("the features seen hold NaN or infinite entries.")
-        means = self.class_means()[present]
+        means = self.class_mean_rows()[present]
         global_mean = means.mean(0)
         H = means - global_mean
         return global_mean, H if H.norm() > CUTOFF * means.norm() else torch.zeros_like(H)
@@ -264,14 +264,14 @@ class SecondPass:
         self.measured = first.compute(weight, bias)
         self.num_classes, self.num_features = first.num_classes, first.num_features
         self.expected_counts = first.counts.clone()
-        self.means = first.class_means()
+        self.class_mean_rows = first.class_mean_rows()
         spread = first.squares.sum() / (first.counts.sum() * self.num_features)
-        self.size = float((self.means.square().mean() + spread).sqrt())
+        self.size = float((self.class_mean_rows.square().mean() + spread).sqrt())
         # With x̃ = x − μ_G logits are `W x̃ + shifted_bias`; h_cᵀx̃ − ‖h_c‖²/2 is largest at the nearest mean.
         self.weight, self.shifted_bias = W, W @ self.global_mean + b
         self.lengths = (W - W.mean(0)).norm(dim=1)
-        self.centred_means = self.means - self.global_mean
-        squares = self.centred_means.square().sum(1)
+        self.centred_rows = self.class_mean_rows - self.global_mean
+        squares = self.centred_rows.square().sum(1)
         self.handicaps = torch.where(first.counts > 0, 0.5 * squares, torch.inf)
 
         self.counts = torch.zeros_like(first.counts)
@@ -296,11 +296,11 @@ class SecondPass:
 
     def _add(self, x: Tensor, labels: Tensor) -> None:
         self.counts += torch.bincount(labels, minlength=self.num_classes)
-        self.deviations.index_add_(0, labels, (x - self.means[labels].to(x.dtype)).double())
+        self.deviations.index_add_(0, labels, (x - self.class_mean_rows[labels].to(x.dtype)).double())
         centred = x - self.global_mean.to(x.dtype)
         products = centred @ self.weight.to(x.dtype).T  # (B, K)
         predicted = (products + self.shifted_bias.to(x.dtype)).argmax(1)
-        nearness = centred @ self.centred_means.to(x.dtype).T - self.handicaps.to(x.dtype)
+        nearness = centred @ self.centred_rows.to(x.dtype).T - self.handicaps.to(x.dtype)
         mismatches = (predicted != nearness.argmax(1)).sum().double()
 
         scale = centred.norm(dim=1, keepdim=True) * self.lengths.to(x.dtype)

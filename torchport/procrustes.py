@@ -16,19 +16,90 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .implicit import polar
-from .polar import METHODS, Polar
-from .simplex import canonical_frame, centred, check_sizes, from_coordinates, to_coordinates
+from ..reference.procrustes import initial_frame
+from .methods.autograd import polar
+from .methods.decompose import METHODS
+from .methods.factor import Polar
+from .simplex import (
+    canonical_frame,
+    centred,
+    check_class_means_shape,
+    classifier_from_frame,
+    from_coordinates,
+    to_coordinates,
+)
 
 Formulation = Literal["paper", "gauge-free"]
+INITIAL = ("canonical", "random", "feature-polar")
 
 
 class Solution(NamedTuple):
-    """A solved problem: the frame is differentiable, the rest is for certificates and for the next warm start."""
+    """A solved problem: the differentiable frame, its certificate, and what the next warm start needs.
 
-    frame: Tensor  # (d, K), in the class means' dtype
-    linear_term: Tensor  # A (d, m)
-    polar: Polar  # of A; polar.frame is X (d, m)
+    Attributes
+    ----------
+    frame : (d, K)
+        `U`, in the class means' dtype; the only part with a gradient.
+    variable : (d, m)
+        `X` of (P) or (R), m = K or K−1, in the precision that the problem was solved in.
+    linear_term : (d, m)
+        `A`.
+    fallbacks : () int64
+        1 where a safer method had to step in, or on an accelerator where the frame is NaN for want of one.
+    basis : (m, m) or None
+        The eigenbasis of `(AᵀA)^{1/2}` that a warm start of the next, similar problem takes.
+
+    Examples
+    --------
+    >>> solution = solve(torch.eye(5, 3, dtype=torch.float64))
+    >>> abs(solution.optimality_gap) < 1e-14, round(solution.condition_number, 6)
+    (True, 1.0)
+    """
+
+    frame: Tensor
+    variable: Tensor
+    linear_term: Tensor
+    fallbacks: Tensor
+    basis: Tensor | None
+
+    @property
+    def classifier(self) -> Tensor:
+        """`W = √(K/(K−1)) M Uᵀ`, (K, d) with unit rows, with the frame's gradient."""
+        return classifier_from_frame(self.frame)
+
+    @property
+    def singular_values(self) -> Tensor:
+        """The singular values of A, descending, (m,) in float64."""
+        return torch.linalg.svdvals(self.linear_term.double())
+
+    @property
+    def value(self) -> float:
+        """`⟨X, A⟩`, which the solution maximises; at most `‖A‖_*`."""
+        return float((self.linear_term * self.variable).double().sum())
+
+    @property
+    def optimality_gap(self) -> float:
+        """The certificate `‖A‖_* − ⟨X, A⟩`: not negative but for rounding, and zero exactly at an optimum."""
+        return float(self.singular_values.sum()) - self.value
+
+    @property
+    def condition_number(self) -> float:
+        """σ₁/σ_m of A: derivatives lose about as many digits as it has; infinite where A is rank-deficient."""
+        sigma = self.singular_values
+        return float(sigma[0] / sigma[-1])
+
+    @property
+    def gradient_norm(self) -> float:
+        """`‖A − X sym(XᵀA)‖_F`, the norm of the Riemannian gradient."""
+        X, A = self.variable.double(), self.linear_term.double()
+        S = X.mT @ A
+        return float(torch.linalg.vector_norm(A - X @ (0.5 * (S + S.mT))))
+
+    @property
+    def orthogonality(self) -> float:
+        """`‖XᵀX − I‖_F`."""
+        X = self.variable.double()
+        return float(torch.linalg.vector_norm(X.mT @ X - torch.eye(X.shape[1], dtype=X.dtype, device=X.device)))
 
 
 def nearest_etf(
@@ -38,7 +109,7 @@ def nearest_etf(
     *,
     method: str = "auto",
     formulation: Formulation = "paper",
-    initial: Tensor | None = None,
+    initial: Tensor | str | None = None,
 ) -> Tensor:
     """The frame U (d, K) whose ETF `U M/√(K−1)` is nearest to the class means H (d, K).
 
@@ -52,11 +123,13 @@ def nearest_etf(
     delta : float
         `δ ≥ 0`, the weight of the proximal term.
     method : {"auto", "svd", "eigh", "matmul", "trust-region"}
-        How the polar factor is found, see `polar.py`; all are exact.
+        How the polar factor is found, see `methods/`; all are exact.
     formulation : {"paper", "gauge-free"}
         (P), which needs d ≥ K, or (R), which needs d ≥ K−1.
-    initial : (d, K), optional
-        What decides where the minimiser is not unique; default the canonical frame, or the proximal point.
+    initial : (d, K) or {"canonical", "random", "feature-polar"}, optional
+        Where the trust region starts, and what decides where the minimiser is not unique. Default: the proximal
+        point, else the canonical (identity) frame. "random" is one fixed Haar frame, "feature-polar" the polar factor
+        of the class means themselves; both are the reference's. Derivatives take it as constant.
 
     Returns
     -------
@@ -89,26 +162,50 @@ def solve(
     *,
     method: str = "auto",
     formulation: Formulation = "paper",
-    initial: Tensor | None = None,
+    initial: Tensor | str | None = None,
     basis: Tensor | None = None,
 ) -> Solution:
-    """`nearest_etf` with all that it found; `basis` is the last solution's `polar.basis`, for a warm start."""
+    """`nearest_etf` with its certificate and diagnostics.
+
+    Parameters
+    ----------
+    basis : (m, m), optional
+        `basis` of an earlier solution of a similar problem, for a warm start.
+    others
+        As in `nearest_etf`.
+
+    Returns
+    -------
+    Solution
+
+    Raises
+    ------
+    ValueError
+        As `nearest_etf`.
+
+    Examples
+    --------
+    >>> first = solve(torch.eye(5, 3))
+    >>> later = solve(torch.eye(5, 3) + 0.01, proximal=first.frame, basis=first.basis)
+    >>> later.frame.shape, later.classifier.shape
+    (torch.Size([5, 3]), torch.Size([3, 5]))
+    """
     check_problem(class_means, proximal, initial, delta, method, formulation)
-    d, K = class_means.shape
     device = class_means.device
     dtype = torch.promote_types(class_means.dtype, torch.float32)
-    scale = 2.0 / math.sqrt(K - 1)
-    pinned = proximal is not None and delta > 0
-    start = proximal if initial is None else initial
+    scale = 2.0 / math.sqrt(class_means.shape[1] - 1)
     with without_autocast(device):
         H = class_means.to(dtype)
-        U0 = proximal.to(dtype) if proximal is not None and pinned else None
-        C = canonical_frame(d, K, dtype=dtype, device=device) if start is None else start.detach().to(dtype)
+        U0 = proximal.to(dtype) if proximal is not None and delta > 0 else None
+        start = initial if initial is not None else proximal if proximal is not None else "canonical"
+        C = initial_frame_named(start, H) if isinstance(start, str) else start.detach().to(dtype)
 
         if formulation == "paper" and U0 is not None:
             A = torch.add(scale * centred(H), U0, alpha=delta)
             found = polar(A, C, method, basis)
-            return Solution(found.frame.to(class_means.dtype), A, found)
+            return Solution(
+                found.frame.to(class_means.dtype), found.frame.detach(), A.detach(), found.fallbacks, found.basis
+            )
 
         A = scale * to_coordinates(H)[0]
         if U0 is not None:
@@ -120,7 +217,19 @@ def solve(
         else:  # nothing pins the direction U·1, which is taken from the start
             found = polar(A, torch.cat([start_coordinates, gauge], 1), method, basis)
             frame = from_coordinates(found.frame, _with_tangent(found.gauge, found.frame, gauge))
-        return Solution(frame.to(class_means.dtype), A, found)
+        return _solution(frame.to(class_means.dtype), A, found)
+
+
+def _solution(frame: Tensor, A: Tensor, found: Polar) -> Solution:
+    return Solution(frame, found.frame.detach(), A.detach(), found.fallbacks, found.basis)
+
+
+def initial_frame_named(initial: str, H: Tensor) -> Tensor:
+    """The initial frame (d, K) of that name, for class means H (d, K)."""
+    if initial == "canonical":
+        return canonical_frame(*H.shape, dtype=H.dtype, device=H.device)
+    kind: Any = initial
+    return torch.from_numpy(initial_frame(kind, H.detach().cpu().double().numpy())).to(H)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -141,7 +250,7 @@ def _with_tangent(z: Tensor, X: Tensor, c: Tensor) -> Tensor:
 def check_problem(
     class_means: Tensor,
     proximal: Tensor | None,
-    initial: Tensor | None,
+    initial: Tensor | str | None,
     delta: float,
     method: str,
     formulation: str,
@@ -151,15 +260,11 @@ def check_problem(
         raise ValueError(f"method = {method!r}; expected one of {', '.join(map(repr, METHODS))}.")
     if formulation not in ("paper", "gauge-free"):
         raise ValueError(f"formulation = {formulation!r}; expected 'paper' or 'gauge-free'.")
-    if class_means.ndim != 2 or not class_means.is_floating_point():
-        raise ValueError(
-            f"class_means is {class_means.dtype} of shape {tuple(class_means.shape)}; expected a floating-point matrix "
-            "(d, K) whose columns are classes."
-        )
-    d, K = class_means.shape
-    check_sizes(d, K, formulation)
+    check_class_means_shape(class_means, formulation)
+    if isinstance(initial, str) and initial not in INITIAL:
+        raise ValueError(f"initial = {initial!r}; expected a frame (d, K) or one of {', '.join(map(repr, INITIAL))}.")
     for name, frame in (("proximal", proximal), ("initial", initial)):
-        if frame is not None and frame.shape != class_means.shape:
+        if isinstance(frame, Tensor) and frame.shape != class_means.shape:
             raise ValueError(
                 f"{name} has shape {tuple(frame.shape)}; expected {tuple(class_means.shape)}, as class_means."
             )

@@ -99,6 +99,22 @@ def check_sizes(num_features: int, num_classes: int, formulation: str) -> None:
         )
 
 
+def check_class_means_shape(class_means: Tensor, formulation: str) -> None:
+    """Refuse class means that are no matrix (d, K), or that look transposed."""
+    if class_means.ndim != 2 or not class_means.is_floating_point():
+        raise ValueError(
+            f"class_means is {class_means.dtype} of shape {tuple(class_means.shape)}; expected a floating-point matrix "
+            "(d, K) whose columns are classes."
+        )
+    d, K = class_means.shape
+    if d + 1 < K and d >= 2:
+        raise ValueError(
+            f"class_means has shape ({d}, {K}); expected (d, K), columns are classes: a simplex ETF of {K} classes "
+            f"does not fit into {d} dimensions. Pass class_means.T if its rows are the classes."
+        )
+    check_sizes(d, K, formulation)
+
+
 def check_frame(name: str, U: Tensor, shape: tuple[int, int]) -> None:
     """Refuse what is no frame: `U M` must have the Gram matrix M."""
     if U.shape != shape:

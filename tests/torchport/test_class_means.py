@@ -15,11 +15,11 @@ def test_steps_with_absent_classes_follow_the_reference() -> None:
         labels = torch.randint(0, 12, (9,), generator=generator)
         H, global_mean = means(features, labels)
         reference.update(features.numpy(), labels.numpy())
-        torch.testing.assert_close(H, torch.from_numpy(reference.means))
+        torch.testing.assert_close(H, torch.from_numpy(reference.class_means))
         torch.testing.assert_close(global_mean, torch.from_numpy(reference.global_mean))
         assert means.seen.tolist() == reference.seen.tolist()
     assert int(means.steps) == reference.steps
-    assert torch.equal(means.means, H)
+    assert torch.equal(means.class_means, H)
 
 
 def test_gradient_flows_through_the_batch_term_only() -> None:
@@ -39,8 +39,8 @@ def test_gradient_flows_through_the_batch_term_only() -> None:
 
 def test_exact_means_can_be_set() -> None:
     means = ClassMeans(2, 2)
-    means.set(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
-    assert means.means.tolist() == [[-1.0, 1.0], [-2.0, 2.0]]
+    means.set_means(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+    assert means.class_means.tolist() == [[-1.0, 1.0], [-2.0, 2.0]]
     assert means.global_mean.tolist() == [2.0, 4.0]
 
 

@@ -48,7 +48,7 @@ def measure_stream(problem: Problem, batch_size: int, dtype: torch.dtype = torch
     """Both passes in batches, and the numerical rank."""
     X, y, W, b = problem
     X = X.to(dtype)
-    meter = NeuralCollapseMeter(*W.shape)
+    meter = NeuralCollapseMeter(*W.T.shape)
     for features, labels in zip(X.split(batch_size), y.split(batch_size), strict=True):
         meter.update(features, labels)
     second = meter.second_pass(W, b)
@@ -114,7 +114,7 @@ def test_exactly_collapsed_features_have_no_spread_at_all() -> None:
 def test_merge(cut: int) -> None:
     problem = make_problem(3, spread=1e-3)
     X, y, W, b = problem
-    first, second = NeuralCollapseMeter(*W.shape), NeuralCollapseMeter(*W.shape)
+    first, second = NeuralCollapseMeter(*W.T.shape), NeuralCollapseMeter(*W.T.shape)
     order = torch.argsort(y)  # so that some class is in one half only
     first.update(X[order[:cut]], y[order[:cut]])
     second.update(X[order[cut:]], y[order[cut:]])
@@ -128,7 +128,7 @@ def test_merge(cut: int) -> None:
 
 def test_one_pass_leaves_what_it_cannot_know_undefined() -> None:
     problem = make_problem(4)
-    meter = NeuralCollapseMeter(*problem.weight.shape)
+    meter = NeuralCollapseMeter(*problem.weight.T.shape)
     meter.update(problem.features, problem.labels)
     measured = meter.compute(problem.weight, problem.bias)
     expected = neural_collapse(*problem)
@@ -142,7 +142,7 @@ def reduce_in_process(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     X, y, W, b = make_problem(5, spread=1e-3)
     X, y = X[rank::2], y[rank::2]
-    meter = NeuralCollapseMeter(*W.shape)
+    meter = NeuralCollapseMeter(*W.T.shape)
     meter.update(X, y)
     meter.all_reduce()
     second = meter.second_pass(W, b)
@@ -167,7 +167,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
 
 def test_a_second_pass_over_other_data_is_caught() -> None:
     X, y, W, b = make_problem(6)
-    meter = NeuralCollapseMeter(*W.shape)
+    meter = NeuralCollapseMeter(*W.T.shape)
     meter.update(X, y)
     fewer, moved = meter.second_pass(W, b), meter.second_pass(W, b)
     fewer.update(X[:-1], y[:-1])
@@ -188,7 +188,7 @@ def test_autocast_does_not_touch_the_meter() -> None:
 def test_memory_is_that_of_the_accumulators() -> None:
     """What the meter keeps is within 4(Kd + d²) numbers, however many samples it has seen."""
     K, d = 50, 40
-    meter = NeuralCollapseMeter(K, d)
+    meter = NeuralCollapseMeter(d, K)
     kept = sum(t.nbytes for t in vars(meter).values() if isinstance(t, Tensor))
     for seed in range(3):
         problem = make_problem(seed, K, d, 500)
@@ -208,12 +208,12 @@ def test_memory_is_that_of_the_accumulators() -> None:
 )
 def test_bad_batches_are_named(features: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        NeuralCollapseMeter(5, 9).update(features, labels)
+        NeuralCollapseMeter(9, 5).update(features, labels)
 
 
 def test_what_cannot_be_measured_is_named() -> None:
     X, y, W, _ = make_problem(8)
-    meter = NeuralCollapseMeter(*W.shape)
+    meter = NeuralCollapseMeter(*W.T.shape)
     with pytest.raises(ValueError, match="0 class"):
         meter.compute(W)
     meter.update(X, y)
@@ -222,7 +222,7 @@ def test_what_cannot_be_measured_is_named() -> None:
     with pytest.raises(ValueError, match="the meter is for"):
         meter.compute(W[1:])
     with pytest.raises(ValueError, match="cannot be merged"):
-        meter.merge(NeuralCollapseMeter(5, 8))
+        meter.merge(NeuralCollapseMeter(8, 5))
     meter.update(torch.full((1, 9), torch.nan), y[:1])
     with pytest.raises(ValueError, match="NaN"):
         meter.compute(W)

@@ -8,8 +8,8 @@ import torch
 
 from nearest_etf.reference import nearest_etf as reference_nearest_etf
 from nearest_etf.reference import nearest_etf_jvp, nearest_etf_vjp
-from nearest_etf.torchport import nearest_etf
-from nearest_etf.torchport.simplex import from_coordinates
+from nearest_etf.torchport import nearest_etf, solve
+from nearest_etf.torchport.simplex import from_coordinates, to_coordinates
 
 F64 = torch.float64
 CASES = [(d, K, form) for d, K in ((9, 4), (5, 5), (6, 2)) for form in ("paper", "gauge-free")] + [(4, 5, "gauge-free")]
@@ -35,7 +35,7 @@ def test_solution_and_derivatives_are_the_references(
         H.detach().numpy(),
         frame.detach().numpy() if pinned else None,
         0.1,
-        solver="polar",
+        method="svd",
         formulation=formulation,
         initial=None if initial is None else initial.numpy(),
     )
@@ -61,7 +61,7 @@ def test_solution_and_derivatives_are_the_references(
 def test_absent_classes_follow_the_references_rule(formulation: Any, absent: list[int]) -> None:
     H, frame, _ = problem(9, 6)
     H[:, absent] = 0.0
-    wanted = reference_nearest_etf(H.numpy(), solver="polar", formulation=formulation, initial=frame.numpy()).frame
+    wanted = reference_nearest_etf(H.numpy(), method="svd", formulation=formulation, initial=frame.numpy()).frame
     for dtype, tolerance in ((F64, 1e-10), (torch.float32, 1e-5)):
         U = nearest_etf(H.to(dtype), formulation=formulation, method="svd", initial=frame.to(dtype))
         np.testing.assert_allclose(U.numpy(), wanted, atol=tolerance)
@@ -108,6 +108,8 @@ def test_meta_tensors_have_shapes() -> None:
         ({"class_means": torch.zeros(4)}, r"expected a floating-point matrix \(d, K\)"),
         ({"class_means": torch.zeros(4, 2, dtype=torch.int64)}, "floating-point"),
         ({"class_means": torch.zeros(4, 1)}, "at least 2 classes"),
+        ({"class_means": torch.zeros(3, 6)}, r"has shape \(3, 6\); expected \(d, K\).*class_means.T"),
+        ({"initial": "identity"}, "'canonical', 'random', 'feature-polar'"),
         ({"class_means": torch.zeros(4, 5)}, 'formulation="gauge-free"'),
         ({"class_means": torch.full((6, 3), torch.inf)}, "NaN or infinite"),
         ({"proximal": torch.zeros(3, 6)}, r"expected \(6, 3\)"),
@@ -119,3 +121,29 @@ def test_meta_tensors_have_shapes() -> None:
 def test_refusals(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         nearest_etf(**{"class_means": torch.eye(6, 3), **change})
+
+
+@pytest.mark.parametrize("initial", ["canonical", "random", "feature-polar"])
+def test_initial_frames_by_name_are_the_references(initial: Any) -> None:
+    H, _, _ = problem(9, 4)
+    H[:, 2] = 0.0  # the frame is not unique, and `initial` decides
+    wanted = reference_nearest_etf(H.numpy(), method="svd", initial=initial)
+    np.testing.assert_allclose(nearest_etf(H, initial=initial).numpy(), wanted.frame, atol=1e-10)
+
+
+@pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
+def test_a_solution_certifies_itself_as_the_references_does(formulation: Any) -> None:
+    H, frame, _ = problem(9, 4)
+    ours = solve(H, frame, 0.1, formulation=formulation)
+    theirs = reference_nearest_etf(H.numpy(), frame.numpy(), 0.1, formulation=formulation)
+    np.testing.assert_allclose(ours.classifier.numpy(), theirs.classifier, atol=1e-10)
+    np.testing.assert_allclose(ours.singular_values.numpy(), theirs.singular_values, rtol=1e-10)
+    assert ours.condition_number == pytest.approx(theirs.condition_number, rel=1e-9)
+    assert ours.value == pytest.approx(float(theirs.singular_values.sum()), rel=1e-12)
+    for solution in (ours, theirs):
+        assert abs(solution.optimality_gap) < 1e-12
+        assert solution.gradient_norm < 1e-12
+    assert ours.orthogonality < 1e-12
+    worse = ours._replace(variable=frame if formulation == "paper" else to_coordinates(frame)[0])
+    assert worse.optimality_gap > 1e-3
+    assert worse.gradient_norm > 1e-3

@@ -1,0 +1,176 @@
+"""The polar factor: every method against SciPy, its derivatives of every order, and what it does when it cannot."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from nearest_etf.torchport.methods import decompose as decompose_module
+from nearest_etf.torchport.methods.autograd import polar
+from nearest_etf.torchport.methods.linalg import complete_frame
+from nearest_etf.torchport.methods.matmul import lyapunov_by_sign
+from nearest_etf.torchport.methods.spectral import by_eigh
+from nearest_etf.torchport.methods.warm import by_basis
+
+F64 = torch.float64
+METHODS = ("svd", "eigh", "matmul", "trust-region")
+
+
+def conditioned(d: int, m: int, condition: float, seed: int = 0) -> Tensor:
+    """A random matrix with singular values spread evenly, on a logarithmic scale, over [1/condition, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    left = torch.linalg.qr(torch.randn(d, m, dtype=F64, generator=generator))[0]
+    right = torch.linalg.qr(torch.randn(m, m, dtype=F64, generator=generator))[0]
+    return (left * torch.logspace(0, -float(np.log10(condition)), m, dtype=F64)) @ right
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float(((found - wanted).norm() / wanted.norm()).detach())
+
+
+def exact_vjp(A: Tensor, G: Tensor) -> Tensor:
+    """The closed form with singular vectors in float64."""
+    left, sigma, Vt = torch.linalg.svd(A, full_matrices=False)
+    T = left.T @ G @ Vt.T
+    Phi = (T - T.T) / (sigma[:, None] + sigma)
+    return (left @ Phi + (G @ Vt.T - left @ T) / sigma) @ Vt
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("d", "m"), [(40, 12), (12, 12), (5, 1)])
+@pytest.mark.parametrize(
+    ("dtype", "condition"), [(torch.float32, 10.0), (torch.float32, 1e3), (F64, 10.0), (F64, 1e3), (F64, 1e6)]
+)
+def test_factor_and_gradient_are_right(method: str, d: int, m: int, dtype: torch.dtype, condition: float) -> None:
+    A64 = conditioned(d, m, condition)
+    G = torch.randn(d, m, dtype=F64, generator=torch.Generator().manual_seed(1))
+    A = A64.to(dtype, copy=True).requires_grad_()
+    U = polar(A, torch.eye(d, m, dtype=dtype), method).frame
+    U.backward(G.to(dtype))
+    assert A.grad is not None
+    # Rounding A's entries alone changes the result by eps · condition; the promise in float32 is 1e-4.
+    bound = min(200 * torch.finfo(dtype).eps * (condition + 10), 1e-4)
+    assert relative(U.detach().double(), torch.from_numpy(scipy.linalg.polar(A64.numpy())[0])) < bound
+    assert relative(A.grad.double(), exact_vjp(A64, G)) < bound
+    assert float((U.T @ U - torch.eye(m)).detach().norm()) < bound
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("d", "m"), [(6, 3), (3, 3)])
+def test_derivatives_of_every_kind(method: str, d: int, m: int) -> None:
+    A = conditioned(d, m, 5.0).requires_grad_()
+    start = torch.eye(d, m, dtype=F64)
+
+    def frame(A: Tensor) -> Tensor:
+        return polar(A, start, method).frame
+
+    assert torch.autograd.gradcheck(frame, A, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(frame, A, check_fwd_over_rev=True)
+
+
+def test_a_stale_basis_gives_the_same_factor_and_gradient() -> None:
+    old, new = conditioned(30, 10, 100.0), conditioned(30, 10, 100.0) + 1e-7 * conditioned(30, 10, 2.0, seed=3)
+    start, G = torch.eye(30, 10, dtype=F64), conditioned(30, 10, 2.0, seed=4)
+    basis = polar(old, start, "svd").basis
+    for dtype, bound in ((torch.float32, 1e-4), (F64, 1e-10)):
+        A = new.to(dtype).requires_grad_()
+        warm = polar(A, start.to(dtype), "eigh", basis.to(dtype))
+        assert torch.equal(warm.basis, basis.to(dtype))  # it was used, and no new one was made
+        warm.frame.backward(G.to(dtype))
+        assert A.grad is not None
+        assert relative(warm.frame.detach().double(), polar(new, start, "svd").frame) < bound
+        assert relative(A.grad.double(), exact_vjp(new, G)) < bound
+
+
+def test_a_basis_of_another_problem_is_replaced() -> None:
+    A, start = conditioned(30, 10, 100.0), torch.eye(30, 10, dtype=F64)
+    found = polar(A, start, "eigh", torch.eye(10, dtype=F64))
+    assert by_basis(A, torch.eye(10, dtype=F64)) is None
+    assert not torch.equal(found.basis, torch.eye(10, dtype=F64))
+    torch.testing.assert_close(found.frame, polar(A, start, "svd").frame)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rank_deficiency_takes_the_factor_nearest_to_the_start(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decompose_module, "_warned", set())
+    A = conditioned(9, 5, 10.0)
+    A[:, 3:] = 0.0
+    start = torch.linalg.qr(conditioned(9, 5, 2.0, seed=7))[0]
+    A = A.requires_grad_()
+    copes = method in ("svd", "trust-region")
+    if copes:
+        found = polar(A, start, method)
+    else:
+        with pytest.warns(RuntimeWarning, match=f"beyond '{method}'"):
+            found = polar(A, start, method)
+    assert int(found.fallbacks) == (not copes)
+    U = found.frame.detach()
+    torch.testing.assert_close(U.T @ U, torch.eye(5, dtype=F64))
+    # Among all factors of A this is the nearest one: the limit for a vanishing pull towards the start.
+    limit = scipy.linalg.polar((A.detach() + 1e-7 * start).numpy())[0]
+    np.testing.assert_allclose(U.numpy(), limit, atol=1e-5)
+    found.frame.sum().backward()
+    assert A.grad is not None
+    assert torch.isfinite(A.grad).all()
+
+
+def test_fallbacks_are_said_once(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    monkeypatch.setattr(decompose_module, "_warned", set())
+    A = torch.zeros(6, 3)
+    A[0, 0] = 1.0
+    for _ in range(3):
+        assert int(polar(A, torch.eye(6, 3), "eigh").fallbacks) == 1
+    assert len([w for w in recwarn if issubclass(w.category, RuntimeWarning)]) == 1
+
+
+@pytest.mark.parametrize("start_is_in_the_way", [False, True])
+def test_gauge_completes_the_frame(start_is_in_the_way: bool) -> None:
+    A = conditioned(7, 4, 10.0)
+    start = torch.eye(7, 5, dtype=F64)
+    if start_is_in_the_way:
+        start[:, 4] = polar(A, start[:, :4], "svd").frame[:, 0]
+    for method in METHODS:
+        found = polar(A, start, method)
+        whole = torch.cat([found.frame, found.gauge], 1)
+        torch.testing.assert_close(whole.T @ whole, torch.eye(5, dtype=F64))
+        if not start_is_in_the_way:
+            wanted = complete_frame(found.frame, torch.eye(4, dtype=F64), start)
+            torch.testing.assert_close(whole, wanted)
+
+
+def test_vmap_solves_one_after_another() -> None:
+    batch = torch.stack([conditioned(6, 3, 5.0, seed) for seed in range(3)])
+    start, G = torch.eye(6, 3, dtype=F64), conditioned(6, 3, 2.0, 9)
+
+    def loss(A: Tensor) -> Tensor:
+        return (polar(A, start, "eigh").frame * G).sum()
+
+    gradients = torch.func.vmap(torch.func.grad(loss))(batch)
+    torch.testing.assert_close(gradients, torch.stack([exact_vjp(A, G) for A in batch]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_operator_keeps_its_promises(method: str) -> None:
+    inputs = (torch.randn(9, 4), torch.eye(9, 5), None, method)
+    torch.library.opcheck(torch.ops.nearest_etf.polar.default, inputs)
+
+
+def test_lyapunov_by_products_alone() -> None:
+    B = conditioned(20, 8, 30.0)
+    P, S = B.T @ B, torch.randn(8, 8, dtype=F64)
+    S = S - S.T
+    Phi = lyapunov_by_sign(P, S)
+    assert relative(P @ Phi + Phi @ P, S) < 1e-10
+
+
+@pytest.mark.parametrize("solve", [by_eigh, lambda A: by_basis(A, torch.eye(A.shape[1]))])
+def test_decompositions_admit_defeat(solve: Callable[[Tensor], object]) -> None:
+    assert solve(torch.ones(5, 3)) is None
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        polar(torch.full((4, 2), torch.nan), torch.eye(4, 2))

@@ -1,0 +1,97 @@
+"""Choose a method, and replace the result of one that has lost its digits by singular values, which never do.
+
+On an accelerator, where the host must not wait for that look at the result, what products cannot solve is NaN instead.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from .factor import Decomposition, Polar, counted
+from .linalg import complete_by_one, pseudo_inverse, without_rounding
+from .matmul import Products, by_matmul
+from .spectral import Spectral, by_eigh, by_svd
+from .trust_region import by_trust_region
+from .warm import Warm, by_basis
+
+METHODS = ("auto", "svd", "eigh", "matmul", "trust-region")
+
+_warned: set[str] = set()
+
+
+def choose(A: Tensor, start: Tensor) -> str:
+    """The method of "auto": products only on an accelerator, where decompositions are slow and stop the host."""
+    if start.shape[1] > A.shape[1]:
+        return "svd"  # the first step, where rank deficiency is the rule
+    return "eigh" if A.device.type in ("cpu", "meta") else "matmul"
+
+
+def decompose(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Polar:
+    """The polar decomposition of A (d, m), d ≥ m, by `method`.
+
+    Where A is rank-deficient the factor nearest to `start` (d, m) is taken; a further column of `start` is a
+    direction that A leaves open, and is completed together with the rest. `basis` is a V of an earlier, similar A.
+
+    Raises
+    ------
+    ValueError
+        On the CPU, if A is not finite.
+    """
+    if method == "auto":
+        method = choose(A, start)
+    found = by_basis(A, basis) if method == "eigh" and basis is not None else None
+    if found is None:
+        if A.device.type == "cpu" and not (A.sum().isfinite() or A.isfinite().all()):  # the sum alone is quicker
+            raise ValueError("class_means or proximal hold NaN or infinite entries.")
+        if method == "matmul":
+            found = by_matmul(A, start)
+        elif method == "eigh":
+            found = by_eigh(A) or _fallback(A, start)
+        elif method == "trust-region":
+            found = by_trust_region(A, start) or _fallback(A, start)
+        else:
+            found = by_svd(A, start)
+    if start.shape[1] > found.frame.shape[1] + found.gauge.shape[1]:
+        found = found._replace(gauge=complete_by_one(found.frame, start))
+    if (A.device.type == "cpu" or method != "matmul") and bool(found.fallbacks):  # the host does not wait for products
+        _warn_once(method, A)
+    return found
+
+
+def expected_kind(dtype: torch.dtype, basis: Tensor | None, method: str) -> type[Spectral | Warm | Products]:
+    """The kind of decomposition that `as_kind` makes of every result: compilers need shapes before values."""
+    if method == "matmul":
+        return Products
+    return Warm if method == "eigh" and (basis is not None or dtype == torch.float64) else Spectral
+
+
+def as_kind(known: Decomposition, kind: type[Spectral | Warm | Products], fallbacks: Tensor) -> Decomposition:
+    """The same decomposition as one of that kind."""
+    if isinstance(known, kind):
+        return known
+    if kind is Products:  # singular values stepped in: a frame without gradient
+        return Products(fallbacks == 0)
+    assert isinstance(known, Spectral)
+    inverse = pseudo_inverse(known.sigma).diag_embed()
+    return Warm(*known, coupling=torch.zeros_like(inverse), inverse=inverse)
+
+
+def _fallback(A: Tensor, start: Tensor) -> Polar:
+    return by_svd(A, start)._replace(fallbacks=counted(A, 1))
+
+
+def _warn_once(method: str, A: Tensor) -> None:
+    if method in _warned:
+        return
+    _warned.add(method)
+    sigma = without_rounding(torch.linalg.svdvals(A.double()), A)
+    warnings.warn(
+        f"the polar factor of a matrix of condition number {float(sigma[0] / sigma[-1]):.1e} is beyond {method!r} in "
+        f"{A.dtype}: 'svd' stepped in, now and wherever this happens again (said once). Class means coincide or are "
+        "missing; if that lasts, a larger delta or float64 helps.",
+        RuntimeWarning,
+        stacklevel=3,
+    )

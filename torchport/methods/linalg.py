@@ -1,0 +1,60 @@
+"""Linear algebra that the methods share: Gram matrices, rank, and the completion of a partial frame."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gram(A: Tensor, block: int = 256) -> Tensor:
+    """AᵀA (m, m); of a large one only the blocks on and below the diagonal are multiplied out."""
+    m = A.shape[1]
+    if m <= block:
+        return A.mT @ A
+    G = A.new_empty(m, m)
+    for i in range(0, m, block):
+        rows = A[:, i : i + block].mT @ A[:, : i + block]
+        G[i : i + block, : i + block] = rows
+        G[:i, i : i + block] = rows[:, :i].mT
+    return G
+
+
+def without_rounding(sigma: Tensor, A: Tensor) -> Tensor:
+    """The singular values of A, zero where only rounding, of A's entries or of the decomposition, made them."""
+    share = max(max(A.shape) * torch.finfo(torch.float64).eps, 4 * torch.finfo(A.dtype).eps)
+    return torch.where(sigma > share * sigma.amax(), sigma, 0.0)
+
+
+def pseudo_inverse(values: Tensor) -> Tensor:
+    """1/values, and 0 for 0: there a derivative does not exist, and none is passed on."""
+    return values.reciprocal().masked_fill_(values == 0, 0.0)
+
+
+def complete_frame(left: Tensor, right: Tensor, start: Tensor) -> Tensor:
+    """The frame nearest to `start` (d, m) among those that map `right` (m', r) to `left` (d, r).
+
+    Both have orthonormal columns, and right is padded with zeros where m > m'. With orthonormal complements the
+    frame is `left rightᵀ + left_⊥ Z right_⊥ᵀ`, and Z is the polar factor of `left_⊥ᵀ start right_⊥`.
+    """
+    (d, r), m = left.shape, start.shape[1]
+    right = torch.cat([right, right.new_zeros(m - len(right), r)])
+    right_rest = torch.linalg.qr(right, mode="complete")[0][:, r:]  # (m, m−r)
+    target = start @ right_rest
+    # The complement of span(left) in R^d may be huge; this much of it holds the target, and room to complete it.
+    eye = torch.eye(d, m, dtype=left.dtype, device=left.device)
+    left_rest = torch.linalg.qr(torch.cat([left, target, eye], 1))[0][:, r:]
+    Z, _, Yt = torch.linalg.svd(left_rest.mT @ target, full_matrices=False)
+    return left @ right.mT + left_rest @ (Z @ Yt) @ right_rest.mT
+
+
+def complete_by_one(U: Tensor, start: Tensor) -> Tensor:
+    """The unit vector (d, 1) orthogonal to U (d, m) nearest to the last column of `start`."""
+    w = start[:, -1:].to(U.dtype)
+    for _ in range(2):  # twice is enough for full orthogonality
+        w = w - U @ (U.mT @ w)
+        length = torch.linalg.vector_norm(w)
+        if U.device.type == "cpu" and float(length) < 1e-8:
+            eye = torch.eye(U.shape[1], dtype=torch.float64)
+            return complete_frame(U.double(), eye, start.double())[:, -1:].to(U.dtype)
+        w = w / length
+    return w

@@ -1,0 +1,31 @@
+"""The paper's own way: the reference's Riemannian trust region, in float64 on the host.
+
+It is here for comparisons with the fast methods, also over whole training runs. Its adjoint is the closed form of the
+other spectral methods: at the solution, `P = UᵀA`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...reference.polar import polar_by_trust_region
+from .factor import Polar
+from .linalg import complete_frame
+from .spectral import spectral_polar
+
+
+def by_trust_region(A: Tensor, start: Tensor) -> Polar | None:
+    """The polar decomposition of A (d, m) from `start` (d, m) or (d, m+1); None if it does not converge."""
+    m = A.shape[1]
+    B, C = (x.detach().cpu().double().numpy() for x in (A, start[:, :m]))
+    start_left, _, start_right_t = np.linalg.svd(C, full_matrices=False)
+    start_point = start_left @ start_right_t  # on the manifold
+    *factors, _, status = polar_by_trust_region(B / max(float(np.linalg.norm(B)), 1e-300), start_point)
+    if not status.ok:
+        return None
+    U, left, right = (torch.from_numpy(x).to(A.device) for x in factors)
+    if right.shape[1] < m:
+        U = complete_frame(left, right, start.double())
+    return spectral_polar(A, U[:, :m], U[:, m:])
