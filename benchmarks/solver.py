@@ -4,21 +4,17 @@
     python benchmarks/solver.py --quick         small sizes only, seconds
     python benchmarks/solver.py --json solver.json
 
-Every contestant gets the same problem (P), the same start U₀ (the previous step's solution) and the same tolerance on
-the Riemannian gradient, and they run in turn, round after round. Ratios are taken round by round. Peers: Pymanopt's
-TrustRegions (NumPy backend, polar retraction, exact derivatives of the same linear cost) and geoopt's
-Riemannian Adam (torch, Stiefel manifold), which stops after a fixed number of steps if it does not get there, and is
-left out at K = 1000.
+All solvers have the same problem (P), start U₀ (the previous step's solution) and tolerance on the Riemannian
+gradient; they run in turn, round after round, and ratios are taken within a round. Peers: Pymanopt's TrustRegions
+(NumPy backend, polar retraction, exact derivatives of the same linear cost) and geoopt's Riemannian Adam (torch,
+Stiefel manifold), which takes at most ADAM_STEPS steps, and is left out at K = 1000.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from nearest_etf.reference import nearest_etf
-from nearest_etf.reference.procrustes import NearestETF
+from nearest_etf.common.files import write_file
+from nearest_etf.common.machine import provenance
+from nearest_etf.reference import NearestETF, nearest_etf
 from nearest_etf.reference.stiefel import Array, project
 
 SIZES = ((512, 10), (512, 100), (2048, 1000))
@@ -39,15 +36,15 @@ ADAM_STEPS = 500
 def training_problem(d: int, K: int, seed: int) -> tuple[Array, Array]:
     """Class means H of a step late in training (α = 1e-2) and the previous step's frame U₀, both (d, K)."""
     rng = np.random.default_rng(seed)
-    means, batch = rng.standard_normal((2, d, K))
-    before = means / np.linalg.norm(means)
+    running, batch = rng.standard_normal((2, d, K))
+    before = running / np.linalg.norm(running)
     after = 0.99 * before + 0.01 * batch / np.linalg.norm(batch)
-    frame = nearest_etf(before, np.eye(d, K), DELTA, solver="polar").frame
+    frame = nearest_etf(before, np.eye(d, K), DELTA, method="svd").frame
     return after / np.linalg.norm(after), frame
 
 
-def contestants(H: Array, U0: Array) -> dict[str, Callable[[], tuple[Array, int]]]:
-    """Functions that solve the problem and return the frame and the number of outer iterations."""
+def solvers(H: Array, U0: Array) -> dict[str, Callable[[], tuple[Array, int]]]:
+    """Functions that solve the problem; each returns the frame and the number of outer iterations."""
     d, K = H.shape
     A = 2 / np.sqrt(K - 1) * (H - H.mean(axis=1, keepdims=True)) + DELTA * U0
     relative = TOLERANCE / float(np.linalg.norm(A))
@@ -101,21 +98,21 @@ def contestants(H: Array, U0: Array) -> dict[str, Callable[[], tuple[Array, int]
     return {
         "exact step": ours(),
         "truncated CG": ours(subproblem="truncated-cg"),
-        "polar factor (SVD)": ours(solver="polar"),
+        "polar factor (SVD)": ours(method="svd"),
         "pymanopt TrustRegions": pymanopt_trust_region,
         "geoopt RiemannianAdam": geoopt_adam,
     }
 
 
 def measure(d: int, K: int, rounds: int) -> list[dict[str, Any]]:
-    """Every contestant's times over the rounds, with its gap and the ratio of Pymanopt's time to its own."""
+    """Times of each solver over the rounds, its gap, and the ratio of Pymanopt's time to its own."""
     times: dict[str, list[float]] = {}
     facts: dict[str, dict[str, Any]] = {}
     for turn in range(rounds):
         H, U0 = training_problem(d, K, seed=turn)
-        oracle = nearest_etf(H, U0, DELTA, solver="polar")
+        oracle = nearest_etf(H, U0, DELTA, method="svd")
         A, best = oracle.linear_term, float(oracle.singular_values.sum())
-        for name, solve in contestants(H, U0).items():
+        for name, solve in solvers(H, U0).items():
             if name.startswith("geoopt") and (turn >= 1 or K >= 1000):  # hundreds of steps, a second each at K = 1000
                 continue
             time.sleep(0.1)  # until the threads of another library's BLAS have stopped spinning
@@ -155,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="leave (2048, 1000) out")
     parser.add_argument("--rounds", type=int, default=7, help="problems per size [7]; 3 at the largest size")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
     options = parser.parse_args()
 
     rows = []
@@ -173,9 +170,8 @@ def main() -> None:
                 flush=True,
             )
     if options.json is not None:
-        machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        report = {"machine": machine, "python": sys.version.split()[0], "numpy": np.__version__, "rows": rows}
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        report = {"provenance": provenance(), "rows": rows}
+        write_file(options.json, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Neural collapse, measured: every metric straight from its formula, in float64, from all features at once.
+"""Metrics of neural collapse: each one straight from its formula, in float64, from all features at once.
 
 Sources: Papyan, Han & Donoho 2020, arXiv 2008.08186 (NC1–NC4, equinorm); Zhu et al. 2021, arXiv 2105.02375
 (the normalised forms of NC2 and NC3); Galanti, György & Hutter 2021, arXiv 2112.15121 (CDNV); Xu & Liu 2023,
@@ -24,10 +24,9 @@ from scipy.linalg import eigh, svdvals
 from scipy.spatial.distance import cdist, pdist
 
 from .procrustes import nearest_etf
-from .simplex import centring
 from .riemannian import Status
-
-Array = NDArray[np.float64]
+from .simplex import centring
+from .stiefel import Array
 
 CUTOFF = 1e-12
 MARGIN_EDGES = np.linspace(-2.0, 2.0, 201)  # a difference of two cosines lies in [−2, 2]
@@ -35,9 +34,9 @@ MARGIN_EDGES = np.linspace(-2.0, 2.0, 201)  # a difference of two cosines lies i
 
 @dataclass(frozen=True)
 class NeuralCollapse:
-    """How far a classifier and its features have collapsed. Zero is full collapse unless said otherwise.
+    """How far a classifier and its features have collapsed. Zero is full collapse unless stated otherwise.
 
-    A figure that the data leave undefined, or that was not measured, is nan.
+    A metric that is undefined for the data, or was not measured, is nan.
 
     Attributes
     ----------
@@ -102,18 +101,18 @@ def neural_collapse(
     Parameters
     ----------
     features : (N, d)
-        Rows are samples: what the classifier sees.
+        Rows are samples: the input of the classifier.
     labels : (N,)
         Integers in 0…K−1. At least two classes must have a sample.
     weight : (K, d)
-        `W`, rows are classes.
+        `W`, rows are classes. A transposed matrix is refused, except at d = K, where the shapes agree.
     bias : (K,), optional
         `b`, zero by default.
 
     Raises
     ------
     ValueError
-        If shapes disagree, an entry is not finite, a label is no class, fewer than two classes have
+        If shapes disagree, an entry is not finite, a label is out of range, fewer than two classes have
         samples, or W is zero.
 
     Examples
@@ -128,12 +127,12 @@ def neural_collapse(
     X, y, W, b = _checked(features, labels, weight, bias)
     present = np.unique(y)
     K = len(present)
-    means = np.stack([X[y == c].mean(axis=0) for c in present])  # (K, d)
-    global_mean = means.mean(axis=0)
-    H = (means - global_mean).T  # (d, K)
-    if np.linalg.norm(H) <= CUTOFF * np.linalg.norm(means):
+    class_mean_rows = np.stack([X[y == c].mean(axis=0) for c in present])  # (K, d)
+    global_mean = class_mean_rows.mean(axis=0)
+    H = (class_mean_rows - global_mean).T  # (d, K)
+    if np.linalg.norm(H) <= CUTOFF * np.linalg.norm(class_mean_rows):
         H = np.zeros_like(H)
-    spread = X - means[np.searchsorted(present, y)]  # (N, d)
+    spread = X - class_mean_rows[np.searchsorted(present, y)]  # (N, d)
     variances = np.array([np.square(spread[y == c]).sum(axis=1).mean() for c in present])
     sigma_w = spread.T @ spread / len(X)
     sigma_b = H @ H.T / K
@@ -145,7 +144,7 @@ def neural_collapse(
     equinorm_weight = _variation(np.linalg.norm(W, axis=1))
     equinorm_means = _variation(np.linalg.norm(H, axis=0))
     margins = _cosine_margins(X - global_mean, y, W - W.mean(axis=0))
-    nearest = present[np.argmin(cdist(X, means), axis=1)]
+    nearest = present[np.argmin(cdist(X, class_mean_rows), axis=1)]
 
     return NeuralCollapse(
         nc1=_trace_ratio(sigma_w, sigma_b) / K,
@@ -211,7 +210,7 @@ def _unit_etf(G: Array) -> _UnitETF:
     d, K = G.shape
     if d < K - 1:
         return _UnitETF(np.full((d, K), np.nan), False)
-    nearest = nearest_etf(G, solver="polar", formulation="gauge-free")
+    nearest = nearest_etf(G, method="svd", formulation="gauge-free")
     return _UnitETF(nearest.frame @ centring(K) / np.sqrt(K - 1), nearest.status is not Status.NOT_UNIQUE)
 
 
@@ -246,9 +245,10 @@ def _numerical_rank(X: Array) -> float:
     return float(values.sum() ** 2) if values[0] > 0 else 1.0
 
 
-def _cdnv(means: Array, variances: Array) -> float:
-    first, second = np.triu_indices(len(means), k=1)
-    squared_distances, squared_norms = pdist(means, "sqeuclidean"), np.square(means).sum(axis=1)
+def _cdnv(class_mean_rows: Array, variances: Array) -> float:
+    first, second = np.triu_indices(len(class_mean_rows), k=1)
+    squared_distances = pdist(class_mean_rows, "sqeuclidean")
+    squared_norms = np.square(class_mean_rows).sum(axis=1)
     if np.any(squared_distances <= CUTOFF * (squared_norms[first] + squared_norms[second])):
         return np.inf
     return float(((variances[first] + variances[second]) / (2 * squared_distances)).mean())
@@ -260,7 +260,12 @@ def _checked(
     X, W = np.asarray(features, dtype=np.float64), np.asarray(weight, dtype=np.float64)
     y = np.asarray(labels)
     if X.ndim != 2 or W.ndim != 2 or X.shape[1] != W.shape[1]:
-        raise ValueError(f"features {X.shape} and weight {W.shape}; expected (N, d) and (K, d) with one d.")
+        remedy = ""
+        if X.ndim == W.ndim == 2 and X.shape[1] == len(W):
+            remedy = " Rows of weight are classes: pass weight.T if your columns are."
+        elif X.ndim == W.ndim == 2 and len(X) == W.shape[1]:
+            remedy = " Rows of features are samples: pass features.T if your columns are."
+        raise ValueError(f"features {X.shape} and weight {W.shape}; expected (N, d) and (K, d) with one d.{remedy}")
     b = np.zeros(len(W)) if bias is None else np.asarray(bias, dtype=np.float64)
     if b.shape != (len(W),):
         raise ValueError(f"bias has shape {b.shape}; expected ({len(W)},), one entry per row of weight.")

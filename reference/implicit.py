@@ -10,7 +10,7 @@ and, for a cotangent `G = ∂ℓ/∂X`,
 
 Both are one linear map, symmetric in dA and G: the inverse of the Riemannian Hessian `V ↦ Proj(V P)`. It costs
 O(dK² + K³). The dense form is the one that the paper used: Gould, Hartley & Campbell, *Deep Declarative Networks*
-(2021), proposition 4.5, with the Lagrangian's Hessian and the constraints' Jacobian written out as matrices.
+(2021), proposition 4.5, with the Lagrangian's Hessian and the constraints' Jacobian as explicit matrices.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import eigh, lstsq, solve
 
-from .procrustes import NearestETF, _centred, _check_choice
-from .simplex import centred_basis, centring
-from .stiefel import Array, skew, sym
+from .checks import check_choice, matrix_like
+from .procrustes import NearestETF
 from .riemannian import EPS
+from .simplex import centred, centred_basis, centring
+from .stiefel import Array, skew, sym
 
-Method = Literal["closed-form", "dense"]
+Form = Literal["closed", "dense"]
+FORMS = ("closed", "dense")
 
 
 class IllConditionedWarning(RuntimeWarning):
-    """The derivative has no correct digits, or does not exist: class means coincide or nearly do."""
+    """The derivative has few correct digits, or does not exist: class means coincide or nearly do."""
 
 
-def nearest_etf_vjp(
-    solution: NearestETF, cotangent: ArrayLike, *, method: Method = "closed-form"
-) -> tuple[Array, Array]:
+def nearest_etf_vjp(solution: NearestETF, cotangent: ArrayLike, *, form: Form = "closed") -> tuple[Array, Array]:
     """Pull a cotangent of the solution's frame back to the class means and the proximal point.
 
     Parameters
@@ -44,8 +44,8 @@ def nearest_etf_vjp(
     solution : NearestETF
     cotangent : (d, K)
         `G = ∂ℓ/∂U`, for `U = solution.frame`.
-    method : {"closed-form", "dense"}
-        The dense form is for checks at small sizes: it builds matrices of dK × dK and K(K+1)/2 × dK.
+    form : {"closed", "dense"}
+        The dense form serves checks at small sizes: it builds matrices of dK × dK and K(K+1)/2 × dK.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def nearest_etf_vjp(
     -----
     IllConditionedWarning
         If rounding alone can change the result in its third digit, or the minimiser is not unique. In the second
-        case the part of the derivative that exists is returned: curvature zero counts as infinite.
+        case the derivative along the directions of nonzero curvature is returned.
 
     Examples
     --------
@@ -74,15 +74,15 @@ def nearest_etf_vjp(
     >>> H_bar.shape, bool(np.any(U0_bar))
     ((6, 3), False)
     """
-    _check_choice("method", method, ("closed-form", "dense"))
+    check_choice("form", form, FORMS)
     G = _pull_back_frame(solution, _like_frame(solution, "cotangent", cotangent))
-    if method == "dense":
+    if form == "dense":
         return _dense_vjp(solution, G)
     A_bar = _inverse_hessian(solution, G)
     Q = centred_basis(solution.frame.shape[1]) if solution.gauge_free else None
     to_frame = A_bar if Q is None else A_bar @ Q.T
     K = solution.frame.shape[1]
-    return (2.0 / np.sqrt(K - 1)) * _centred(to_frame), solution.delta * to_frame
+    return (2.0 / np.sqrt(K - 1)) * centred(to_frame), solution.delta * to_frame
 
 
 def nearest_etf_jvp(
@@ -90,7 +90,7 @@ def nearest_etf_jvp(
     class_means_dot: ArrayLike,
     proximal_dot: ArrayLike | None = None,
     *,
-    method: Method = "closed-form",
+    form: Form = "closed",
 ) -> Array:
     """Push tangents of the class means and the proximal point forward to the solution's frame.
 
@@ -99,24 +99,37 @@ def nearest_etf_jvp(
     solution : NearestETF
     class_means_dot, proximal_dot : (d, K)
         `dH` and `dU₀` (None is zero).
-    method : {"closed-form", "dense"}
+    form : {"closed", "dense"}
 
     Returns
     -------
     frame_dot : (d, K)
         `dU`.
 
-    Raises, Warns
-    -------------
-    As `nearest_etf_vjp`.
+    Raises
+    ------
+    ValueError
+        As `nearest_etf_vjp`.
+
+    Warns
+    -----
+    IllConditionedWarning
+        As `nearest_etf_vjp`.
+
+    Examples
+    --------
+    >>> from nearest_etf.reference import nearest_etf
+    >>> solution = nearest_etf(np.random.default_rng(0).standard_normal((6, 3)))
+    >>> nearest_etf_jvp(solution, np.ones((6, 3))).shape
+    (6, 3)
     """
-    _check_choice("method", method, ("closed-form", "dense"))
+    check_choice("form", form, FORMS)
     H_dot = _like_frame(solution, "class_means_dot", class_means_dot)
     U0_dot = np.zeros_like(H_dot) if proximal_dot is None else _like_frame(solution, "proximal_dot", proximal_dot)
-    if method == "dense":
+    if form == "dense":
         return _push_forward_frame(solution, _dense_jvp(solution, H_dot, U0_dot))
     K = H_dot.shape[1]
-    A_dot = (2.0 / np.sqrt(K - 1)) * _centred(H_dot) + solution.delta * U0_dot
+    A_dot = (2.0 / np.sqrt(K - 1)) * centred(H_dot) + solution.delta * U0_dot
     if solution.gauge_free:
         A_dot = A_dot @ centred_basis(K)
     return _push_forward_frame(solution, _inverse_hessian(solution, A_dot))
@@ -128,7 +141,7 @@ def _inverse_hessian(solution: NearestETF, G: Array) -> Array:
     d, m = X.shape
     sigma, V = eigh(sym(X.T @ A))  # P = V diag(sigma) Vᵀ
     pairs = sigma[:, None] + sigma[None, :]
-    # d = m leaves no normal directions, and only sums of two singular values count.
+    # d = m leaves no normal directions, and only sums of two singular values occur.
     lowest = float(sigma[0]) if d > m or m == 1 else 0.5 * float(sigma[:2].sum())
     highest = float(np.abs(sigma).max())
     zero = max(d, m) * EPS * highest
@@ -142,7 +155,7 @@ def _inverse_hessian(solution: NearestETF, G: Array) -> Array:
         )
         sigma = np.where(sigma > zero, sigma, np.inf)
         pairs = np.where(pairs > 2 * zero, pairs, np.inf)
-    np.fill_diagonal(pairs, np.inf)  # a skew matrix has no diagonal, and its rounding is not to be divided by 2σ
+    np.fill_diagonal(pairs, np.inf)  # a skew matrix has no diagonal, and its rounding must not be divided by 2σ
     Phi = V @ ((V.T @ (2.0 * skew(X.T @ G)) @ V) / pairs) @ V.T
     if d == m:
         return X @ Phi
@@ -187,7 +200,7 @@ def _unit_derivative(solution: NearestETF, v: Array) -> Array:
     assert c is not None
     z = solution.frame.sum(axis=1) / np.sqrt(K)
     length = float(z @ (c - X @ (X.T @ c)))
-    if length < 1e-8:  # the start says nothing about z: it was chosen by rule, and is taken as constant
+    if length < 1e-8:  # the start does not determine z: `complete_frame` chose it, and it is taken as constant
         return np.zeros_like(v)
     return (v - z * (z @ v)) / length
 
@@ -217,8 +230,8 @@ def _declarative_blocks(solution: NearestETF) -> tuple[Array, Array, Array]:
     d, m = X.shape
     if d * m > 3000:
         raise ValueError(
-            f"the dense form of a problem of {d} × {m} unknowns needs matrices of {d * m} × {d * m}; it is kept as a "
-            'check for up to 3000 unknowns. Use method="closed-form".'
+            f"the dense form of a problem of {d} × {m} unknowns needs matrices of {d * m} × {d * m}; it serves "
+            'as a check up to 3000 unknowns. Use form="closed".'
         )
     K, delta = solution.frame.shape[1], solution.delta
     E = centred_basis(K) if solution.gauge_free else centring(K)
@@ -252,9 +265,5 @@ def _solve_bordered(system: Array, right_side: Array) -> Array:
 
 
 def _like_frame(solution: NearestETF, name: str, value: ArrayLike) -> Array:
-    B = np.asarray(value, dtype=np.float64)
-    if B.shape != solution.frame.shape:
-        raise ValueError(f"{name} has shape {B.shape}; expected {solution.frame.shape}, as the solution's frame.")
-    if not np.isfinite(B).all():
-        raise ValueError(f"{name} holds NaN or infinite entries.")
-    return B
+    d, K = solution.frame.shape
+    return matrix_like(name, value, (d, K), "the solution's frame")

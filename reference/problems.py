@@ -1,4 +1,4 @@
-"""A bank of nearest-ETF problems: what `etf-verify` and the tests run every solver and every gradient on."""
+"""A bank of nearest-ETF problems, on which `etf-verify` and the tests run every solver and every gradient."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 from scipy.linalg import svd
 
+from .checks import check_choice
 from .procrustes import Formulation, NearestETF, initial_frame, nearest_etf
 from .simplex import centred_basis
 from .stiefel import Array
@@ -20,7 +21,7 @@ DELTAS = (0.0, 1e-3, 1.0)
 
 @dataclass(frozen=True)
 class NearestETFProblem:
-    """Class means with a proximal point, and what they are called in a table."""
+    """Class means with a proximal point, and a name for tables."""
 
     name: str
     class_means: Array  # H (d, K), ‖H‖_F = 1
@@ -29,7 +30,7 @@ class NearestETFProblem:
     formulation: Formulation
 
     def solve(self, **options: object) -> NearestETF:
-        """`nearest_etf` of this problem, with its further options."""
+        """`nearest_etf` of this problem; `options` are those of `nearest_etf`."""
         return nearest_etf(self.class_means, self.proximal, self.delta, formulation=self.formulation, **options)  # type: ignore[arg-type]
 
 
@@ -51,16 +52,15 @@ def problem_bank(
 ) -> Iterator[NearestETFProblem]:
     """Problems over sizes × formulations × conditions × δ × seeds; δ = 0 is the first step's, without proximal point.
 
-    Two kinds of proximal point take turns: that of nearby class means, as in training, and a random frame. With
-    `dtype="float32"` the class means are rounded to it first.
+    Two kinds of proximal point alternate: the polar factor of nearby class means, as in training, and a random frame.
+    With `dtype="float32"` the class means are rounded to it first.
 
     Raises
     ------
     ValueError
         If the dtype is neither float32 nor float64.
     """
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype = {dtype!r}; expected 'float32' or 'float64'.")
+    check_choice("dtype", dtype, ("float32", "float64"))
     for d, K in sizes:
         formulations: tuple[Formulation, ...] = ("paper", "gauge-free") if d >= K else ("gauge-free",)
         for formulation in formulations:

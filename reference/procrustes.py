@@ -23,37 +23,22 @@ from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import eigh, qr, svd, svdvals
+from scipy.linalg import svdvals
 
-from .simplex import canonical_frame, centred_basis
-from .spectral import escape, exact_step, is_positive_definite
-from .stiefel import Array, random_point, retract_polar, sym
-from .riemannian import EPS, Iteration, Status, truncated_cg, trust_region
+from .checks import check_choice, check_method, class_means_matrix, frame_like
+from .polar import Subproblem, complete_frame, polar_by_svd, polar_by_trust_region
+from .riemannian import EPS, Iteration, Status
+from .simplex import canonical_frame, centred, centred_basis
+from .stiefel import Array, check_point, random_point, safe_frobenius, sym
 
-Solver = Literal["trust-region", "polar"]
+Method = Literal["trust-region", "svd"]
 Formulation = Literal["paper", "gauge-free"]
 Initial = Literal["canonical", "random", "feature-polar"]
 
 
 @dataclass(frozen=True)
-class LinearCost:
-    """The cost `−⟨X, A⟩` of (P′) and (R), for `trust_region`."""
-
-    A: Array
-
-    def cost(self, X: Array) -> float:
-        return -float(np.vdot(X, self.A))
-
-    def gradient(self, X: Array) -> Array:
-        return -self.A
-
-    def hessian(self, X: Array, V: Array) -> float:
-        return 0.0
-
-
-@dataclass(frozen=True)
 class NearestETF:
-    """A solution of (P) or (R), with all that its certificate and its derivatives need.
+    """A solution of (P) or (R), with the data for its certificate and its derivatives.
 
     Attributes
     ----------
@@ -61,12 +46,18 @@ class NearestETF:
         `U`; in the gauge-free form the partial isometry `X Qᵀ`. `frame @ M` is the ETF in both.
     classifier : (K, d)
         `W = √(K/(K−1)) M Uᵀ`, unit rows.
-    iterations : int
-        Outer iterations of the trust region; 0 for the polar factor.
     status : Status
-        `status.ok`, and `status.advice` in words.
+        How the solve ended: `status.ok`, and `status.advice` for a remedy.
+    iterations : int
+        Outer iterations of the trust region; 0 for `method="svd"`.
     history : tuple of Iteration
-        What the trust region did, for `A` scaled to unit Frobenius norm.
+        The trust region's iterations, for `A` scaled to unit Frobenius norm.
+    objective : float
+        The value of (P) or (R).
+    optimality_gap : float
+        The certificate `‖A‖_* − ⟨X, A⟩`: zero, up to rounding, exactly at a global minimiser.
+    gradient_norm, condition_number : float
+        Norm of the Riemannian gradient of (P′); σ₁/σ_m of A.
     """
 
     frame: Array
@@ -93,17 +84,17 @@ class NearestETF:
     @cached_property
     def objective(self) -> float:
         """The value of (P), or of (R) with the proximal distance between ETFs."""
-        value = _norm(self.class_means - _centred(self.frame) / np.sqrt(self.frame.shape[1] - 1)) ** 2
+        value = safe_frobenius(self.class_means - centred(self.frame) / np.sqrt(self.frame.shape[1] - 1)) ** 2
         if self.proximal is None:
             return value
         apart = self.frame - self.proximal
-        return value + 0.5 * self.delta * _norm(apart if self.formulation == "paper" else _centred(apart)) ** 2
+        return value + 0.5 * self.delta * safe_frobenius(apart if self.formulation == "paper" else centred(apart)) ** 2
 
     @cached_property
     def gradient_norm(self) -> float:
         """`‖A − X sym(XᵀA)‖_F`, the norm of the Riemannian gradient of (P′)."""
         X, A = self.variable, self.linear_term
-        return _norm(A - X @ sym(X.T @ A))
+        return safe_frobenius(A - X @ sym(X.T @ A))
 
     @cached_property
     def singular_values(self) -> Array:
@@ -112,12 +103,12 @@ class NearestETF:
 
     @property
     def optimality_gap(self) -> float:
-        """`‖A‖_* − ⟨X, A⟩`: how far the value is from the best there is. Not below zero but for rounding."""
+        """`‖A‖_* − ⟨X, A⟩`, the distance of the value from the optimum; negative only by rounding."""
         return float(self.singular_values.sum()) - float(np.vdot(self.variable, self.linear_term))
 
     @property
     def condition_number(self) -> float:
-        """σ₁/σ_m of A: derivatives lose about as many digits as it has; infinite where A is rank-deficient."""
+        """σ₁/σ_m of A: derivatives lose about log₁₀ of it in digits; infinite where A is rank-deficient."""
         smallest = float(self.singular_values[-1])
         return float(self.singular_values[0]) / smallest if smallest > 0 else float("inf")
 
@@ -127,10 +118,10 @@ def nearest_etf(
     proximal: ArrayLike | None = None,
     delta: float = 1e-3,
     *,
-    solver: Solver = "trust-region",
+    method: Method = "trust-region",
     formulation: Formulation = "paper",
     initial: ArrayLike | Initial | None = None,
-    subproblem: Literal["exact", "truncated-cg"] = "exact",
+    subproblem: Subproblem = "exact",
     tolerance: float = 1e-13,
     max_iterations: int = 300,
 ) -> NearestETF:
@@ -139,21 +130,23 @@ def nearest_etf(
     Parameters
     ----------
     class_means : (d, K)
-        `H`: columns are class means minus the global mean, as a rule divided by `‖H‖_F`.
+        `H`: columns are class means minus the global mean, as a rule divided by `‖H‖_F`. A transposed matrix is
+        refused, except where its shape is valid too: at d = K, and gauge-free at d = K ± 1.
     proximal : (d, K), optional
         `U₀`, a frame that the solution stays near: the `frame` of a previous solution, of either formulation.
         None, or delta = 0, leaves the proximal term out (the first step's rule): among the minimisers the one
         nearest to `initial` is taken, a full orthonormal frame in the paper's formulation.
     delta : float
         `δ ≥ 0`, the weight of the proximal term.
-    solver : {"trust-region", "polar"}
-        The paper's Riemannian trust region, or the polar factor of A by singular values.
+    method : {"trust-region", "svd"}
+        The paper's Riemannian trust region, or the polar factor of A by singular values. The other methods of
+        `nearest_etf.torchport` are refused.
     formulation : {"paper", "gauge-free"}
         (P), which needs d ≥ K, or (R), which needs d ≥ K−1.
     initial : (d, K) or {"canonical", "random", "feature-polar"}, optional
-        Where the trust region starts, and what decides where the minimiser is not unique. Default: the proximal
-        point, else the canonical (identity) frame. "random" is one fixed Haar frame; see `initial_frame`.
-        Derivatives take it as constant.
+        Where the trust region starts; where the minimiser is not unique, the one nearest to it is taken. Default:
+        the proximal point, else the canonical (identity) frame. "random" is one fixed Haar frame; see
+        `initial_frame`. Derivatives take it as constant.
     subproblem : {"exact", "truncated-cg"}
         How the trust region's steps are found.
     tolerance : float
@@ -168,8 +161,8 @@ def nearest_etf(
     Raises
     ------
     ValueError
-        If an array has a wrong shape or is not finite, `delta` is negative, K < 2, d is too small for the
-        formulation, a proximal or initial array is not a frame, or an option is unknown.
+        If an array has a wrong shape, is transposed or is not finite, `delta` is negative, K < 2, d is too small
+        for the formulation, a proximal or initial array is not a frame, or an option is unknown.
 
     Notes
     -----
@@ -185,21 +178,20 @@ def nearest_etf(
     >>> later.status.value, abs(later.optimality_gap) < 1e-12
     ('converged', True)
     """
-    _check_choice("solver", solver, ("trust-region", "polar"))
-    _check_choice("formulation", formulation, ("paper", "gauge-free"))
-    _check_choice("subproblem", subproblem, ("exact", "truncated-cg"))
-    H = _finite_matrix("class_means", class_means)
+    check_method(method)
+    check_choice("formulation", formulation, ("paper", "gauge-free"))
+    check_choice("subproblem", subproblem, ("exact", "truncated-cg"))
+    H = class_means_matrix(class_means, formulation)
     d, K = H.shape
-    _check_sizes(d, K, formulation)
     if not (np.isfinite(delta) and delta >= 0):
         raise ValueError(f"delta = {delta}; expected a finite number that is not negative.")
-    U0 = None if proximal is None else _frame("proximal", proximal, (d, K))
+    U0 = None if proximal is None else frame_like("proximal", proximal, (d, K))
     if initial is None:
         C = canonical_frame(d, K) if U0 is None else U0
     elif isinstance(initial, str):
         C = initial_frame(cast(Initial, initial), H)
     else:
-        C = _frame("initial", initial, (d, K))
+        C = frame_like("initial", initial, (d, K))
 
     # The linear problem max ⟨X, A⟩. Without a proximal term along 1 the direction U·1 drops out of it.
     ones = np.full(K, K**-0.5)
@@ -207,20 +199,21 @@ def nearest_etf(
         U0 = None
     reduced = formulation == "gauge-free" or U0 is None or float(np.linalg.norm(U0 @ ones)) < 1e-8
     Q = centred_basis(K) if reduced else None
-    A = _centred(H) if Q is None else _centred(H) @ Q
-    if _norm(A) <= 8 * EPS * _norm(H):  # what rounding leaves of equal class means
+    A = centred(H) if Q is None else centred(H) @ Q
+    if safe_frobenius(A) <= 8 * EPS * safe_frobenius(H):  # what rounding leaves of equal class means
         A = np.zeros_like(A)
     A *= 2.0 / np.sqrt(K - 1)
     if U0 is not None:
         A += delta * (U0 if Q is None else U0 @ Q)
     start = C if Q is None else C @ Q
+    if not check_point(start, 1e-8)[0]:  # a single-precision frame, or one whose U·1 is zero or of another length
+        nearest = polar_by_svd(start)
+        start = complete_frame(nearest.left, nearest.right, np.eye(*start.shape))
 
-    scale = _norm(A)
+    scale = safe_frobenius(A)
     B = A / scale if scale > 0 else A
-    if solver == "polar":
-        X, left, right = _polar(B)
-        history: tuple[Iteration, ...] = ()
-        status = Status.CONVERGED
+    if method == "svd":
+        X, left, right, history, status = polar_by_svd(B)
     else:
         X, left, right, history, status = polar_by_trust_region(B, start, subproblem, tolerance, max_iterations)
 
@@ -241,7 +234,7 @@ def nearest_etf(
 
     return NearestETF(
         frame=frame,
-        classifier=np.sqrt(K / (K - 1)) * _centred(frame).T,
+        classifier=np.sqrt(K / (K - 1)) * centred(frame).T,
         status=status,
         formulation=formulation,
         delta=0.0 if U0 is None else float(delta),
@@ -254,20 +247,35 @@ def nearest_etf(
     )
 
 
-def initial_frame(kind: Initial, class_means: Array, rng: np.random.Generator | None = None) -> Array:
+def initial_frame(kind: Initial, class_means: ArrayLike, rng: np.random.Generator | None = None) -> Array:
     """A start for the trust region, (d, K): the choices whose comparison the paper leaves open.
 
-    "canonical" is the identity `eye(d, K)`; "random" is Haar-distributed, from `rng` (default: seed 0);
-    "feature-polar" is the polar factor of the class means themselves, centred. The last solution is the fourth:
-    pass its `frame`.
+    A fourth choice is the previous solution: pass its `frame` as `initial`.
+
+    Parameters
+    ----------
+    kind : {"canonical", "random", "feature-polar"}
+        The identity `eye(d, K)`; a Haar-distributed frame; the polar factor of the centred class means.
+    class_means : (d, K)
+        Columns are classes.
+    rng : numpy.random.Generator, optional
+        Draws the random frame; default: seed 0.
 
     Raises
     ------
     ValueError
-        If the kind is unknown.
+        If the kind is unknown, or the class means have a wrong shape, look transposed or are not finite.
+
+    Examples
+    --------
+    >>> initial_frame("canonical", np.zeros((3, 2)))
+    array([[1., 0.],
+           [0., 1.],
+           [0., 0.]])
     """
-    _check_choice("initial", kind, ("canonical", "random", "feature-polar"))
-    d, K = class_means.shape
+    check_choice("initial", kind, ("canonical", "random", "feature-polar"))
+    H = class_means_matrix(class_means)
+    d, K = H.shape
     canonical = canonical_frame(d, K)
     if kind == "canonical":
         return canonical
@@ -275,138 +283,8 @@ def initial_frame(kind: Initial, class_means: Array, rng: np.random.Generator | 
     if kind == "random":
         rng = np.random.default_rng(0) if rng is None else rng
         return random_point(d, K, rng) if d >= K else random_point(d, K - 1, rng) @ Q.T
-    scale = _norm(class_means)
-    _, left, right = _polar(class_means @ Q / (scale if scale > 0 else 1.0))
+    scale = safe_frobenius(H)
+    nearest = polar_by_svd(H @ Q / (scale if scale > 0 else 1.0))
     if d >= K:
-        return complete_frame(left, Q @ right, canonical)
-    return complete_frame(left, right, canonical @ Q) @ Q.T
-
-
-def complete_frame(left: Array, right: Array, nearest_to: Array) -> Array:
-    """The frame nearest to `nearest_to` (d, m) among those that map `right` (m, r) to `left` (d, r).
-
-    Both have orthonormal columns. With orthonormal complements the frame is `left rightᵀ + left_⊥ Z right_⊥ᵀ`,
-    and Z is the polar factor of `left_⊥ᵀ nearest_to right_⊥`; where that is singular too, LAPACK's singular
-    vectors decide, always in the same way.
-    """
-    (d, r), m = left.shape, right.shape[0]
-    if r == m:
-        return left @ right.T
-    right_rest = qr(right)[0][:, r:] if r else np.eye(m)  # (m, m−r)
-    target = nearest_to @ right_rest
-    # The complement of span(left) in R^d may be huge; this much of it holds the target, and room to complete it.
-    span = qr(np.hstack([left, target, np.eye(d, m)]), mode="economic")[0]
-    left_rest = span[:, r:]
-    Z, _, Yt = svd(left_rest.T @ target, full_matrices=False)
-    return left @ right.T + left_rest @ (Z @ Yt) @ right_rest.T
-
-
-def _polar(B: Array) -> tuple[Array, Array, Array]:
-    """A polar factor of B (d, m), and its factors on the range of B: left (d, r), right (m, r)."""
-    left, singular_values, right_t = svd(B, full_matrices=False, check_finite=False)
-    rank = int(np.sum(singular_values > _rank_tolerance(B.shape) * singular_values[0]))
-    return left @ right_t, left[:, :rank], right_t[:rank].T
-
-
-def polar_by_trust_region(
-    B: Array,
-    start: Array,
-    subproblem: Literal["exact", "truncated-cg"] = "exact",
-    tolerance: float = 1e-13,
-    max_iterations: int = 300,
-) -> tuple[Array, Array, Array, tuple[Iteration, ...], Status]:
-    """The trust region's polar factor of B (d, m), from a point `start` of St(d, m); B has unit norm, or is zero.
-
-    Returns the factor, its factors on the range of B, left (d, r) and right (m, r), the history and the status.
-    """
-    result = trust_region(
-        LinearCost(B),
-        start,
-        subproblem=exact_step if subproblem == "exact" else truncated_cg,
-        escape=escape,
-        retraction=retract_polar,
-        tolerance=tolerance * _norm(B),
-        max_iterations=max_iterations,
-    )
-    X, S = result.model.point, -sym(result.model.frame_gradient)
-    d, m = X.shape
-    error = X.T @ X - np.eye(m)
-    if _norm(error) > 4 * m * EPS:  # one Newton–Schulz step takes what rounding left of UᵀU − I to its square
-        X = X - 0.5 * X @ error
-    tolerated = max(_rank_tolerance(B.shape) * _norm(S), 4 * result.gradient_norm)
-    if is_positive_definite(S, tolerated) or not result.status.ok:
-        return X, X, np.eye(m), result.history, result.status
-    values, Y = eigh(S)
-    if d == m and values[0] < -tolerated:
-        X = X - 2.0 * np.outer(X @ Y[:, 0], Y[:, 0])
-        values = np.abs(values)
-    kept = Y[:, values > tolerated]
-    if kept.shape[1] == m:
-        return X, X, np.eye(m), result.history, result.status
-    return X, X @ kept, kept, result.history, result.status
-
-
-def _rank_tolerance(shape: tuple[int, ...]) -> float:
-    """Singular values below this share of the largest are zero: the rule of numpy.linalg.matrix_rank."""
-    return max(shape) * EPS
-
-
-def _centred(H: Array) -> Array:
-    """`H M` (d, K)."""
-    return H - H.mean(axis=1, keepdims=True)
-
-
-def _norm(B: Array) -> float:
-    """The Frobenius norm, safe from overflow and underflow of the squares."""
-    squared = float(np.vdot(B, B))
-    if 1e-250 < squared < 1e250:
-        return squared**0.5
-    largest = float(np.abs(B).max(initial=0.0))
-    return largest * float(np.linalg.norm(B / largest)) if 0.0 < largest < np.inf else largest
-
-
-def _check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} = {value!r}; expected one of {', '.join(map(repr, known))}.")
-
-
-def _check_sizes(d: int, K: int, formulation: str) -> None:
-    if K < 2:
-        raise ValueError(f"class_means has {K} column(s); a simplex ETF needs at least 2 classes.")
-    if d < K - 1:
-        raise ValueError(
-            f"class_means has shape ({d}, {K}): a simplex ETF of {K} classes spans {K - 1} dimensions and does not "
-            f"fit into {d}. Use at least {K - 1} features, and the gauge-free formulation for exactly as many."
-        )
-    if d < K and formulation == "paper":
-        raise ValueError(
-            f"class_means has shape ({d}, {K}): the paper's formulation asks for {K} orthonormal columns in {d} "
-            'dimensions. Use formulation="gauge-free", which needs only K−1 features, or more features.'
-        )
-
-
-def _finite_matrix(name: str, value: ArrayLike) -> Array:
-    B = np.asarray(value, dtype=np.float64)
-    if B.ndim != 2:
-        raise ValueError(f"{name} has shape {B.shape}; expected a matrix (d, K) whose columns are classes.")
-    if not np.isfinite(B).all():
-        raise ValueError(f"{name} holds NaN or infinite entries: {int(np.sum(~np.isfinite(B)))} of {B.size}.")
-    return B
-
-
-def _frame(name: str, value: ArrayLike, shape: tuple[int, int]) -> Array:
-    """A frame of either kind: only the Gram matrix of its ETF `U M` is asked to be M."""
-    U = _finite_matrix(name, value)
-    if U.shape != shape:
-        raise ValueError(f"{name} has shape {U.shape}; expected {shape}, as class_means.")
-    K = shape[1]
-    etf = _centred(U)
-    gram = etf.T @ etf
-    gram[np.diag_indices(K)] -= 1.0
-    error = float(np.abs(gram + 1.0 / K).max())
-    if error > 1e-3:
-        raise ValueError(
-            f"{name} is not a frame: (U M)ᵀ(U M) differs from M by {error:.1e}. Pass the `frame` of a solution "
-            "(not its classifier), or the polar factor of your matrix."
-        )
-    return U
+        return complete_frame(nearest.left, Q @ nearest.right, canonical)
+    return complete_frame(nearest.left, nearest.right, canonical @ Q) @ Q.T

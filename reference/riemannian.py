@@ -1,4 +1,4 @@
-"""The Riemannian trust-region method, for any smooth cost on the Stiefel manifold.
+"""The Riemannian trust-region method for a smooth cost on the Stiefel manifold.
 
 Source: Absil, Baker & Gallivan, *Trust-region methods on Riemannian manifolds* (2007); Conn, Gould & Toint,
 *Trust-Region Methods* (2000), section 7.5 (truncated conjugate gradients); Boumal (2023), section 6.4.
@@ -8,7 +8,7 @@ At a point U the cost is modelled on the tangent space by
     m(V) = f(U) + ⟨g, V⟩ + ½⟨V, Hess f(U)[V]⟩,    ‖V‖ ≤ Δ,
 
 the subproblem's (approximate) minimiser is retracted to the manifold, and the ratio of the actual to the
-modelled decrease decides whether it is taken and how Δ changes.
+modelled decrease decides whether the step is accepted and how Δ changes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Protocol
 
 import numpy as np
 
-from .stiefel import Array, frobenius, project, retract_polar, sym
+from .stiefel import Array, check_point, frobenius, project, retract_polar, sym
 
 EPS = float(np.finfo(np.float64).eps)
 
 
 class Status(Enum):
-    """How a solve ended; `advice` says what to do about it."""
+    """How a solve ended; `advice` is the remedy in words."""
 
     CONVERGED = "converged"
     NOT_UNIQUE = "not_unique"
@@ -45,11 +45,11 @@ class Status(Enum):
 
 
 _ADVICE = {
-    Status.CONVERGED: "the point is a minimiser to the tolerance asked for",
+    Status.CONVERGED: "the point is a minimiser to the given tolerance",
     Status.NOT_UNIQUE: "the point is a minimiser, but not the only one: the one nearest to `initial` was taken, "
-    "and derivatives mean nothing here; distinct class means, or delta > 0, make it unique",
+    "and derivatives are undefined here; distinct class means, or delta > 0, make it unique",
     Status.MAX_ITERATIONS: "raise max_iterations, start nearer (a previous solution), or loosen the tolerance",
-    Status.RADIUS_TOO_SMALL: "no step decreases the cost any more: the tolerance lies below what rounding allows, "
+    Status.RADIUS_TOO_SMALL: "no step decreases the cost any more: the tolerance is below rounding, "
     "or gradient and Hessian do not belong to the cost (check them with nearest_etf.reference.taylor)",
     Status.NOT_FINITE: "cost or gradient became infinite or NaN: rescale the problem or check its derivatives",
 }
@@ -83,7 +83,7 @@ class LocalModel:
 
 @dataclass(frozen=True)
 class Step:
-    """A subproblem's answer."""
+    """The solution of a subproblem."""
 
     direction: Array  # V (d, K), tangent
     decrease: float  # m(0) − m(V), positive
@@ -96,7 +96,7 @@ Subproblem = Callable[[LocalModel, float], Step]
 
 @dataclass(frozen=True)
 class Iteration:
-    """What one outer iteration saw and did."""
+    """The record of one outer iteration."""
 
     cost: float
     gradient_norm: float
@@ -109,9 +109,9 @@ class Iteration:
 
 @dataclass(frozen=True)
 class TrustRegionResult:
-    """Where the method ended, how, and how it got there."""
+    """The point where the method ended, its status and the history."""
 
-    model: LocalModel  # at the point where it ended
+    model: LocalModel  # at the final point
     cost: float
     gradient_norm: float
     status: Status
@@ -144,7 +144,7 @@ def trust_region(
     problem : Problem
         Cost, Euclidean gradient and Hessian-vector product.
     initial : (d, K)
-        A point of the manifold.
+        A point of the manifold: orthonormal columns, so d ≥ K.
     subproblem : callable, optional
         Minimises the model in a ball, `(LocalModel, radius) -> Step`; default `truncated_cg`.
     escape : callable, optional
@@ -163,6 +163,11 @@ def trust_region(
     -------
     TrustRegionResult
 
+    Raises
+    ------
+    ValueError
+        If the initial point is not on the manifold.
+
     Examples
     --------
     The dominant subspace of a symmetric matrix, by Brockett's cost −½ tr(UᵀBU):
@@ -179,6 +184,11 @@ def trust_region(
     """
     solve = truncated_cg if subproblem is None else subproblem
     U = np.array(initial, dtype=np.float64)
+    on_manifold, reason = check_point(U, tolerance=1e-3) if U.ndim == 2 else (False, f"shape {U.shape} is no matrix")
+    if not on_manifold:
+        raise ValueError(
+            f"initial is not a point of the Stiefel manifold: {reason}. Pass a matrix (d, K) with orthonormal columns."
+        )
     largest = 2.0 * np.sqrt(U.shape[1])  # the manifold's own diameter in the Frobenius norm
     delta = largest / 4 if radius is None else min(radius, largest)
     cost, model = problem.cost(U), local_model(problem, U)
@@ -200,15 +210,15 @@ def trust_region(
             step = Step(delta * direction, -0.5 * curvature * delta**2, True, 0)
         if len(history) == max_iterations:
             return ended(Status.MAX_ITERATIONS)
-        if delta < 1e4 * EPS * largest:  # below it the ratio sees only the rounding added to it
+        if delta < 1e4 * EPS * largest:  # below it the ratio consists of the rounding added to it
             return ended(Status.RADIUS_TOO_SMALL)
 
         if step is None:
             step = solve(model, delta)
         trial = retraction(U, step.direction)
         trial_cost = problem.cost(trial)
-        # Near the optimum both decreases drown in the rounding of f: adding that rounding to both lets the
-        # ratio tend to 1 instead of to noise (Conn, Gould & Toint, section 17.4.2).
+        # Near the optimum both decreases are smaller than the rounding of f: with that rounding added to both,
+        # the ratio tends to 1 instead of to noise (Conn, Gould & Toint, section 17.4.2).
         rounding = 1e3 * EPS * abs(cost)
         ratio = (cost - trial_cost + rounding) / (step.decrease + rounding) if step.decrease > 0 else -np.inf
         accepted = bool(ratio > 0.1)

@@ -1,4 +1,4 @@
-"""The simplex equiangular tight frame: K unit vectors that stand as far apart as K vectors can.
+"""The simplex equiangular tight frame: K unit vectors at the largest equal angle that K vectors can have.
 
 Source: Strohmer & Heath 2003 (frames); Papyan, Han & Donoho 2020 (neural collapse); Markou, Ajanthan &
 Gould 2024, arXiv 2411.01248, section 3 (this parametrisation). Design symbols: `M = I − 11ᵀ/K` is the
@@ -8,10 +8,10 @@ centring projector, `Q` an orthonormal basis of its range, and every simplex ETF
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.linalg import helmert
 
-Array = NDArray[np.float64]
+from .stiefel import Array
 
 
 def centring(num_classes: int) -> Array:
@@ -24,6 +24,11 @@ def centred_basis(num_classes: int) -> Array:
     """An orthonormal basis `Q` of `1^⊥` (Helmert's), (K, K−1): `QᵀQ = I`, `QQᵀ = M`."""
     _check_num_classes(num_classes)
     return np.ascontiguousarray(helmert(num_classes).T)
+
+
+def centred(H: Array) -> Array:
+    """`H M` (d, K): the columns minus their mean."""
+    return H - H.mean(axis=1, keepdims=True)
 
 
 def simplex_etf(num_classes: int) -> Array:
@@ -52,7 +57,7 @@ def simplex_etf(num_classes: int) -> Array:
 def canonical_frame(num_features: int, num_classes: int) -> Array:
     """The canonical frame, (d, K): `eye(d, K)`, and for d = K−1 the partial isometry `eye(d, K−1) Qᵀ`.
 
-    It is the start of the paper's solver and the fixed head's `U`.
+    The paper's solver starts at it, and it is the `U` of the fixed head.
 
     Raises
     ------
@@ -63,7 +68,8 @@ def canonical_frame(num_features: int, num_classes: int) -> Array:
     if num_features < num_classes - 1:
         raise ValueError(
             f"num_features = {num_features} is too small for a simplex ETF of {num_classes} classes, which spans "
-            f"{num_classes - 1} dimensions. Use at least {num_classes - 1} features."
+            f"{num_classes - 1} dimensions. Use at least {num_classes - 1} features; the order of the arguments is "
+            "num_features, num_classes."
         )
     if num_features == num_classes - 1:
         return centred_basis(num_classes).T.copy()
@@ -72,6 +78,11 @@ def canonical_frame(num_features: int, num_classes: int) -> Array:
 
 def canonical_etf(num_features: int, num_classes: int) -> Array:
     """The canonical simplex ETF in R^d, (d, K), unit columns.
+
+    Parameters
+    ----------
+    num_features, num_classes : int
+        d and K, d ≥ K−1.
 
     Raises
     ------
@@ -95,7 +106,7 @@ def etf_error(weight: ArrayLike) -> float:
     Parameters
     ----------
     weight : (K, d)
-        Rows are classes.
+        Rows are classes, any number of them, so that a transposed matrix is not recognised.
 
     Raises
     ------

@@ -4,7 +4,7 @@ With `S = sym(UᵀA)` the Riemannian Hessian is `V ↦ Proj_U(V S)`. Write a tan
 (Ω skew, UᵀN = 0) and let `S = QΛQᵀ`. In the coordinates `QᵀΩQ` and `NQ` the Hessian is diagonal: it multiplies
 entry (i, j) of the first by `(λᵢ+λⱼ)/2` and column j of the second by `λⱼ`. So one eigendecomposition of a K×K
 matrix, and the secular equation `‖V(μ)‖ = Δ` in one unknown, give the global minimiser of the model in the ball
-(Conn, Gould & Toint, *Trust-Region Methods* (2000), section 7.3, where such an eigenbasis is a luxury).
+(Conn, Gould & Toint, *Trust-Region Methods* (2000), section 7.3).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .stiefel import Array, frobenius, skew, sym
 from .riemannian import EPS, LocalModel, Step
+from .stiefel import Array, frobenius, skew, sym
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The Hessian's eigenvalues at a point, and the basis that shows them."""
+    """The Hessian's eigenvalues at a point, and the basis that diagonalises it."""
 
     eigenvalues: Array  # λ (K,), ascending
     basis: Array  # Q (K, K)
@@ -52,7 +52,7 @@ def exact_step(model: LocalModel, radius: float) -> Step:
     values, Q, pairs = spectrum.eigenvalues, spectrum.basis, spectrum.pair_curvature
 
     # g = U frame_part + normal. The normal part will be divided by singular values, so it is made orthogonal to U to
-    # the rounding of g itself, not of A: what it kept of U would come back as a rotation in stiff directions.
+    # the rounding of g itself, not of A: a remainder along U would become a rotation in stiff directions.
     frame_part = U.T @ g
     omega_rotated = Q.T @ skew(frame_part) @ Q
     if spectrum.lowest > 1e-6 * values[-1]:  # convex: Newton's step, if it stays in the ball
@@ -65,8 +65,8 @@ def exact_step(model: LocalModel, radius: float) -> Step:
     weights = np.concatenate([np.square(omega_rotated).ravel(), np.einsum("dk,dk->k", normal_rotated, normal_rotated)])
     curvatures = np.concatenate([pairs.ravel(), values if spectrum.has_normal else np.full_like(values, np.inf)])
 
-    # What rounding leaves of a zero. Where curvature and gradient are both that small, no step is deserved: it would
-    # be noise over noise.
+    # The rounding error of a zero. Where curvature and gradient are both that small, no step is
+    # taken: it would be noise over noise.
     noise = (d + K) * EPS * (float(np.abs(values).max()) + frobenius(g))
     curvatures[(np.abs(curvatures) <= 4 * noise) & (weights <= noise**2)] = np.inf
     shift, squared_norm = _solve_secular(weights, curvatures, max(0.0, noise - spectrum.lowest), radius)

@@ -3,7 +3,7 @@
 Source: Absil, Mahony & Sepulchre, *Optimization Algorithms on Matrix Manifolds* (2008), chapters 3–5;
 Boumal, *An Introduction to Optimization on Smooth Manifolds* (2023), section 7.3.
 
-A tangent vector at U is `V = UΩ + N` with Ω skew and `UᵀN = 0`: `UᵀV` is skew, and nothing else is asked.
+A tangent vector at U is `V = UΩ + N` with Ω skew and `UᵀN = 0`; equivalently, `UᵀV` is skew.
 """
 
 from __future__ import annotations
@@ -33,6 +33,15 @@ def frobenius(B: Array) -> float:
     return float(np.vdot(B, B)) ** 0.5
 
 
+def safe_frobenius(B: Array) -> float:
+    """The Frobenius norm ‖B‖_F, safe from overflow and underflow of the squares."""
+    squared = float(np.vdot(B, B))
+    if 1e-250 < squared < 1e250:
+        return squared**0.5
+    largest = float(np.abs(B).max(initial=0.0))
+    return largest * float(np.linalg.norm(B / largest)) if 0.0 < largest < np.inf else largest
+
+
 def project(U: Array, Z: Array) -> Array:
     """The orthogonal projection of Z (d, K) onto the tangent space at U: `Z − U sym(UᵀZ)`."""
     return Z - U @ sym(U.T @ Z)
@@ -42,7 +51,7 @@ def retract_polar(U: Array, V: Array) -> Array:
     """The polar factor of U + V, (d, K): a second-order retraction, and the nearest point of the manifold.
 
     For a tangent V, `(U+V)ᵀ(U+V) = I + X` with `X = VᵀV`, so the inverse square root is well conditioned: by eigh,
-    or for short steps by as many terms of the binomial series `(I + X)^{-1/2}` as its norm asks for.
+    or for short steps by the binomial series of `(I + X)^{-1/2}`, with as many terms as the norm of X requires.
     """
     Y = U + V
     gram = Y.T @ Y

@@ -1,10 +1,10 @@
-"""Derivative checks by Taylor slopes: is this the gradient, is this the Hessian, is this a retraction?
+"""Checks of gradients, Hessians and retractions by Taylor slopes.
 
 Source: Boumal, *An Introduction to Optimization on Smooth Manifolds* (2023), sections 4.8 and 6.8; Manopt's
-`checkgradient` and `checkhessian` made the idea known. Along a tangent direction V the error of a k-th order model,
+`checkgradient` and `checkhessian`. Along a tangent direction V the error of a k-th order model,
 `|f(R_U(tV)) − model(t)|`, falls like t^{k+1}: its slope in a double logarithmic plot is 2 for a right gradient and
-3 for a right Hessian. A second-order retraction (the polar one) owes slope 3 everywhere; a first-order one (QR)
-only at critical points. Of a model that is exact nothing but rounding is left, and there is no slope to see.
+3 for a right Hessian. With a second-order retraction (the polar one) the slope is 3 everywhere, with a first-order one
+(QR) only at critical points. The error of an exact model is rounding alone, and has no slope.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .stiefel import Array, project, retract_polar
 from .riemannian import EPS, Problem, local_model
+from .stiefel import Array, project, retract_polar
 
 STEPS: Array = np.logspace(-6, -1, 26)
 WINDOW = 7  # points of STEPS, 1.2 decades
@@ -25,9 +25,9 @@ BOTH_WAYS: Array = np.stack([STEPS, -STEPS])  # (2, n)
 
 @dataclass(frozen=True)
 class TaylorSlope:
-    """The slope found, the one expected, and whether that will do.
+    """The slope found, the one expected, and whether the check passes.
 
-    `exact` says that the error never rose above rounding; the slope is then infinite.
+    `exact`: the error never exceeds rounding; the slope is then infinite.
     """
 
     slope: float
@@ -47,11 +47,11 @@ def gradient_slope(
     gradient: Array | None = None,
     retraction: Callable[[Array, Array], Array] = retract_polar,
 ) -> TaylorSlope:
-    """Slope of `|f(R_U(tV)) − f(U) − t⟨g, V⟩|`: 2 where g, the problem's Riemannian gradient or `gradient`, is right.
+    """Slope of `|f(R_U(tV)) − f(U) − t⟨g, V⟩|`: 2 for a right g (the problem's, or `gradient`).
 
     Examples
     --------
-    >>> from nearest_etf.reference.procrustes import LinearCost
+    >>> from nearest_etf.reference.polar import LinearCost
     >>> from nearest_etf.reference.stiefel import random_point, random_tangent
     >>> rng = np.random.default_rng(0)
     >>> U = random_point(6, 3, rng)

@@ -14,18 +14,18 @@ def test_first_step_takes_the_batch_and_later_ones_average():
         means = np.stack([features[labels == c].mean(0) for c in range(3)], axis=1)
         history.append((means - features.mean(0)[:, None], features.mean(0)))
     # α = 1, 2/3, 1/2: the weights of the three batches come to 1/6, 1/3, 1/2
-    for running_value, part in ((running.means, 0), (running.global_mean, 1)):
-        expected = sum(w * step[part] for w, step in zip((1 / 6, 1 / 3, 1 / 2), history, strict=True))
-        assert running_value == pytest.approx(expected)
+    for found, batches in zip((running.class_means, running.global_mean), zip(*history, strict=True), strict=True):
+        expected = sum(weight * batch for weight, batch in zip((1 / 6, 1 / 3, 1 / 2), batches, strict=True))
+        assert found == pytest.approx(expected)
 
 
 def test_absent_class_keeps_its_column_and_unseen_class_is_zero():
     running = ClassMeans(2, 3)
     running.update([[1.0, 0.0], [0.0, 1.0]], [0, 1])
-    before = running.means.copy()
+    before = running.class_means.copy()
     running.update([[4.0, 4.0]], [1])
-    assert running.means[:, 0] == pytest.approx(before[:, 0])
-    assert running.means[:, 2] == pytest.approx(0)
+    assert running.class_means[:, 0] == pytest.approx(before[:, 0])
+    assert running.class_means[:, 2] == pytest.approx(0)
     assert running.seen.tolist() == [True, True, False]
 
 
@@ -33,7 +33,7 @@ def test_rate_never_falls_below_its_floor():
     running = ClassMeans(1, 2)
     running.steps = 10**6
     running.update([[1.0], [3.0]], [0, 1])
-    assert running.means == pytest.approx(np.array([[-1e-4, 1e-4]]))
+    assert running.class_means == pytest.approx(np.array([[-1e-4, 1e-4]]))
 
 
 def test_normalised_has_unit_norm_or_is_zero():
@@ -47,6 +47,7 @@ def test_normalised_has_unit_norm_or_is_zero():
     ("features", "labels", "message"),
     [
         (np.ones((2, 3)), [0, 1], r"features has shape \(2, 3\); expected \(N, 2\)"),
+        (np.ones((2, 5)), np.zeros(5, int), "pass features.T"),
         (np.ones((0, 2)), np.zeros(0, int), "N ≥ 1"),
         (np.ones((2, 2)), [0, 3], r"0…2 for 3 classes"),
         (np.ones((2, 2)), [-1, 0], "labels lie in -1…0"),
@@ -59,4 +60,4 @@ def test_bad_batches_are_refused_and_change_nothing(features, labels, message):
     with pytest.raises(ValueError, match=message):
         running.update(features, labels)
     assert running.steps == 0
-    assert not running.means.any()
+    assert not running.class_means.any()

@@ -156,6 +156,8 @@ def test_more_classes_than_dimensions() -> None:
     ("changed", "message"),
     [
         ({"features": np.zeros((8, 5))}, "expected \\(N, d\\) and \\(K, d\\)"),
+        ({"features": np.zeros((6, 8))}, "pass features.T"),
+        ({"weight": np.zeros((6, 4))}, "pass weight.T"),
         ({"labels": np.zeros(7, int)}, "expected integers \\(8,\\)"),
         ({"labels": np.linspace(0, 1, 8)}, "expected integers"),
         ({"labels": np.arange(8)}, "span 0…7; expected 0…3"),

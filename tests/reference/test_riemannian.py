@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from nearest_etf.reference import Status, trust_region
-from nearest_etf.reference.procrustes import LinearCost
+from nearest_etf.reference.polar import LinearCost
+from nearest_etf.reference.riemannian import local_model, truncated_cg
 from nearest_etf.reference.spectral import escape, exact_step
 from nearest_etf.reference.stiefel import check_point, check_tangent, random_point, retract_polar, retract_qr
-from nearest_etf.reference.riemannian import local_model, truncated_cg
 
 
 class Brockett:
@@ -123,6 +123,12 @@ def test_failures_are_told_apart_and_advise(problem, options, status):
     assert result.status is status
     assert not result.status.ok
     assert len(result.status.advice) > 20
+
+
+@pytest.mark.parametrize("initial", [np.eye(3, 6), 2 * np.eye(6, 3), np.full((6, 3), np.nan), np.ones(6)])
+def test_a_start_that_is_no_point_is_refused(initial):
+    with pytest.raises(ValueError, match=r"not a point of the Stiefel manifold: .*orthonormal columns"):
+        trust_region(LinearCost(np.ones_like(initial)), initial)
 
 
 def tangent_basis(U):

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from nearest_etf.reference.procrustes import LinearCost
+from nearest_etf.reference.polar import LinearCost
+from nearest_etf.reference.riemannian import local_model
 from nearest_etf.reference.stiefel import random_point, random_tangent, retract_qr
 from nearest_etf.reference.taylor import gradient_slope, hessian_slope
-from nearest_etf.reference.riemannian import local_model
 
 
 class Quartic:
@@ -25,14 +25,14 @@ class Quartic:
 
 
 @pytest.fixture
-def place():
+def setting():
     rng = np.random.default_rng(1)
     U = random_point(6, 3, rng)
     return rng, U, random_tangent(U, rng)
 
 
-def test_right_derivatives_have_the_slopes_they_owe(place):
-    rng, U, V = place
+def test_right_derivatives_have_the_expected_slopes(setting):
+    rng, U, V = setting
     problem = Quartic(6, rng)
     assert gradient_slope(problem, U, V).ok
     assert gradient_slope(problem, U, V, retraction=retract_qr).ok
@@ -40,8 +40,8 @@ def test_right_derivatives_have_the_slopes_they_owe(place):
 
 
 @pytest.mark.parametrize("error", [1e-2, -0.5])
-def test_wrong_derivatives_are_found(place, error):
-    rng, U, V = place
+def test_wrong_derivatives_are_found(setting, error):
+    rng, U, V = setting
     slope = gradient_slope(Quartic(6, rng, gradient_error=error), U, V)
     assert not slope.ok
     assert slope.slope == pytest.approx(1, abs=0.1)
@@ -50,20 +50,20 @@ def test_wrong_derivatives_are_found(place, error):
     assert slope.slope == pytest.approx(2, abs=0.15)
 
 
-def test_a_first_order_retraction_owes_only_slope_two_away_from_critical_points(place):
-    rng, U, V = place
+def test_a_first_order_retraction_has_slope_two_away_from_critical_points(setting):
+    rng, U, V = setting
     assert hessian_slope(Quartic(6, rng), U, V, retraction=retract_qr).slope == pytest.approx(2, abs=0.1)
 
 
-def test_an_exact_model_leaves_only_rounding(place):
-    _, U, V = place
+def test_an_exact_model_leaves_only_rounding(setting):
+    _, U, V = setting
     slope = gradient_slope(LinearCost(np.zeros((6, 3))), U, V)
     assert slope.exact
     assert slope.ok
 
 
-def test_a_given_gradient_is_checked_instead_of_the_problems_own(place):
-    rng, U, V = place
+def test_a_given_gradient_is_checked_in_place_of_the_problems_own(setting):
+    rng, U, V = setting
     problem = Quartic(6, rng)
     right = local_model(problem, U).gradient
     assert gradient_slope(problem, U, V, gradient=right).ok
