@@ -1,6 +1,8 @@
 # Every target sets up what it needs: a virtual environment in .venv, made anew only when the requirements change.
 PYTHON ?= python3
 BIN := .venv/bin
+# An editable install links the package file by file: it is made again when one of these comes or goes.
+SOURCES := $(sort $(shell find root common reference torchport export -type f -not -name '*.pyc'))
 
 .PHONY: help setup demo verify test lint bench clean
 
@@ -8,11 +10,13 @@ help:           ## show the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
 
 setup: .venv/ready  ## install everything into .venv
+	@printf '%s\n' $(SOURCES) | cmp -s - .venv/sources || { \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e . && printf '%s\n' $(SOURCES) > .venv/sources; }
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]'
-	mkdir -p .venv/typing && ln -sfn ../.. .venv/typing/nearest_etf  # shows mypy the installed names
+	@printf '%s\n' $(SOURCES) > .venv/sources
 	touch $@
 
 DEMO := runs/demo
@@ -30,8 +34,8 @@ test: lint      ## formatting, lint, types, and all tests
 lint: setup     ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	MYPYPATH=.venv/typing $(BIN)/mypy -p nearest_etf.reference -p nearest_etf.torchport -p nearest_etf.export
-	MYPYPATH=.venv/typing $(BIN)/mypy tests benchmarks examples
+	$(BIN)/mypy -p nearest_etf
+	$(BIN)/mypy tests benchmarks examples
 
 verify: setup   ## check the solver numerically
 	$(BIN)/etf-verify
