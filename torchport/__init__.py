@@ -12,6 +12,7 @@ __all__ = [
     "Head",
     "ImplicitETFHead",
     "LearnedHead",
+    "LinearHead",
     "NeuralCollapseMeter",
     "Solution",
     "nearest_etf",
@@ -21,7 +22,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .class_means import ClassMeans
     from .collapse import NeuralCollapseMeter
-    from .heads import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead
+    from .heads import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead, LinearHead
     from .procrustes import Solution, nearest_etf, solve
 else:
     _MODULES = {
@@ -31,6 +32,7 @@ else:
         "Head": "heads",
         "ImplicitETFHead": "heads",
         "LearnedHead": "heads",
+        "LinearHead": "heads",
         "NeuralCollapseMeter": "collapse",
         "Solution": "procrustes",
         "nearest_etf": "procrustes",

@@ -2,19 +2,23 @@
 
 Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 4. Step t (from 1) mixes the batch's centred class
 means into the running ones, `H_t = α_t · batch + (1−α_t) · H_{t−1}` with `α_t = max(2/(t+1), floor)`; the gradient
-flows through the batch term only. A class that the batch does not hold keeps its running value, and one that was
-never seen is zero.
+flows through the batch term only. A class that the batch does not hold keeps its running value, one that was never
+seen is zero, and one seen for the first time enters at rate 1: at α_t it would stay too short for thousands of steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from .distributed import all_reduce_sum
+from .targets import checked_targets, class_sums
 
+Averaging = Literal["step", "class"]
+AVERAGING = ("step", "class")
 MEANS_AS_OLD_AS = 30  # batches: the weight that means which were set keep against later batches; a first trial's value
 
 
@@ -27,14 +31,18 @@ class ClassMeans(nn.Module):
         d and K.
     floor : float
         The least weight of a new batch.
+    averaging : {"step", "class"}
+        "step" is the paper's rate, the same for all classes of a batch. "class" gives each class its own,
+        `α_c = max(2/(n_c+1), floor)` with n_c the batches that held it: truer means of rare classes, and noisier ones
+        where a batch holds about one sample of a class. Both agree where every batch holds every class.
 
     Attributes
     ----------
     class_means : (d, K) buffer
         `H`, class means minus the global mean.
     global_mean : (d,) buffer
-    seen : (K,) bool buffer
-        Classes that any batch has held so far.
+    batches : (K,) int64 buffer
+        n_c, how many batches have held each class so far.
     steps : int64 buffer
         t, the number of batches.
 
@@ -46,17 +54,27 @@ class ClassMeans(nn.Module):
     ([[0.5, -0.5], [-0.5, 0.5]], [0.5, 0.5])
     """
 
-    def __init__(self, num_features: int, num_classes: int, floor: float = 1e-4) -> None:
+    def __init__(
+        self, num_features: int, num_classes: int, floor: float = 1e-4, *, averaging: Averaging = "step"
+    ) -> None:
         super().__init__()
-        self.num_features, self.num_classes, self.floor = num_features, num_classes, floor
+        if averaging not in AVERAGING:
+            raise ValueError(f"averaging = {averaging!r}; expected one of {', '.join(map(repr, AVERAGING))}.")
+        self.num_features, self.num_classes, self.floor, self.averaging = num_features, num_classes, floor, averaging
         self.class_means: Tensor
         self.global_mean: Tensor
-        self.seen: Tensor
+        self.batches: Tensor
         self.steps: Tensor
-        self.register_buffer("class_means", torch.zeros(num_features, num_classes))
-        self.register_buffer("global_mean", torch.zeros(num_features))
-        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+        dtype = at_least_single(torch.get_default_dtype())
+        self.register_buffer("class_means", torch.zeros(num_features, num_classes, dtype=dtype))
+        self.register_buffer("global_mean", torch.zeros(num_features, dtype=dtype))
+        self.register_buffer("batches", torch.zeros(num_classes, dtype=torch.int64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def seen(self) -> Tensor:
+        """Classes that any batch has held so far, (K,) bool."""
+        return self.batches > 0
 
     def forward(self, features: Tensor, labels: Tensor, update: bool = True) -> tuple[Tensor, Tensor]:
         """Average over one more batch.
@@ -64,7 +82,7 @@ class ClassMeans(nn.Module):
         Parameters
         ----------
         features : (N, d)
-        labels : (N,) integers in 0…K−1
+        labels : (N,) integers in 0…K−1, −100 for a row to ignore; or soft labels (N, K)
         update : bool
             Whether the new averages are stored.
 
@@ -78,26 +96,43 @@ class ClassMeans(nn.Module):
         ------
         ValueError
             If shapes do not fit, and on the CPU if a label lies outside 0…K−1 or a feature is not finite. On other
-            devices that check would make the host wait: there an invalid label is a device-side assertion, and NaN
-            propagates to the loss.
+            devices that check would make the host wait: there an invalid label is a device-side assertion, and a batch
+            that is not finite leaves the stored averages as they were.
         """
-        check_batch(features, labels, self.num_features, self.num_classes)
-        sums, counts = class_sums(features.to(self.class_means.dtype), labels, self.num_classes)
-        total = counts.sum()
-        batch_mean = sums.sum(1) / total
-        present = counts > 0
-        batch = sums / counts.clamp(min=1) - batch_mean[:, None]
+        targets = checked_targets(features, labels, self.num_features, self.num_classes)
+        assert targets is not None
+        return self.average(*self.batch_sums(features, targets), update)
 
-        steps = self.steps + 1
-        rate = (2.0 / (steps.double() + 1)).clamp(min=self.floor).to(sums.dtype)  # α_t
-        H = self.class_means + torch.where(present, rate, 0.0) * (batch - self.class_means)
-        global_mean = self.global_mean + rate.expand(self.num_features) * (batch_mean - self.global_mean)
+    def batch_sums(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of features per class (d, K), and how many there are (K,), over all processes."""
+        sums = all_reduce_sum(class_sums(features.to(self.class_means.dtype), targets, self.num_classes))
+        d = self.num_features
+        return sums[:, :d].mT, sums[:, d].detach()
+
+    def average(self, sums: Tensor, counts: Tensor, update: bool = True) -> tuple[Tensor, Tensor]:
+        """H (d, K) and the global mean (d,) after a batch with these sums (d, K) and counts (K,)."""
+        total = counts.sum()
+        held = total > 0  # false where every row was ignored
+        batch_mean = sums.sum(1) / torch.where(held, total, 1.0)
+        present = counts > 0
+        batch = sums / torch.where(present, counts, 1.0) - batch_mean[:, None]
+
+        steps, batches = self.steps + held, self.batches + present
+        step_rate = (2.0 / (steps.double() + 1)).clamp(min=self.floor)  # α_t
+        if self.averaging == "step":
+            rate = torch.where(batches > 1, step_rate, 1.0)
+        else:
+            rate = (2.0 / (batches.double() + 1)).clamp(min=self.floor)  # α_c
+        rate = torch.where(present, rate, 0.0).to(sums.dtype)
+        H = torch.addcmul(self.class_means, rate, batch - self.class_means)
+        mean_rate = torch.where(held, step_rate, 0.0).to(sums.dtype)
+        global_mean = torch.addcmul(self.global_mean, mean_rate, batch_mean - self.global_mean)
 
         if update:
-            store(self, class_means=H, global_mean=global_mean, seen=self.seen | present, steps=steps)
+            values = {"class_means": H, "global_mean": global_mean, "batches": batches, "steps": steps}
+            store(self, **only_finite(self, values, H, global_mean))
         return H, global_mean
 
-    @torch.no_grad()
     def set_means(
         self, class_mean_rows: Tensor, counts: Tensor | None = None, global_mean: Tensor | None = None
     ) -> None:
@@ -138,14 +173,38 @@ class ClassMeans(nn.Module):
         if not bool(rows.isfinite().all() & mean.isfinite().all()):
             raise ValueError("class_mean_rows or global_mean hold NaN or infinite entries of classes with samples.")
         H = torch.where(seen[:, None], rows - mean, 0.0).T
-        store(self, class_means=H, global_mean=mean, seen=seen, steps=self.steps.clamp(min=MEANS_AS_OLD_AS))
+        batches = torch.where(seen, self.batches.clamp(min=MEANS_AS_OLD_AS), 0)
+        steps = self.steps.clamp(min=MEANS_AS_OLD_AS)
+        store(self, class_means=H, global_mean=mean, batches=batches, steps=steps)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassMeans:
         """`.to(bfloat16)` and `.half()` stop at float32: an average that moves by 1e-4 would stand still in less."""
         super()._apply(fn, recurse)
-        if self.class_means.dtype in (torch.bfloat16, torch.float16):
-            self.class_means, self.global_mean = self.class_means.float(), self.global_mean.float()
+        keep_single(self, "class_means", "global_mean")
         return self
+
+
+def at_least_single(dtype: torch.dtype) -> torch.dtype:
+    """The dtype itself, or float32 for half precision."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def keep_single(module: nn.Module, *names: str) -> None:
+    """Take buffers that a cast has brought to half precision back to float32."""
+    for name in names:
+        value: Tensor = getattr(module, name)
+        setattr(module, name, value.to(at_least_single(value.dtype)))
+
+
+def only_finite(module: nn.Module, values: dict[str, Tensor], *decisive: Tensor) -> dict[str, Any]:
+    """The values, or what the module holds under their names where one of the decisive tensors is not finite.
+
+    On an eager CPU such a batch was refused before; elsewhere the device decides, and the host does not wait.
+    """
+    if decisive[0].device.type == "cpu" and not torch.compiler.is_compiling():
+        return values
+    finite = torch.stack([x.isfinite().all() for x in decisive]).all()
+    return {name: torch.where(finite, value, getattr(module, name)) for name, value in values.items()}
 
 
 def store(module: nn.Module, **values: Tensor) -> None:
@@ -159,41 +218,3 @@ def store(module: nn.Module, **values: Tensor) -> None:
             setattr(module, name, value.detach().to(getattr(module, name).dtype))
         else:
             getattr(module, name).copy_(value.detach())
-
-
-def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Sums of features per class (d, K), and how many there are (K,), over all processes."""
-    N, d = features.shape
-    # One buffer, one all-reduce: a last column of ones counts. No N × K matrix is built.
-    with_ones = torch.cat([features, features.new_ones(N, 1)], 1)
-    sums = features.new_zeros(num_classes, d + 1).index_add(0, labels, with_ones)
-    sums = all_reduce_sum(sums)
-    return sums[:, :d].T.contiguous(), sums[:, d].detach()
-
-
-def check_batch(features: Tensor, labels: Tensor | None, num_features: int, num_classes: int) -> None:
-    """Refuse a batch that could only give wrong numbers; on the CPU its values are checked too."""
-    if features.ndim != 2 or features.shape[1] != num_features:
-        raise ValueError(f"features have shape {tuple(features.shape)}; expected (N, {num_features}).")
-    if labels is None:
-        return
-    if labels.shape != features.shape[:1] or len(labels) == 0:
-        raise ValueError(
-            f"labels have shape {tuple(labels.shape)}; expected ({len(features)},), one per row of features, at "
-            "least one."
-        )
-    if labels.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"labels are {labels.dtype}; expected int64 class indices 0…{num_classes - 1}.")
-    if features.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    values = features.detach()
-    if not (values.sum().isfinite() or values.isfinite().all()):  # the sum alone is quicker
-        raise ValueError(
-            "features hold NaN or infinite entries: lower the learning rate, or look for the layer that made them."
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"labels run from {low} to {high}; expected 0…{num_classes - 1}. Renumber them, or give the head a larger "
-            "num_classes."
-        )

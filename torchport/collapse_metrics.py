@@ -1,6 +1,7 @@
 """The formulas of neural collapse on what a pass over the data has gathered, in blocks where K×K is large.
 
-They are those of `reference.collapse`, on matrices whose rows are classes: `H̄ᵀ` (K, d) beside W (K, d).
+They are those of `reference.collapse`. Rows are classes: `class_mean_rows` is `H̄ᵀ` (K, d), class means less their mean,
+beside W (K, d).
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ def numerical_rank(features: Tensor, labels: Tensor) -> float:
 
     The one metric that a stream cannot give in memory O(Kd + d²): it takes all features (N, d) at once.
 
+    Parameters
+    ----------
+    features : (N, d)
+    labels : (N,) integers
+
     Examples
     --------
     >>> round(numerical_rank(torch.eye(4), torch.zeros(4, dtype=torch.int64)), 6)
@@ -29,25 +35,27 @@ def numerical_rank(features: Tensor, labels: Tensor) -> float:
     return float(torch.stack(ranks).mean())
 
 
-def between_class_spectrum(H: Tensor) -> tuple[Tensor, Tensor]:
-    """The range of `Σ_B` from H̄ᵀ (K, d), by the smaller Gram matrix: eigenvalues (r,) and -vectors (d, r)."""
-    K, d = H.shape
-    values, vectors = torch.linalg.eigh((H.T @ H if d < K else H @ H.T) / K)
-    kept = values > CUTOFF * values[-1].clamp_min(torch.finfo(H.dtype).tiny)
+def between_class_spectrum(class_mean_rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The range of `Σ_B = H̄H̄ᵀ/K`, by the smaller Gram matrix: eigenvalues (r,) and -vectors (d, r)."""
+    K, d = class_mean_rows.shape
+    gram = class_mean_rows.T @ class_mean_rows if d < K else class_mean_rows @ class_mean_rows.T
+    values, vectors = torch.linalg.eigh(gram / K)
+    kept = values > CUTOFF * values[-1].clamp_min(torch.finfo(gram.dtype).tiny)
     values, vectors = values[kept], vectors[:, kept]
     if d >= K:
-        vectors = H.T @ vectors
+        vectors = class_mean_rows.T @ vectors
         vectors = vectors / vectors.norm(dim=0)
     return values, vectors
 
 
-def variability_collapse(sigma_w: Tensor, H: Tensor, rank: int) -> float:
+def variability_collapse(sigma_w: Tensor, class_mean_rows: Tensor, rank: int) -> float:
     """`1 − tr(Σ_T† Σ_B)/rank Σ_B`, with `tr(Σ_T† Σ_B) = Σ ‖uᵀH̄‖²/(Kλ)` over the eigenpairs of Σ_T."""
     if rank == 0:
         return 1.0
-    values, vectors = torch.linalg.eigh(sigma_w + H.T @ H / len(H))
+    K = len(class_mean_rows)
+    values, vectors = torch.linalg.eigh(sigma_w + class_mean_rows.T @ class_mean_rows / K)
     kept = values > CUTOFF * values[-1]
-    between = (H @ vectors[:, kept]).square().sum(0) / len(H)
+    between = (class_mean_rows @ vectors[:, kept]).square().sum(0) / K
     return max(0.0, 1.0 - float((between / values[kept]).sum()) / rank)
 
 
@@ -78,15 +86,15 @@ def unit_etf(G: Tensor) -> tuple[Tensor, bool]:
     return frame.T / (K - 1) ** 0.5, bool(unique)
 
 
-def cdnv(H: Tensor, variances: Tensor) -> float:
+def cdnv(class_mean_rows: Tensor, variances: Tensor) -> float:
     """Mean over pairs of `(v_c + v_c′)/(2‖h_c − h_c′‖²)`, in blocks of at most d rows."""
-    K, d = H.shape
-    squared_norms = H.square().sum(1)
+    K, d = class_mean_rows.shape
+    squared_norms = class_mean_rows.square().sum(1)
     total = 0.0
     for start in range(0, K, d):
         rows = slice(start, start + d)
         lengths = squared_norms[rows, None] + squared_norms
-        squared_distances = lengths - 2 * H[rows] @ H.T
+        squared_distances = lengths - 2 * class_mean_rows[rows] @ class_mean_rows.T
         squared_distances = squared_distances.where(squared_distances > CUTOFF * lengths, 0.0)
         squared_distances.diagonal(start).fill_(torch.inf)
         total += float((0.5 * (variances[rows, None] + variances) / squared_distances).nan_to_num(nan=torch.inf).sum())
@@ -94,6 +102,7 @@ def cdnv(H: Tensor, variances: Tensor) -> float:
 
 
 def squared_distance(a: Tensor, b: Tensor) -> float:
+    """`‖a − b‖_F²`."""
     return float((a - b).square().sum())
 
 

@@ -13,17 +13,18 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..reference.procrustes import initial_frame
-from .methods.autograd import polar
+from .methods.autograd import Found, nearest_frame, polar
+from .methods.completion import completed
 from .methods.decompose import METHODS
-from .methods.factor import Polar
 from .simplex import (
     canonical_frame,
-    centred,
     check_class_means_shape,
+    check_frame,
     classifier_from_frame,
     from_coordinates,
     to_coordinates,
@@ -193,35 +194,30 @@ def solve(
     check_problem(class_means, proximal, initial, delta, method, formulation)
     device = class_means.device
     dtype = torch.promote_types(class_means.dtype, torch.float32)
-    scale = 2.0 / math.sqrt(class_means.shape[1] - 1)
     with without_autocast(device):
         H = class_means.to(dtype)
         U0 = proximal.to(dtype) if proximal is not None and delta > 0 else None
-        start = initial if initial is not None else proximal if proximal is not None else "canonical"
-        C = initial_frame_named(start, H) if isinstance(start, str) else start.detach().to(dtype)
+        given = initial if initial is not None else proximal if proximal is not None else "canonical"
+        C = initial_frame_named(given, H) if isinstance(given, str) else given.detach().to(dtype)
 
-        if formulation == "paper" and U0 is not None:
-            A = torch.add(scale * centred(H), U0, alpha=delta)
-            found = polar(A, C, method, basis)
-            return Solution(
-                found.frame.to(class_means.dtype), found.frame.detach(), A.detach(), found.fallbacks, found.basis
-            )
-
-        A = scale * to_coordinates(H)[0]
         if U0 is not None:
-            A = torch.add(A, to_coordinates(U0)[0], alpha=delta)
-        start_coordinates, gauge = to_coordinates(C)
-        if formulation == "gauge-free":
-            found = polar(A, start_coordinates, method, basis)
-            frame = from_coordinates(found.frame)
-        else:  # nothing pins the direction U·1, which is taken from the start
-            found = polar(A, torch.cat([start_coordinates, gauge], 1), method, basis)
-            frame = from_coordinates(found.frame, _with_tangent(found.gauge, found.frame, gauge))
-        return _solution(frame.to(class_means.dtype), A, found)
+            start = C if formulation == "paper" else to_coordinates(C)[0]
+            found = nearest_frame(H, U0, start, method, basis, formulation, delta)
+            return _solution(found.frame.to(class_means.dtype), found)
+
+        # Nothing but the start decides what the class means leave open: in the paper's form the direction U·1 at least.
+        A = 2.0 / math.sqrt(class_means.shape[1] - 1) * to_coordinates(H)[0]
+        coordinates, gauge = to_coordinates(C)
+        start = coordinates if formulation == "gauge-free" else torch.cat([coordinates, gauge], 1)
+        found = polar(A, start, method, basis)
+        whole = completed(found, A, start)
+        K = class_means.shape[1]
+        frame = from_coordinates(whole[:, : K - 1], whole[:, K - 1 :] if formulation == "paper" else None)
+        return _solution(frame.to(class_means.dtype), found)
 
 
-def _solution(frame: Tensor, A: Tensor, found: Polar) -> Solution:
-    return Solution(frame, found.frame.detach(), A.detach(), found.fallbacks, found.basis)
+def _solution(frame: Tensor, found: Found) -> Solution:
+    return Solution(frame, found.variable.detach(), found.linear_term.detach(), found.fallbacks, found.basis)
 
 
 def initial_frame_named(initial: str, H: Tensor) -> Tensor:
@@ -232,19 +228,34 @@ def initial_frame_named(initial: str, H: Tensor) -> Tensor:
     return torch.from_numpy(initial_frame(kind, H.detach().cpu().double().numpy())).to(H)
 
 
+def named_or_given_frame(initial: str | Tensor, num_features: int, num_classes: int) -> Tensor:
+    """The frame (d, K) that a head starts from: its own copy, in float32 at least.
+
+    Raises
+    ------
+    ValueError
+        If the name is another than "canonical" or "random", or the matrix is no frame (d, K).
+    """
+    dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+    if isinstance(initial, str):
+        if initial not in ("canonical", "random"):
+            raise ValueError(
+                f"initial = {initial!r}; expected 'canonical', 'random' or a frame (d, K): a head has no class means "
+                "yet that another start could come from."
+            )
+        if initial == "canonical":
+            return canonical_frame(num_features, num_classes, dtype=dtype)
+        means = np.zeros((num_features, num_classes))
+        return torch.tensor(initial_frame("random", means), dtype=dtype)
+    check_frame("initial", initial, (num_features, num_classes))
+    return initial.detach().to(torch.promote_types(initial.dtype, torch.float32), copy=True)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which products keep their operands' precision."""
     available = torch.amp.autocast_mode.is_autocast_available(device.type)
     active = available and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if active else nullcontext()
-
-
-def _with_tangent(z: Tensor, X: Tensor, c: Tensor) -> Tensor:
-    """z (d, 1), which is `w/‖w‖` for `w = c − XXᵀc`, with that derivative in X."""
-    w = c - X @ (X.mT @ c)
-    length = (z * w.detach()).sum(-2, keepdim=True)
-    unit = w - z * (z * w).sum(-2, keepdim=True)  # zero, with the derivative of w/‖w‖ times ‖w‖
-    return z + torch.where(length > 1e-8, (unit - unit.detach()) / length, 0.0)
 
 
 def check_problem(

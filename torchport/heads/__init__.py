@@ -1,17 +1,33 @@
 """Classifier heads, one file each, and a backbone with one of them on top.
 
-Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 4. All see unit features times a temperature,
-`h = τ f/‖f‖`:
+Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 4.
 
-* `learned`: logits W h, rows of W re-normalised after every optimizer step;
-* `fixed`: W is the canonical simplex ETF, `b = −W μ` with the global mean μ;
+* `linear`: `nn.Linear` with bias on features as they come. All others see unit features times a temperature,
+  `h = τ f/‖f‖`:
+* `learned`: logits W h, rows of W normalised where they are used;
+* `fixed`: W is a simplex ETF that training never changes, `b = −W μ` with the global mean μ;
 * `implicit`: W is the simplex ETF nearest to the running class means, differentiated through.
 """
 
+from .averaging import AveragingHead
 from .base import Head
 from .classifier import Classifier
 from .fixed import FixedETFHead
 from .implicit import ImplicitETFHead
 from .learned import LearnedHead
+from .linear import LinearHead
+from .normalised import NormalisedHead
+from .temperature import default_temperature, largest_probability
 
-__all__ = ["Classifier", "FixedETFHead", "Head", "ImplicitETFHead", "LearnedHead"]
+__all__ = [
+    "AveragingHead",
+    "Classifier",
+    "FixedETFHead",
+    "Head",
+    "ImplicitETFHead",
+    "LearnedHead",
+    "LinearHead",
+    "NormalisedHead",
+    "default_temperature",
+    "largest_probability",
+]

@@ -5,19 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..class_means import ClassMeans, store
-from ..distributed import all_reduce_sum
-from ..simplex import canonical_frame, classifier_from_frame
-from .base import Head
+from ..class_means import Averaging, only_finite, store
+from ..procrustes import named_or_given_frame
+from ..simplex import classifier_from_frame
+from .averaging import AveragingHead
+from .normalised import Temperature
 
 
-class FixedETFHead(Head):
-    """The canonical simplex ETF, never changed, and `b = −W μ`: the batch's mean in training, a running one stored.
+class FixedETFHead(AveragingHead):
+    """A simplex ETF that is never changed, and `b = −W μ`: the batch's mean in training, a running one stored.
 
     Parameters
     ----------
-    num_features, num_classes, temperature
-        As for `Head`.
+    num_features, num_classes : int
+        d and K, with d ≥ K−1.
+    temperature
+        As for `NormalisedHead`.
+    initial : {"canonical", "random"} or (d, K)
+        The frame; "random" is one fixed Haar frame.
+    averaging : {"step", "class"}
+        Of the running means, as for `ClassMeans`.
 
     Examples
     --------
@@ -28,31 +35,30 @@ class FixedETFHead(Head):
 
     kind = "fixed"
 
-    def __init__(self, num_features: int, num_classes: int, temperature: float = 5.0) -> None:
-        super().__init__(num_features, num_classes, temperature)
-        self.running = ClassMeans(num_features, num_classes)
-        self.register_buffer("weight", classifier_from_frame(canonical_frame(num_features, num_classes)))
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        temperature: Temperature = None,
+        *,
+        initial: str | Tensor = "canonical",
+        averaging: Averaging = "step",
+    ) -> None:
+        super().__init__(num_features, num_classes, temperature, averaging)
+        frame = named_or_given_frame(initial, num_features, num_classes)
+        self.register_buffer("weight", classifier_from_frame(frame).to(torch.get_default_dtype()).contiguous())
         self.register_buffer("bias", torch.zeros(num_classes))
 
-    def classifier_for(self, h: Tensor, labels: Tensor, update: bool) -> tuple[Tensor, Tensor]:
+    def follow(self, sums: Tensor, counts: Tensor, update: bool) -> tuple[Tensor, Tensor]:
         """The ETF, and the bias of this batch's own mean."""
-        self.running(h, labels, update)
-        weight = self.weight.to(self.running.global_mean.dtype)
+        _, global_mean = self.running.average(sums, counts, update)
+        weight = self.weight.to(sums.dtype, copy=True)  # DDP writes into buffers that autograd keeps
         if update:
-            store(self, bias=-weight @ self.running.global_mean)
-        total = all_reduce_sum(torch.cat([h.sum(0), h.new_tensor([len(h)])]))  # over all processes
-        batch_mean = total[:-1] / total[-1].detach()
-        return weight, -weight @ batch_mean.to(weight.dtype)
-
-    @torch.no_grad()
-    def set_means(
-        self, class_mean_rows: Tensor, counts: Tensor | None = None, global_mean: Tensor | None = None
-    ) -> None:
-        """Set the running means, and the bias that follows; see `ClassMeans.set_means`."""
-        self.running.set_means(class_mean_rows, counts, global_mean)
-        self.refresh()
+            bias = -weight @ global_mean
+            store(self, **only_finite(self, {"bias": bias}, bias))
+        return weight, -weight @ (sums.sum(1) / counts.sum().clamp(min=1))
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Set the bias from the running means again: after they were averaged over models, say."""
+        """Set the bias from the running global mean."""
         store(self, bias=-self.weight.to(self.running.global_mean.dtype) @ self.running.global_mean)

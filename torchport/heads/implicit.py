@@ -5,27 +5,30 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..class_means import ClassMeans, store
+from ..class_means import Averaging, keep_single, only_finite, store
 from ..methods.autograd import polar
 from ..methods.warm import SMALLEST_FOR_WARM_START
-from ..procrustes import Formulation, Solution, check_problem, initial_frame_named, solve
-from ..simplex import check_frame, check_sizes, classifier_from_frame
-from .base import Head
+from ..procrustes import Formulation, Solution, check_problem, named_or_given_frame, solve
+from ..simplex import classifier_from_frame
+from .averaging import AveragingHead
+from .normalised import Temperature
 
 
-class ImplicitETFHead(Head):
+class ImplicitETFHead(AveragingHead):
     """The simplex ETF nearest to the running class means, with the exact gradient of that solution.
 
     Parameters
     ----------
     num_features, num_classes : int
         d ≥ K for the paper's formulation, d ≥ K−1 for the gauge-free one.
-    temperature : float
-        τ, which multiplies the unit features.
+    temperature
+        As for `NormalisedHead`.
     delta : float
         δ, the weight of the proximal term towards the previous step's solution.
     formulation : {"paper", "gauge-free"}
@@ -35,14 +38,24 @@ class ImplicitETFHead(Head):
         As in `nearest_etf`.
     initial : {"canonical", "random"} or (d, K)
         The frame before the first step, which has no proximal term; "random" is one fixed Haar frame.
+    averaging : {"step", "class"}
+        Of the running means, as for `ClassMeans`.
+
+    Attributes
+    ----------
+    frame : (d, K) buffer
+        U, the last step's solution and the next one's proximal point.
+    warm_start : (m, m) or None
+        A cache that makes the next step quicker, not part of the `state_dict`: a step that has it and one that has not
+        differ in the last bits. A checkpoint that resumes to the same bits stores it beside the state.
 
     Notes
     -----
     A training batch updates the running means, which are divided by their Frobenius norm; the gradient flows through
-    that normalisation, through the batch term of H and of μ. Buffers hold all state, so a `state_dict` resumes
-    exactly. On accelerators nothing makes the host wait after the first step. A problem there that products in float32
-    cannot solve is decided on the device: the last frame stands for that step, without gradient; `fallbacks` counts
-    it, and `solution_health` warns of it.
+    that normalisation, through the batch term of H and of μ. Class means that differ by rounding only count as equal:
+    the frame stays, without gradient. Buffers hold all state. On accelerators nothing makes the host wait after the
+    first step. A problem there that products in float32 cannot solve is decided on the device: the last frame stands
+    for that step, without gradient; `fallbacks` counts it, and `solution_health` warns of it.
 
     Examples
     --------
@@ -58,71 +71,38 @@ class ImplicitETFHead(Head):
         self,
         num_features: int,
         num_classes: int,
-        temperature: float = 5.0,
+        temperature: Temperature = None,
         *,
         delta: float = 1e-3,
         formulation: Formulation = "paper",
         gradient: bool = True,
         method: str = "auto",
         initial: str | Tensor = "canonical",
+        averaging: Averaging = "step",
     ) -> None:
-        super().__init__(num_features, num_classes, temperature)
-        check_sizes(num_features, num_classes, formulation)
-        if isinstance(initial, str):
-            if initial not in ("canonical", "random"):
-                raise ValueError(
-                    f"initial = {initial!r}; expected 'canonical', 'random' or a frame (d, K): a head has no class "
-                    "means yet that another start could come from."
-                )
-            initial = initial_frame_named(initial, torch.zeros(num_features, num_classes))
-        check_frame("initial", initial, (num_features, num_classes))
-        check_problem(initial, None, None, delta, method, formulation)
+        settings = {"delta": delta, "gauge-free": float(formulation == "gauge-free")}
+        super().__init__(num_features, num_classes, temperature, averaging, formulation, settings)
+        frame = named_or_given_frame(initial, num_features, num_classes)
+        check_problem(frame, None, None, delta, method, formulation)
         self.delta, self.formulation, self.gradient, self.method = delta, formulation, gradient, method
-        self.running = ClassMeans(num_features, num_classes)
-        m = num_classes if formulation == "paper" else num_classes - 1
-        unpinned = formulation == "paper" and delta == 0  # solved by singular values, with the gauge completed
-        warm = m >= SMALLEST_FOR_WARM_START and method in ("auto", "eigh") and not unpinned
         self.frame: Tensor
-        self.basis: Tensor
         self.fallbacks: Tensor
-        self.register_buffer("frame", initial.clone())
-        self.register_buffer("basis", torch.eye(m if warm else 0))
-        self.register_buffer("weight", classifier_from_frame(initial))
+        self.register_buffer("frame", frame)
+        self.register_buffer("weight", classifier_from_frame(frame).to(torch.get_default_dtype()).contiguous())
         self.register_buffer("bias", torch.zeros(num_classes))
         self.register_buffer("fallbacks", torch.zeros((), dtype=torch.int64))
+        self.warm_start: Tensor | None = None
         self._first = True  # what `running.steps == 0` says, without making the host of a GPU wait for it
-        self.register_load_state_dict_post_hook(ImplicitETFHead._after_load)
         self._last: tuple[Solution, Tensor, str] | None = None  # of the last step, with the drift and the method
+        self.register_load_state_dict_pre_hook(_drop_stored_basis)
+        self.register_load_state_dict_post_hook(ImplicitETFHead._after_load)
 
-    def classifier_for(self, h: Tensor, labels: Tensor, update: bool) -> tuple[Tensor, Tensor]:
+    def follow(self, sums: Tensor, counts: Tensor, update: bool) -> tuple[Tensor, Tensor]:
         """Move the class means by this batch, and solve for the simplex ETF nearest to them."""
-        H, global_mean = self.running(h, labels, update)
+        H, global_mean = self.running.average(sums, counts, update)
         classifier = self._solve(H if self.gradient else H.detach(), global_mean, update)
         self._first = self._first and not update
         return classifier
-
-    @torch.no_grad()
-    def set_means(
-        self, class_mean_rows: Tensor, counts: Tensor | None = None, global_mean: Tensor | None = None
-    ) -> None:
-        """Set the running means from a pass over a data set, and solve for W and b; averaging goes on from there.
-
-        Parameters
-        ----------
-        class_mean_rows : (K, d)
-            Means per class of `normalise(features)`, not centred; rows are classes.
-        counts : (K,), optional
-            Samples of each class; default: every class was seen, equally often.
-        global_mean : (d,), optional
-            Default: the mean of the class means, weighted by the counts.
-
-        Raises
-        ------
-        ValueError
-            If a shape is wrong (a transposed matrix included) or an entry is not finite. Nothing is changed then.
-        """
-        self.running.set_means(class_mean_rows, counts, global_mean)
-        self.refresh()
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -180,25 +160,23 @@ class ImplicitETFHead(Head):
             for _ in range(2):  # the first call wakes threads up
                 A = A.detach().requires_grad_()
                 began = time.perf_counter()
-                frame = polar(A, X, method, self.basis if len(self.basis) == len(A.mT) else None).frame
+                frame = polar(A, X, method, self.warm_start).frame
                 float(torch.autograd.grad(frame, A, X)[0][0, 0])  # an accelerator has finished when this is known
                 times.append(time.perf_counter() - began)
         return 1e3 * times[-1]
 
     def _solve(self, H: Tensor, global_mean: Tensor, update: bool) -> tuple[Tensor, Tensor]:
         """W and b for class means H (d, K)."""
-        norm = torch.linalg.vector_norm(H).clamp(min=torch.finfo(H.dtype).tiny)
-        warm = self.basis.numel() > 0 and not self._first
         unpinned = self._first or (self.formulation == "paper" and self.delta == 0)  # rank deficiency is the rule
         method = "svd" if unpinned and self.method == "auto" else self.method
         solution = solve(
-            H / norm,
+            H / self._norm(H),
             None if self._first else self.frame,
             self.delta,
             method=method,
             formulation=self.formulation,
             initial=self.frame,
-            basis=self.basis if warm else None,
+            basis=None if self._first else self.warm_start,
         )
         frame = solution.frame
         if self.method == "matmul" or frame.device.type != "cpu":  # NaN is what products could not solve
@@ -209,10 +187,29 @@ class ImplicitETFHead(Head):
             drift = torch.dist(frame.detach(), self.frame) / self.num_classes**0.5
             self._last = solution._replace(frame=frame.detach()), drift, method
             fallbacks = self.fallbacks + solution.fallbacks
-            store(self, frame=frame, weight=weight, bias=bias, fallbacks=fallbacks)
-            if warm and solution.basis is not None:
-                store(self, basis=solution.basis)
+            values = {"frame": frame, "weight": weight, "bias": bias, "fallbacks": fallbacks}
+            store(self, **only_finite(self, values, frame, bias))
+            large = len(solution.linear_term.mT) >= SMALLEST_FOR_WARM_START and frame.dtype == torch.float32
+            self.warm_start = solution.basis if large and not unpinned else None
         return weight, bias
 
+    def _norm(self, H: Tensor) -> Tensor:
+        """`‖H‖_F`, or infinity where the means differ by no more than the rounding of features of norm τ."""
+        norm = torch.linalg.vector_norm(H)
+        rounding = 16 * torch.finfo(H.dtype).eps * self.temperature * self.num_classes**0.5
+        return torch.where(norm > rounding, norm, torch.inf)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImplicitETFHead:
+        """`.to(bfloat16)` and `.half()` leave the frame in float32: it is what the next step starts from."""
+        super()._apply(fn, recurse)
+        keep_single(self, "frame")
+        self.warm_start = None
+        return self
+
     def _after_load(self, _: object) -> None:
-        self._first, self._last = bool(self.running.steps == 0), None
+        self._first, self._last, self.warm_start = bool(self.running.steps == 0), None, None
+
+
+def _drop_stored_basis(_: object, state_dict: dict[str, Any], prefix: str, *__: Any) -> None:
+    """Version 0.1.0 kept the warm start in the state."""
+    state_dict.pop(f"{prefix}basis", None)

@@ -1,122 +1,234 @@
-"""The polar factor as a differentiable function: autograd, `torch.func`, and one opaque operator for compilers."""
+"""The nearest frame as a differentiable function: autograd, `torch.func`, and one opaque operator for compilers.
+
+One function takes class means and proximal point to the frame, so that centring, scale and δ U₀ cost no autograd nodes
+of their own. With `X` the polar factor of A and `Ā` the adjoint of the method that found it:
+
+    problem        A                              frame      H̄                      Ū₀
+    "polar"        H                              X          Ā
+    "paper"        (2/√(K−1)) H M + δ U₀          X          (2/√(K−1)) Ā M         δ Ā
+    "gauge-free"   (2/√(K−1)) H Q + δ U₀ Q        X Qᵀ       (2/√(K−1)) Ā Qᵀ        δ Ā Qᵀ
+"""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..simplex import centred, from_coordinates, to_coordinates
 from .decompose import as_kind, choose, decompose, expected_kind
-from .factor import Decomposition, Polar
+from .factor import Decomposition
+from .linalg import pseudo_inverse, without_rounding
 from .matmul import Products
 from .warm import Warm
 
 
-def polar(A: Tensor, start: Tensor, method: str = "auto", basis: Tensor | None = None) -> Polar:
+class Found(NamedTuple):
+    """What a solve found; only `frame` has a gradient."""
+
+    frame: Tensor  # (d, K) of the problem; for "polar" X itself
+    linear_term: Tensor  # A (d, m)
+    variable: Tensor  # X (d, m)
+    gauge: Tensor  # (d, g): what completes X beyond A's own columns, g = 0 or 1
+    fallbacks: Tensor  # () int64: 1 if another method had to step in
+    known: Decomposition
+
+    @property
+    def basis(self) -> Tensor | None:
+        """An eigenbasis V (m, m) of P for a later warm start, where the method has one."""
+        return getattr(self.known, "basis", None)
+
+
+def polar(A: Tensor, start: Tensor, method: str = "auto", basis: Tensor | None = None) -> Found:
     """The polar decomposition of A (d, m), see `decompose`; its `frame` is differentiable to any order.
 
     Reverse and forward mode, and `torch.func.vmap`, which solves one problem after the other. Under torch.compile
     the decomposition is one opaque operator and forward mode is not offered.
     """
-    if method == "auto":
-        method = choose(A, start)
+    return nearest_frame(A, None, start, method, basis, "polar", 0.0)
+
+
+def nearest_frame(
+    H: Tensor,
+    U0: Tensor | None,
+    start: Tensor,
+    method: str,
+    basis: Tensor | None,
+    problem: str,
+    delta: float,
+) -> Found:
+    """The decomposition of A, with the frame (d, K) of the problem in place of its polar factor; both differentiable.
+
+    `start` has A's shape, or for "polar" one column more.
+    """
     if torch.compiler.is_compiling():
-        frame, gauge, fallbacks, *known = _CompiledPolar.apply(A, start, basis, method)
-        kind = expected_kind(A.dtype, basis, method)
+        method = choose(H, start) if method == "auto" else method
+        frame, A, X, gauge, fallbacks, *known = _CompiledFrame.apply(H, U0, start, basis, method, problem, delta)
+        kind = expected_kind(H.dtype, basis, method)
     else:
-        frame, gauge, fallbacks, kind, *known = _EagerPolar.apply(A, start, basis, method)
-    return Polar(frame, gauge, fallbacks, kind(*known))
+        results = _EagerFrame.apply(H, U0, start, basis, method, problem, delta)
+        frame, A, X, gauge, fallbacks, kind, *known = results
+    return Found(frame, A, frame if X is None else X, gauge, fallbacks, kind(*known))
 
 
-class _CompiledPolar(torch.autograd.Function):
-    """Tensors in, tensors out: frame, gauge, fallbacks and the decomposition's own."""
+def linear_term(H: Tensor, U0: Tensor | None, problem: str, delta: float) -> Tensor:
+    """A (d, m) of the problem."""
+    if problem == "polar":
+        return H
+    scale = 2.0 / math.sqrt(H.shape[1] - 1)
+    assert U0 is not None
+    if problem == "paper":
+        return torch.add(delta * U0, centred(H), alpha=scale)
+    return to_coordinates(torch.add(delta * U0, H, alpha=scale))[0]
+
+
+def _pulled_back(A_bar: Tensor, problem: str, delta: float, K: int) -> tuple[Tensor, Tensor | None]:
+    """From Ā to H̄ and Ū₀."""
+    if problem == "polar":
+        return A_bar, None
+    scale = 2.0 / math.sqrt(K - 1)
+    if problem == "paper":
+        return scale * centred(A_bar), delta * A_bar
+    whole = from_coordinates(A_bar)
+    return scale * whole, delta * whole
+
+
+class _CompiledFrame(torch.autograd.Function):
+    """Tensors in, tensors out: the frame, and without gradient A, X (None: the frame), gauge, fallbacks, known."""
 
     @staticmethod
-    def forward(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> tuple[Any, ...]:
-        return tuple(torch.ops.nearest_etf.polar(A.detach(), start.detach(), basis, method))
+    def forward(
+        H: Tensor, U0: Tensor | None, start: Tensor, basis: Tensor | None, method: str, problem: str, delta: float
+    ) -> tuple[Any, ...]:
+        A = linear_term(H.detach(), None if U0 is None else U0.detach(), problem, delta)
+        X, gauge, fallbacks, *known = torch.ops.nearest_etf.polar(A, start.detach(), basis, method)
+        if problem == "gauge-free":
+            return from_coordinates(X), A, X, gauge, fallbacks, *known
+        return X, A.clone() if problem == "polar" else A, None, gauge, fallbacks, *known
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        A, _, basis, method = inputs
-        ctx.kind = expected_kind(A.dtype, basis, method)
-        _save(ctx, A, output)
+        H, _, _, basis, method, *_ = inputs
+        _save(ctx, inputs, output[:5], expected_kind(H.dtype, basis, method), output[5:])
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, None, None, None]:
-        if cotangents[0] is None:
-            return None, None, None, None
-        A, U, *known = ctx.saved_tensors
-        return _adjoint(ctx.kind(*known), A, U, cotangents[0]), None, None, None
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        G = cotangents[0]
+        if G is None:
+            return (None,) * 7
+        if ctx.problem == "gauge-free":
+            G = to_coordinates(G)[0]
+        A_bar = _adjoint(ctx, G)
+        H_bar, U0_bar = _pulled_back(A_bar, ctx.problem, ctx.delta, ctx.K)
+        return H_bar, U0_bar if ctx.needs_input_grad[1] else None, None, None, None, None, None
 
 
-class _EagerPolar(_CompiledPolar):
+class _EagerFrame(_CompiledFrame):
     """The same, and the kind of decomposition among the results: it may depend on values."""
 
     @staticmethod
-    def forward(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> tuple[Any, ...]:
-        A, start = A.detach(), start.detach()
-        if type(A) is Tensor and A.device.type != "meta":
-            frame, gauge, fallbacks, known = decompose(A, start, basis, method)
-            return frame, gauge, fallbacks, type(known), *known  # type: ignore[misc]
-        frame, gauge, fallbacks, *tensors = torch.ops.nearest_etf.polar(A, start, basis, method)
-        return frame, gauge, fallbacks, expected_kind(A.dtype, basis, method), *tensors
+    def forward(
+        H: Tensor, U0: Tensor | None, start: Tensor, basis: Tensor | None, method: str, problem: str, delta: float
+    ) -> tuple[Any, ...]:
+        A = linear_term(H.detach(), None if U0 is None else U0.detach(), problem, delta)
+        kind: Any
+        method = choose(A, start) if method == "auto" else method
+        if type(H) is Tensor and H.device.type != "meta":
+            X, gauge, fallbacks, known = decompose(A, start.detach(), basis, method)
+            kind, tensors = type(known), _tensors(known)
+        else:
+            X, gauge, fallbacks, *tensors = torch.ops.nearest_etf.polar(A, start.detach(), basis, method)
+            kind = expected_kind(A.dtype, basis, method)
+        if problem == "gauge-free":
+            return from_coordinates(X), A, X, gauge, fallbacks, kind, *tensors
+        return X, A, None, gauge, fallbacks, kind, *tensors
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        ctx.kind = output[3]
-        _save(ctx, inputs[0], (*output[:3], *output[4:]))
+        _save(ctx, inputs, output[:5], output[5], output[6:])
 
     @staticmethod
-    def jvp(ctx: Any, A_dot: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        A, U, *known = ctx.saved_tensors
-        U_dot = torch.zeros_like(A) if A_dot is None else _adjoint(ctx.kind(*known), A, U, A_dot)
-        return (U_dot, *(None for _ in range(3 + len(known))))
+    def jvp(ctx: Any, H_dot: Tensor | None, U0_dot: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        like = H_dot if H_dot is not None else U0_dot
+        assert like is not None
+        zero = torch.zeros_like(like)
+        A_dot = linear_term(
+            zero if H_dot is None else H_dot, zero if U0_dot is None else U0_dot, ctx.problem, ctx.delta
+        )
+        X_dot = _adjoint(ctx, A_dot)
+        frame_dot = from_coordinates(X_dot) if ctx.problem == "gauge-free" else X_dot
+        return (frame_dot, *(None for _ in range(5 + ctx.count)))
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], A: Tensor, start: Tensor, basis: Tensor | None, method: str
+        info: Any,
+        in_dims: tuple[Any, ...],
+        H: Tensor,
+        U0: Tensor | None,
+        start: Tensor,
+        basis: Tensor | None,
+        *how: Any,
     ) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
         def problem(index: int) -> list[Any]:
-            inputs = zip((A, start, basis), in_dims, strict=False)
+            inputs = zip((H, U0, start, basis), in_dims, strict=False)
             return [value if value is None or dim is None else value.select(dim, index) for value, dim in inputs]
 
-        kind = expected_kind(A.dtype, basis, method)
+        kind = expected_kind(H.dtype, basis, "eigh" if how[0] == "auto" else how[0])
         solved = []
         for index in range(info.batch_size):
-            frame, gauge, fallbacks, own_kind, *known = _EagerPolar.apply(*problem(index), method)
-            solved.append((frame, gauge, fallbacks, *_tensors(as_kind(own_kind(*known), kind, fallbacks))))
-        frame, gauge, fallbacks, *known = (torch.stack(values) for values in zip(*solved, strict=True))
-        return (frame, gauge, fallbacks, kind, *known), (0, 0, 0, None, *(0 for _ in known))
+            frame, A, X, gauge, fallbacks, own_kind, *known = _EagerFrame.apply(*problem(index), *how)
+            known = as_kind(own_kind(*known), kind, fallbacks)
+            solved.append((frame, A, frame if X is None else X, gauge, fallbacks, *_tensors(known)))
+        frame, A, X, gauge, fallbacks, *known = (torch.stack(values) for values in zip(*solved, strict=True))
+        return (frame, A, X, gauge, fallbacks, kind, *known), (0, 0, 0, 0, 0, None, *(0 for _ in known))
 
 
 # `apply` asks for this signature at every call, and making it anew takes as long as a small eigendecomposition.
-for _function in (_CompiledPolar, _EagerPolar):
+for _function in (_CompiledFrame, _EagerFrame):
     _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
 
 
-def _save(ctx: Any, A: Tensor, output: tuple[Tensor, ...]) -> None:
-    frame, gauge, fallbacks, *known = output
-    ctx.mark_non_differentiable(gauge, fallbacks, *known)
+def _save(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...], kind: type[Decomposition], known: tuple[Tensor, ...]
+) -> None:
+    H, U0, _, _, _, ctx.problem, ctx.delta = inputs
+    frame, A, X, gauge, fallbacks = output
+    ctx.kind, ctx.K, ctx.count = kind, H.shape[1], len(known)
+    ctx.mark_non_differentiable(*(x for x in (A, X, gauge, fallbacks, *known) if isinstance(x, Tensor)))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(A, frame, *known)
-    ctx.save_for_forward(A, frame, *known)
+    # A proximal point without gradient may be a buffer, which the next step overwrites; A holds what is needed of it.
+    saved = (H, U0 if U0 is not None and U0.requires_grad else None, frame, A, X, *known)
+    ctx.save_for_backward(*saved)
+    ctx.save_for_forward(*saved)
 
 
-def _tensors(known: Decomposition) -> tuple[Tensor, ...]:
-    return tuple(known)  # type: ignore[arg-type]
+def _adjoint(ctx: Any, G: Tensor) -> Tensor:
+    """The method's adjoint for the cotangent G (d, m) of X; differentiable where that may be asked for.
 
-
-def _adjoint(known: Decomposition, A: Tensor, U: Tensor, G: Tensor) -> Tensor:
-    """The method's adjoint, or operations that can be differentiated once more where that may be asked for."""
+    A second derivative never changes the first: the value is the method's own in any case, and what is added to it is
+    zero with the derivative of the formula.
+    """
+    H, U0, frame, A, X, *known = ctx.saved_tensors
+    found: Tensor = ctx.kind(*known).adjoint(A, frame if X is None else X, G)
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return known.adjoint(A, U, G)
-    P = U.mT @ A
+        return found
+    moving = linear_term(H, torch.zeros_like(H) if U0 is None else U0, ctx.problem, ctx.delta)
+    A = A + (moving - moving.detach())
+    X = to_coordinates(frame)[0] if ctx.problem == "gauge-free" else frame  # with the frame's own derivative
+    P = X.mT @ A
     P = 0.5 * (P + P.mT)
-    T = U.mT @ G
-    Phi = _Lyapunov.apply(P, T - T.mT)
-    return U @ Phi + torch.linalg.solve(P, (G - U @ T).mT).mT
+    T = X.mT @ G
+    formula = X @ _Lyapunov.apply(P, T - T.mT) + _RightSolve.apply(P, G - X @ T)
+    return found.detach() + (formula - formula.detach())
+
+
+def _spectrum(P: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, zero where they are only rounding, and eigenvectors of P (…, m, m)."""
+    sigma, V = torch.linalg.eigh(P)
+    return without_rounding(sigma, P), V
 
 
 class _Lyapunov(torch.autograd.Function):
@@ -124,8 +236,8 @@ class _Lyapunov(torch.autograd.Function):
 
     @staticmethod
     def forward(P: Tensor, S: Tensor) -> Tensor:
-        sigma, V = torch.linalg.eigh(P)
-        return V @ ((V.mT @ S @ V) / (sigma[..., :, None] + sigma[..., None, :])) @ V.mT
+        sigma, V = _spectrum(P)
+        return V @ ((V.mT @ S @ V) * pseudo_inverse(sigma[..., :, None] + sigma[..., None, :])) @ V.mT
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -148,11 +260,49 @@ class _Lyapunov(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], P: Tensor, S: Tensor) -> tuple[Tensor, int]:
-        P, S = (
-            x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-            for x, dim in zip((P, S), in_dims, strict=True)
-        )
-        return _Lyapunov.apply(P, S), 0
+        return _Lyapunov.apply(*_batched(info, in_dims, P, S)), 0
+
+
+class _RightSolve(torch.autograd.Function):
+    """`N P⁻¹` for N (d, m), with zero in place of the inverse of a vanishing eigenvalue."""
+
+    @staticmethod
+    def forward(P: Tensor, N: Tensor) -> Tensor:
+        sigma, V = _spectrum(P)
+        return ((N @ V) * pseudo_inverse(sigma)[..., None, :]) @ V.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], output)
+        ctx.save_for_forward(inputs[0], output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, Tensor]:
+        P, X = ctx.saved_tensors
+        N_bar = _RightSolve.apply(P, cotangents[0])
+        return -X.mT @ N_bar, N_bar
+
+    @staticmethod
+    def jvp(ctx: Any, P_dot: Tensor | None, N_dot: Tensor | None) -> Tensor:
+        P, X = ctx.saved_tensors
+        right_side = torch.zeros_like(X) if N_dot is None else N_dot
+        if P_dot is not None:
+            right_side = right_side - X @ P_dot
+        return _RightSolve.apply(P, right_side)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], P: Tensor, N: Tensor) -> tuple[Tensor, int]:
+        return _RightSolve.apply(*_batched(info, in_dims, P, N)), 0
+
+
+def _batched(info: Any, in_dims: tuple[Any, ...], *inputs: Tensor) -> list[Tensor]:
+    """All inputs of a vmap with a batch dimension in front."""
+    pairs = zip(inputs, in_dims, strict=True)
+    return [x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in pairs]
+
+
+def _tensors(known: Decomposition) -> tuple[Tensor, ...]:
+    return tuple(known)  # type: ignore[arg-type]
 
 
 @torch.library.custom_op(

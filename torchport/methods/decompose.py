@@ -54,8 +54,8 @@ def decompose(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Po
             found = by_trust_region(A, start) or _fallback(A, start)
         else:
             found = by_svd(A, start)
-    if start.shape[1] > found.frame.shape[1] + found.gauge.shape[1]:
-        found = found._replace(gauge=complete_by_one(found.frame, start))
+    if start.shape[1] > found.factor.shape[1] + found.gauge.shape[1]:
+        found = found._replace(gauge=complete_by_one(found.factor, start))
     if (A.device.type == "cpu" or method != "matmul") and bool(found.fallbacks):  # the host does not wait for products
         _warn_once(method, A)
     return found

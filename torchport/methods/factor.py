@@ -19,15 +19,10 @@ class Decomposition(Protocol):
 class Polar(NamedTuple):
     """The polar decomposition of A (d, m)."""
 
-    frame: Tensor  # U (d, m)
+    factor: Tensor  # U (d, m)
     gauge: Tensor  # (d, g): what completes U beyond A's own columns, g = 0 or 1
     fallbacks: Tensor  # () int64: 1 if another method had to step in
     known: Decomposition
-
-    @property
-    def basis(self) -> Tensor | None:
-        """An eigenbasis V (m, m) of P for a later warm start, where the method has one."""
-        return getattr(self.known, "basis", None)
 
 
 def counted(A: Tensor, fallbacks: int = 0) -> Tensor:

@@ -21,8 +21,8 @@ def gram(A: Tensor, block: int = 256) -> Tensor:
 
 def without_rounding(sigma: Tensor, A: Tensor) -> Tensor:
     """The singular values of A, zero where only rounding, of A's entries or of the decomposition, made them."""
-    share = max(max(A.shape) * torch.finfo(torch.float64).eps, 4 * torch.finfo(A.dtype).eps)
-    return torch.where(sigma > share * sigma.amax(), sigma, 0.0)
+    share = max(max(A.shape[-2:]) * torch.finfo(torch.float64).eps, 4 * torch.finfo(A.dtype).eps)
+    return torch.where(sigma > share * sigma.amax(-1, keepdim=True), sigma, 0.0)
 
 
 def pseudo_inverse(values: Tensor) -> Tensor:

@@ -1,0 +1,116 @@
+"""Heads that follow the class means of training batches: what the fixed and the implicit head share."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ..class_means import Averaging, ClassMeans
+from ..procrustes import without_autocast
+from ..simplex import check_sizes
+from .normalised import NormalisedHead, Temperature
+
+
+class AveragingHead(NormalisedHead):
+    """A head that averages class means over training batches, and has a stored classifier in buffers.
+
+    Attributes
+    ----------
+    running : ClassMeans
+        Of `normalise(features)`.
+
+    Notes
+    -----
+    Not thread-safe: a training step reads and writes buffers.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        num_classes: int,
+        temperature: Temperature,
+        averaging: Averaging,
+        formulation: str = "gauge-free",
+        settings: dict[str, float] | None = None,
+    ) -> None:
+        check_sizes(num_features, num_classes, formulation)
+        super().__init__(num_features, num_classes, temperature, settings)
+        self.running = ClassMeans(num_features, num_classes, averaging=averaging)
+        self._missing_labels_said = False
+
+    def classifier_for(self, h: Tensor, targets: Tensor | None, update: bool) -> tuple[Tensor, Tensor]:
+        """The classifier of a labelled training batch, else the stored one."""
+        if self.training and targets is not None:
+            self._refuse_what_cannot_work(h.device.type)
+            with without_autocast(h.device):
+                return self.follow(*self.running.batch_sums(h, targets), update)
+        if self.training and update:
+            self._warn_of_missing_labels()
+        if torch.is_grad_enabled():  # autograd may keep them, and a later step may overwrite the buffers
+            return self.weight.clone(), self.bias.clone()
+        return self.weight, self.bias
+
+    def follow(self, sums: Tensor, counts: Tensor, update: bool) -> tuple[Tensor, Tensor]:
+        """W and b for a batch of these class sums (d, K) and counts (K,); `update` stores what came of them."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def set_means(
+        self, class_mean_rows: Tensor, counts: Tensor | None = None, global_mean: Tensor | None = None
+    ) -> None:
+        """Set the running means from a pass over a data set, and the classifier; averaging goes on from there.
+
+        Parameters
+        ----------
+        class_mean_rows : (K, d)
+            Means per class of `normalise(features)`, not centred; rows are classes.
+        counts : (K,), optional
+            Samples of each class; default: every class was seen, equally often.
+        global_mean : (d,), optional
+            Default: the mean of the class means, weighted by the counts.
+
+        Raises
+        ------
+        ValueError
+            If a shape is wrong (a transposed matrix included) or an entry is not finite. Nothing is changed then.
+        """
+        self.running.set_means(class_mean_rows, counts, global_mean)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Set the classifier from the running means: after they were averaged over models or changed by hand, say."""
+        raise NotImplementedError
+
+    def _refuse_what_cannot_work(self, device: str) -> None:
+        if torch.compiler.is_compiling():
+            return
+        name = type(self).__name__
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                f"{name} under nn.DataParallel would lose its class means with every replica: use "
+                "nn.parallel.DistributedDataParallel, which sums them over processes."
+            )
+        if device == "mps":
+            raise RuntimeError(
+                f"{name} needs float64, which MPS lacks: keep the head on the CPU (model.head.cpu()), and give it "
+                "features.cpu()."
+            )
+        if torch._C._current_graph_task_id() != -1:  # a backward pass is under way
+            raise RuntimeError(
+                f"{name} is computed a second time during the backward pass, as torch.utils.checkpoint does; its class "
+                "means have moved since, so that the gradient would be wrong. Checkpoint the backbone alone."
+            )
+
+    def _warn_of_missing_labels(self) -> None:
+        if self._missing_labels_said or torch.compiler.is_compiling():
+            return
+        self._missing_labels_said = True
+        warnings.warn(
+            f"{type(self).__name__} without labels in training mode keeps its classifier as it is: call "
+            "head(features, labels), or model(images, labels), so that it follows the class means; or say by "
+            "update=False that this is meant. (Said once.)",
+            UserWarning,
+            stacklevel=5,
+        )

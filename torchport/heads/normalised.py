@@ -1,0 +1,88 @@
+"""Heads on a sphere: features divided by their length and multiplied by a temperature."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Head
+from .temperature import LARGEST_LEARNED, default_temperature, warn_of_unreachable_loss
+
+Temperature = float | Literal["learned"] | None
+
+
+class NormalisedHead(Head):
+    """A head whose features are `h = τ f/‖f‖`.
+
+    Parameters
+    ----------
+    num_features, num_classes : int
+    temperature : float, "learned" or None
+        τ, which multiplies the unit features: a larger one gives more confident probabilities. None is the default
+        for K classes, see `default_temperature`; the paper's is 5. "learned" makes its logarithm a parameter, bounded
+        by τ ≤ 100, that starts at the default.
+    settings : dict of float
+        What else a stored state belongs to; a state that was made with other values is noticed when it is loaded.
+    """
+
+    def __init__(
+        self, num_features: int, num_classes: int, temperature: Temperature, settings: dict[str, float] | None = None
+    ) -> None:
+        super().__init__(num_features, num_classes)
+        learned = temperature == "learned"
+        start = default_temperature(num_classes) if temperature is None or learned else temperature
+        if isinstance(start, str | bool) or not (0 < start < math.inf):
+            raise ValueError(f"temperature = {temperature!r}; expected a positive finite number, 'learned' or None.")
+        self._temperature = float(start)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(start))) if learned else None
+        if not learned:
+            warn_of_unreachable_loss(self._temperature, num_classes)
+        made_with = {"temperature": math.nan if learned else self._temperature, **(settings or {})}
+        self._names = tuple(made_with)
+        self.made_with: Tensor
+        self.register_buffer("made_with", torch.tensor(list(made_with.values()), dtype=torch.float32))
+        self.register_load_state_dict_pre_hook(_notice_other_settings)
+
+    @property
+    def temperature(self) -> float:
+        """τ; of a learned one, its present value."""
+        return self._temperature if self.log_temperature is None else float(self._tau())
+
+    def _tau(self) -> Tensor | float:
+        if self.log_temperature is None:
+            return self._temperature
+        return self.log_temperature.clamp(max=math.log(LARGEST_LEARNED)).exp()
+
+    def normalise(self, features: Tensor) -> Tensor:
+        """`h = τ f/‖f‖`, (N, d), in float32 at least: what the classifier and the collapse metrics are about."""
+        return self._tau() * F.normalize(super().normalise(features), dim=1)
+
+    def extra_repr(self) -> str:
+        tau = "'learned'" if self.log_temperature is not None else f"{self._temperature:g}"
+        return f"{super().extra_repr()}, temperature={tau}"
+
+
+def _notice_other_settings(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Warn where a state was made with another τ, δ or formulation, which may be meant; the module keeps its own."""
+    assert isinstance(module, NormalisedHead)
+    own, loaded = module.made_with, state_dict.get(f"{prefix}made_with", module.made_with)
+    if own.is_meta:  # deferred construction: the values are still to come
+        return
+    if loaded.shape == own.shape and not loaded.is_meta:
+        same = torch.isclose(loaded.to(own), own, equal_nan=True).tolist()
+        if not all(same):
+            names = [name for name, equal in zip(module._names, same, strict=True) if not equal]
+            stored, here = (dict(zip(module._names, values.tolist(), strict=True)) for values in (loaded, own))
+            differing = ", ".join(f"{name} = {stored[name]:g} and not {here[name]:g}" for name in names)
+            warnings.warn(
+                f"this state of a {type(module).__name__} was made with {differing}. The head keeps its own setting, "
+                "and its classifier follows with the next step.",
+                UserWarning,
+                stacklevel=2,
+            )
+    state_dict[f"{prefix}made_with"] = own.clone()

@@ -1,0 +1,100 @@
+"""Batches as users have them: hard labels of any integer type, ignored rows, soft labels; what is wrong is named."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+IGNORED = -100  # the `ignore_index` of torch's cross-entropy
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def checked_targets(features: Tensor, labels: Tensor | None, num_features: int, num_classes: int) -> Tensor | None:
+    """Labels as int64 (N,) or soft labels (N, K), after refusing a batch that could only give wrong numbers.
+
+    Shapes and types are looked at everywhere; values on the CPU only, where that makes no host wait.
+
+    Raises
+    ------
+    ValueError
+        If features or labels are no tensors, of another shape or type; on the CPU also if a feature is not finite, a
+        label lies outside 0…K−1 (−100, which is ignored, excepted), or a soft label is negative.
+
+    Examples
+    --------
+    >>> checked_targets(torch.zeros(2, 3), torch.tensor([0, 1], dtype=torch.uint8), 3, 2)
+    tensor([0, 1])
+    """
+    _check_tensor("features", features, f"a floating-point tensor (N, {num_features})")
+    if features.ndim != 2 or features.shape[1] != num_features or not features.is_floating_point():
+        raise ValueError(
+            f"features are {features.dtype} of shape {tuple(features.shape)}; expected (N, {num_features}), floating "
+            "point."
+        )
+    if labels is None:
+        return None
+    _check_tensor("labels", labels, f"an integer tensor (N,), or soft labels (N, {num_classes})")
+    if len(features) == 0:
+        raise ValueError("the batch is empty: features have no rows; expected at least one. Skip empty batches.")
+    soft = labels.is_floating_point() and labels.ndim == 2
+    expected_shape = (len(features), num_classes) if soft else (len(features),)
+    if labels.shape != expected_shape:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}; expected {expected_shape}, one per row of features."
+        )
+    if not soft and labels.dtype not in INTEGERS:
+        raise ValueError(
+            f"labels are {labels.dtype}; expected integer class indices 0…{num_classes - 1}, or soft labels "
+            f"({len(features)}, {num_classes})."
+        )
+    labels = labels.to(torch.promote_types(features.dtype, torch.float32)) if soft else labels.long()
+    if features.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_values(features.detach(), labels, num_classes)
+    return labels
+
+
+def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Sums of features per class and, in a last column, how many there are: (K, d+1), on this process.
+
+    Ignored rows count for nothing; a soft label counts for each class by its share.
+    """
+    N, d = features.shape
+    with_ones = torch.cat([features, features.new_ones(N, 1)], 1)
+    if labels.ndim == 2:
+        return labels.to(features.dtype).mT @ with_ones
+    if not _nothing_ignored(labels):
+        ignored = labels == IGNORED
+        with_ones, labels = with_ones.masked_fill(ignored[:, None], 0.0), labels.masked_fill(ignored, 0)
+    return features.new_zeros(num_classes, d + 1).index_add(0, labels, with_ones)  # no N × K matrix is built
+
+
+def _nothing_ignored(labels: Tensor) -> bool:
+    """Whether that is known without making anybody wait."""
+    return labels.device.type == "cpu" and not torch.compiler.is_compiling() and bool((labels >= 0).all())
+
+
+def _check_tensor(name: str, value: object, expected: str) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} are a {type(value).__name__}; expected {expected}. Convert them by torch.as_tensor.")
+
+
+def _check_values(features: Tensor, labels: Tensor, num_classes: int) -> None:
+    if not (features.sum().isfinite() or features.isfinite().all()):  # the sum alone is quicker
+        raise ValueError(
+            "features hold NaN or infinite entries: lower the learning rate, or look for the layer that made them."
+        )
+    if labels.ndim == 2:
+        if not (labels.isfinite().all() and (labels >= 0).all()):
+            raise ValueError(
+                "soft labels hold negative, NaN or infinite entries; expected shares, each row with sum 1."
+            )
+        return
+    low, high = (int(label) for label in labels.aminmax())
+    if low < 0:
+        kept = labels[labels != IGNORED]
+        low = int(kept.min()) if len(kept) else 0
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"labels run from {low} to {high}; expected 0…{num_classes - 1}, or {IGNORED} for a row to ignore. "
+            "Renumber them, or give the head a larger num_classes."
+        )
