@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -22,16 +21,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from nearest_etf.common.files import write_file
+from nearest_etf.common.machine import provenance
 from nearest_etf.export import Bound, OnnxClassifier, export_onnx
 from nearest_etf.torchport import Classifier, ImplicitETFHead
-from nearest_etf.torchport.training.backbones import ResNet
+from nearest_etf.torchport.training.backbones.resnet import ResNet
 
 MEAN, STD = [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]
 Call = Callable[[np.ndarray], object]
 
 
 def torch_call(model: torch.nn.Module) -> Call:
-    """PyTorch's side: pixels (N, H, W, C) to labels."""
+    """PyTorch: pixels (N, H, W, C) to labels."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (MEAN, STD))
 
     @torch.inference_mode()
@@ -43,7 +44,7 @@ def torch_call(model: torch.nn.Module) -> Call:
 
 
 def contenders(folder: Path, threads: int, compiled: bool) -> dict[str, Call]:
-    """Everything to be timed, by name."""
+    """What is timed, by name."""
     torch.manual_seed(0)
     model = Classifier(ResNet("resnet18"), ImplicitETFHead(512, 10)).eval()
     calls = {"torch eager": torch_call(model)}
@@ -106,11 +107,10 @@ def main() -> None:
                         "ratio": ratio,
                     }
                     rows.append(row)
-                    where = f"{threads} threads, batch {batch_size:2}"
-                    print(f"{where}: {name:<16} {median:8.2f} ms {ratio:6.2f}×", flush=True)
+                    setting = f"{threads} threads, batch {batch_size:2}"
+                    print(f"{setting}: {name:<16} {median:8.2f} ms {ratio:6.2f}×", flush=True)
     if given.json:
-        machine = {"cpu": platform.processor() or platform.machine(), "torch": torch.__version__}
-        given.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        write_file(given.json, json.dumps({"provenance": provenance(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,14 @@ from typing import Any, NoReturn
 from .. import __version__
 from .errors import UserError, nearest_name
 
-EXTRAS = {"torch": "train", "onnx": "export", "onnxruntime": "deploy", "matplotlib": "train", "PIL": "deploy"}
+EXTRAS = {
+    "torch": "train",
+    "matplotlib": "train",
+    "jinja2": "train",
+    "onnx": "export",
+    "onnxruntime": "deploy",
+    "PIL": "deploy",
+}
 
 
 class Parser(argparse.ArgumentParser):

@@ -1,23 +1,17 @@
-"""From a trained classifier to one ONNX file that proves itself and needs no torch.
+"""From a trained classifier to one checked ONNX file that runs without torch.
 
-    export_onnx(model, "model.onnx", …)        freeze, check against PyTorch, write (torch, onnx, onnxruntime)
-    check_onnx("model.onnx", model, images)    check again, on demand
-    OnnxClassifier("model.onnx")               classify (numpy and onnxruntime alone)
+    export_onnx(model, "model.onnx", …)           freeze, check against PyTorch, write (torch, onnx, onnxruntime)
+    check_onnx(model, "model.onnx", images, …)    the same check, on demand
+    OnnxClassifier("model.onnx")                  classify (numpy and onnxruntime alone)
 
-The names are resolved on first use, so that a deployment imports nothing that it does not need.
+The names load on first use, so that a deployment imports nothing that it does not need.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import CheckError, ExportError, InputError, ModelFileError
-
-if TYPE_CHECKING:
-    from .check import Bound, CheckReport, check_onnx
-    from .export import export_head_onnx, export_onnx
-    from .predict import OnnxClassifier, Prediction
 
 __all__ = [
     "Bound",
@@ -33,18 +27,34 @@ __all__ = [
     "export_onnx",
 ]
 
-_HOME = {
-    "Bound": ".check",
-    "CheckReport": ".check",
-    "OnnxClassifier": ".predict",
-    "Prediction": ".predict",
-    "check_onnx": ".check",
-    "export_head_onnx": ".export",
-    "export_onnx": ".export",
-}
+if TYPE_CHECKING:
+    from .check import Bound, CheckReport, check_onnx
+    from .convert import export_head_onnx, export_onnx
+    from .predict import OnnxClassifier, Prediction
+else:
+    _MODULES = {
+        "Bound": "check",
+        "CheckReport": "check",
+        "OnnxClassifier": "predict",
+        "Prediction": "predict",
+        "check_onnx": "check",
+        "export_head_onnx": "convert",
+        "export_onnx": "convert",
+    }
 
+    def __getattr__(name):
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
 
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(_HOME[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+        except ModuleNotFoundError as error:
+            if error.name not in ("torch", "onnx", "onnxscript", "onnxruntime"):
+                raise
+            extra = "deploy" if _MODULES[name] == "predict" else "export"
+            message = f"{name} needs {error.name}: pip install 'nearest-etf[{extra}]'"
+            raise ModuleNotFoundError(message, name=error.name) from error
+
+    def __dir__():
+        return list(__all__)

@@ -43,12 +43,12 @@ def etf_certificate(weight: ArrayLike, class_means: ArrayLike | None = None) -> 
     certificate = {
         "etf_error": etf_error(W),
         "row_norm_error": float(np.abs(np.linalg.norm(W, axis=1) - 1).max()),
-        "etf_distance": _distance(unit, nearest_etf(unit.T, solver="polar", formulation="gauge-free").classifier),
+        "etf_distance": _distance(unit, nearest_etf(unit.T, method="svd", formulation="gauge-free").classifier),
     }
     if class_means is not None and np.any(class_means):
         H = np.asarray(class_means, np.float64)
         H = (H - H.mean(axis=1, keepdims=True)) / np.linalg.norm(H)
-        nearest = nearest_etf(H, solver="polar", formulation="gauge-free")
+        nearest = nearest_etf(H, method="svd", formulation="gauge-free")
         nuclear = float(np.linalg.svd(H, compute_uv=False).sum())
         certificate["class_means_distance"] = _distance(unit, nearest.classifier)
         certificate["certificate_gap"] = 1 - float(np.sqrt((K - 1) / K) * np.vdot(W.T, H)) / nuclear

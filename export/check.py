@@ -1,7 +1,7 @@
-"""Hold an exported file against the PyTorch model that it came from, on real images, at several batch sizes.
+"""Compare an exported file with the PyTorch model that it came from, on real images, at several batch sizes.
 
-The PyTorch side is the live `head(backbone(x))` with its own normalisation of pixels, not the frozen
-constants, so that every step of the export is under test.
+The PyTorch side is the live `head(backbone(x))` with its own normalisation of pixels, not the frozen constants, so that
+every step of the export is under test.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from .errors import CheckError, ExportError, InputError, first_line
+from ..common.errors import first_line
+from .errors import CheckError, ExportError, InputError
 from .freeze import Frozen, freeze
 from .predict import OnnxClassifier
 
@@ -28,7 +29,7 @@ COMPARED = ("logits", "probabilities", "cosine")
 
 @dataclass(frozen=True)
 class Bound:
-    """What a precision has to keep; None leaves a figure free. Shares are rounded up to whole images.
+    """The bounds of a precision; None bounds nothing. Shares are rounded up to whole images.
 
     Attributes
     ----------
@@ -82,7 +83,7 @@ class CheckReport:
     accuracy_torch, accuracy_onnx : float or None
         Where labels were given.
     failures : tuple of str
-        One sentence for each bound that is broken.
+        One clause for each bound that is broken.
     """
 
     precision: str
@@ -117,8 +118,8 @@ class CheckReport:
 
 
 def check_onnx(
-    path: str | os.PathLike[str],
     model: nn.Module,
+    path: str | os.PathLike[str],
     images: ArrayLike,
     labels: ArrayLike | None = None,
     *,
@@ -126,20 +127,21 @@ def check_onnx(
     std: Sequence[float] | None = None,
     bound: Bound | None = None,
 ) -> CheckReport:
-    """Compare a file with a PyTorch model.
+    """Compare a PyTorch model with its file.
 
     Parameters
     ----------
-    path : path
     model : nn.Module
         With `.backbone` and `.head`.
+    path : path
+        The ONNX file.
     images : (N, H, W, C) uint8
     labels : (N,), optional
         For the accuracy of both.
     mean, std : per channel, on the 0…1 scale, optional
-        How PyTorch's side normalises; default: as the file says.
+        Normalisation on PyTorch's side; default: the file's.
     bound : Bound, optional
-        What to hold the file to; default: the entry of `BOUNDS` for its precision.
+        Default: the entry of `BOUNDS` for the file's precision.
 
     Raises
     ------
@@ -148,7 +150,22 @@ def check_onnx(
     InputError
         If images or labels have the wrong shape or dtype.
     CheckError
-        If the file gives no finite answer.
+        If the file's output is not finite.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from torch import nn
+    >>> from nearest_etf.export import export_onnx
+    >>> from nearest_etf.torchport import Classifier, FixedETFHead
+    >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), FixedETFHead(8, 3))
+    >>> images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), np.uint8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = f"{folder}/model.onnx"
+    ...     _ = export_onnx(model, path, image_shape=(8, 8, 1), mean=[0.5], std=[0.25])
+    ...     report = check_onnx(model, path, images)
+    >>> report.passed, report.disagreements
+    (True, 0)
     """
     classifier = OnnxClassifier(path)
     stated = classifier.metadata["preprocessing"]
@@ -254,12 +271,12 @@ def _torch_side(
     std: Sequence[float],
     classifier: OnnxClassifier,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
-    """PyTorch's answers, and the same images (or features) in the form that the classifier takes."""
+    """PyTorch's outputs, and the same images (or features) in the form that the classifier takes."""
     m, s = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (mean, std))
     if m.shape[1] != images.shape[3]:
         raise InputError(f"images have {images.shape[3]} channels, but mean and std {m.shape[1]}")
     weight = torch.from_numpy(frozen.weight)
-    parts: list[dict[str, torch.Tensor]] = []
+    chunks: list[dict[str, torch.Tensor]] = []
     for batch in torch.from_numpy(np.ascontiguousarray(images)).split(64):
         x = (batch.permute(0, 3, 1, 2).float() / 255 - m) / s  # (B, C, H, W)
         try:
@@ -269,11 +286,11 @@ def _torch_side(
             raise ExportError(f"PyTorch's own model fails on the images: {first_line(error)}") from error
         label = logits.argmax(1)
         pixels = batch if classifier.takes_images else x.permute(0, 2, 3, 1)  # (B, H, W, C)
-        part = {"logits": logits, "probabilities": logits.softmax(1), "label": label}
-        part["cosine"] = torch.cosine_similarity(features, weight[label])
-        part["inputs"] = features if classifier.image_shape is None else pixels
-        parts.append(part)
-    joined = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+        chunk = {"logits": logits, "probabilities": logits.softmax(1), "label": label}
+        chunk["cosine"] = torch.cosine_similarity(features, weight[label])
+        chunk["inputs"] = features if classifier.image_shape is None else pixels
+        chunks.append(chunk)
+    joined = {name: torch.cat([chunk[name] for chunk in chunks]).numpy() for name in chunks[0]}
     if not np.isfinite(joined["logits"]).all():
         raise ExportError("PyTorch's own logits are not finite: train the model first")
     inputs = joined.pop("inputs").astype(classifier.input_dtype, copy=False)

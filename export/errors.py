@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ..common.errors import UserError
 
-class ExportError(ValueError):
-    """A model that cannot be exported as asked, and the base of the errors below."""
+
+class ExportError(UserError):
+    """A model that cannot be exported with these options; the base of the errors below."""
 
 
 class ModelFileError(ExportError):
@@ -16,13 +18,6 @@ class InputError(ExportError):
 
 
 class CheckError(ExportError):
-    """An exported model that differs from PyTorch by more than is allowed; no file was left."""
+    """An exported model that differs from PyTorch by more than its bound; no file was left."""
 
-
-def first_line(error: BaseException) -> str:
-    """What another library's error says, cut to the line that a message of ours can quote.
-
-    >>> first_line(RuntimeError("shapes differ\\n  in conv2d"))
-    'shapes differ'
-    """
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    exit_status = 1

@@ -1,4 +1,4 @@
-"""Take a trained classifier apart into what the file will hold: the backbone, W, b and τ, as constants.
+"""Take a trained classifier apart into the constants of its file: the backbone, W, b and τ.
 
 Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3: logits `W h + b` of normalised features
 `h = τ f(x)/‖f(x)‖₂`. At inference `W` and `b` are constants, whichever head they come from.
@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .errors import ExportError, first_line
+from ..common.errors import first_line
+from .errors import ExportError
 
 Array = NDArray[np.float32]
 
@@ -34,7 +35,7 @@ class Frozen:
     weight : (K, d)
     bias : (K,)
     temperature : float
-        `τ`, the norm that features are scaled to.
+        `τ`: multiplies unit features (it does not divide logits).
     """
 
     backbone: nn.Module
@@ -54,7 +55,7 @@ class Frozen:
         return self.weight.shape[1]
 
     def describe_head(self) -> dict[str, Any]:
-        """What the file says about the head."""
+        """The entry `head` of the file's metadata."""
         head = self.head
         return {
             "kind": getattr(head, "kind", type(head).__name__),
@@ -77,20 +78,20 @@ def freeze(model: nn.Module) -> Frozen:
     Raises
     ------
     ExportError
-        If the model has no such parts, cannot be copied, or its constants are not finite.
+        If the model has no such modules, cannot be copied, or its constants are not finite.
     """
-    for part in ("backbone", "head"):
-        if not isinstance(getattr(model, part, None), nn.Module):
+    for name in ("backbone", "head"):
+        if not isinstance(getattr(model, name, None), nn.Module):
             raise ExportError(
-                f"the model, a {type(model).__name__}, has no module .{part}: name your parts so, or put "
+                f"the model, a {type(model).__name__}, has no module .{name}: name its modules so, or put "
                 "them together with nearest_etf.torchport.Classifier(backbone, head)"
             )
-        if "forward" in vars(uncompiled(getattr(model, part))):
-            raise ExportError(f"something replaced the forward of the {part}: export the model without it (autocast?)")
+        if "forward" in vars(uncompiled(getattr(model, name))):
+            raise ExportError(f"something replaced the forward of the {name}: export the model without it (autocast?)")
     try:
         backbone, head = (
-            copy.deepcopy(uncompiled(part)).cpu().float().eval().requires_grad_(False)
-            for part in (model.get_submodule("backbone"), model.get_submodule("head"))
+            copy.deepcopy(uncompiled(module)).cpu().float().eval().requires_grad_(False)
+            for module in (model.get_submodule("backbone"), model.get_submodule("head"))
         )
     except RuntimeError as error:
         raise ExportError(f"the model cannot be copied: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""What an export takes from a run folder: the model, how pixels were normalised, real images, the record."""
+"""What an export takes from a run folder: the model, its normalisation, held-out images, and metadata for the file."""
 
 from __future__ import annotations
 
@@ -14,66 +14,117 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ..torchport.training.run.checkpoint import CheckpointError, load_checkpoint, load_model
-from ..torchport.training.data import DataError, ImageData, load_data
-from ..torchport.training.run.folder import read_rows
-from ..torchport.training.run.settings import SettingsError
+from ..common.files import read_json, reading
+from ..torchport.training.data.images import ImageData
+from ..torchport.training.data.load import training_data
+from ..torchport.training.model import load_model
+from ..torchport.training.run.checkpoint import load_checkpoint
+from ..torchport.training.run.reading import Row, Run, read_run
 from .errors import ExportError
 
 CALIBRATION_IMAGES = 512
 
 
 @dataclass(frozen=True)
-class Run:
-    """A trained model, its data, and what the file should say about where it comes from.
+class TrainedModel:
+    """A trained model, its data, and where it comes from.
 
-    `mean` and `std` are those that the checkpoint holds: what the model was trained with.
+    Attributes
+    ----------
+    name : str
+        Run, checkpoint and epoch, to print.
+    model : nn.Module
+        In eval mode, on the CPU.
+    data : ImageData
+    split : str
+        The split to check on: "test", else "val", else "train".
+    mean, std : per channel
+        The checkpoint's: what the model was trained with.
+    metadata : dict
+        For the exported file.
     """
 
+    name: str
     model: nn.Module
     data: ImageData
+    split: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     metadata: dict[str, Any]
 
-    def test_images(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
-        """Indices, images (N, H, W, C) and labels of `count` test images, evenly spread over the test set."""
-        chosen = evenly(len(self.data.test), count)
-        return chosen, self.data.test.images[chosen], self.data.test.labels[chosen]
+    def check_images(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+        """Indices, images (N, H, W, C) and labels of at most `count` images, evenly spread over the split."""
+        split = self.data.splits()[self.split]
+        chosen = evenly(len(split), count)
+        return chosen, split.images[chosen], split.labels[chosen]
 
     def calibration_images(self) -> NDArray[np.uint8]:
-        """Training images for int8."""
+        """Training images for int8, (N, H, W, C)."""
         return self.data.train.images[evenly(len(self.data.train), CALIBRATION_IMAGES)]
 
 
-def load_run(run: Path, checkpoint: str = "best", data_dir: str | None = None) -> Run:
-    """A run and its data set.
+def load_trained(path: str | Path, checkpoint: str | None = None, data_dir: str | None = None) -> TrainedModel:
+    """The model of a run, and its data set.
+
+    Parameters
+    ----------
+    path : path
+        A run folder.
+    checkpoint : {"best", "last", "recalibrated"}, optional
+        Default: the run's result, which is "best" where it had validation data, else "last".
+    data_dir : path, optional
+        Where data sets lie.
 
     Raises
     ------
-    ExportError
-        If the folder holds no such run, or its data cannot be read.
+    UserError
+        If the folder holds no such run or checkpoint, if its data cannot be read, or if it trained no network.
     """
-    path = run / f"{checkpoint}.pt"
-    try:
-        model, settings = load_model(run, checkpoint)
-        if settings.data == "ufm":
-            raise ExportError(f"{run} has free features instead of a network on images: there is nothing to export")
-        trained_on = load_checkpoint(path)["data"]
-        data = load_data(settings.data, root=data_dir, image_size=settings.image_size)
-    except (CheckpointError, DataError, SettingsError) as error:
-        raise ExportError(" ".join(str(error).split())) from error
-    rows = [row for row in read_rows(run) if "test_accuracy" in row]
-    row = (max(rows, key=lambda r: r["test_accuracy"]) if checkpoint == "best" else rows[-1]) if rows else {}
+    run = read_run(path, need_rows=False)
+    if run.settings.get("data") == "ufm":
+        raise ExportError(f"{path} has free features instead of a network on images: there is nothing to export")
+    checkpoint = checkpoint or run.result
+    if run.checkpoints and checkpoint not in run.checkpoints:
+        raise ExportError(f"{path} has no checkpoint {checkpoint!r}: choose one of {', '.join(run.checkpoints)}")
+    model, settings = load_model(run.path, checkpoint)
+    file = run.path / f"{checkpoint}.pt"
+    contents = load_checkpoint(file)
+    data = training_data(settings, data_dir)
+    splits = data.splits()
+    epochs, finished = contents["epoch"] - 1, contents["step"] == 0
+    row = checkpoint_row(run, checkpoint, epochs) if finished else {}
     metadata = {
         "data": settings.data,
         "recipe": settings.recipe,
         "backbone": settings.backbone,
         "seed": settings.seed,
+        "checkpoint": checkpoint,
+        "epoch": epochs,
+        "val_accuracy": row.get("val_accuracy"),
         "test_accuracy": row.get("test_accuracy"),
-        "checkpoint_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "checkpoint_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
     }
-    return Run(model, data, tuple(trained_on["mean"]), tuple(trained_on["std"]), metadata)
+    return TrainedModel(
+        name=f"{file}, epoch {epochs if finished else f'{epochs + 1} (unfinished)'}",
+        model=model,
+        data=data,
+        split=next(name for name in ("test", "val", "train") if name in splits),
+        mean=tuple(contents["data"]["mean"]),
+        std=tuple(contents["data"]["std"]),
+        metadata=metadata,
+    )
+
+
+def checkpoint_row(run: Run, checkpoint: str, epoch: int) -> Row:
+    """The metrics that belong to a checkpoint after a finished epoch; empty where they were not measured."""
+    if checkpoint != "recalibrated":
+        return next((row for row in run.rows if row["epoch"] == epoch), {})
+    path, expected = run.path / "recalibrated.json", "the figures of a recalibration"
+    if not path.exists():
+        return {}
+    figures = read_json(path, expected)
+    with reading(path, expected):
+        return dict(figures["exact"])  # the epoch's row has the figures with running class means
 
 
 def evenly(total: int, count: int) -> NDArray[np.int64]:
@@ -87,7 +138,7 @@ def evenly(total: int, count: int) -> NDArray[np.int64]:
 
 
 def samples_folder(model: Path, overwrite: bool) -> Path:
-    """The folder for samples beside a model; refused where it would cover anything but earlier samples."""
+    """The folder for samples beside a model; refused where it would replace anything but earlier samples."""
     folder = model.with_name(f"{model.stem}-samples")
     if folder.exists():
         if not overwrite:
@@ -97,16 +148,18 @@ def samples_folder(model: Path, overwrite: bool) -> Path:
     return folder
 
 
-def write_samples(folder: Path, run: Run, count: int) -> None:
-    """Write held-out images as `<index in the test set>-<label>.png`, all or none."""
+def write_samples(folder: Path, trained: TrainedModel, count: int) -> int:
+    """Write check images as `<index in the split>-<label>.png`, all or none; returns how many."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         made = Path(temporary) / "samples"
         made.mkdir()
-        for index, image, label in zip(*run.test_images(count), strict=True):
+        indices, images, labels = trained.check_images(count)
+        for index, image, label in zip(indices, images, labels, strict=True):
             pixels = image[..., 0] if image.shape[-1] == 1 else image
             Image.fromarray(pixels).save(made / f"{index}-{label}.png")
         if folder.exists():
             shutil.rmtree(folder)
         made.rename(folder)
+    return len(indices)

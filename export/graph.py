@@ -1,9 +1,9 @@
 """The graph: preprocessing and head built node by node, the backbone exported by torch in between.
 
-The three parts stand side by side, so that W, b and τ are in the file bit for bit, one piece of code
-makes both the whole classifier and the head alone, and lower precision can be given to the backbone
-only. What a file says about itself is one JSON object under the metadata key `nearest_etf`; everything
-that an exporter leaves behind (stack traces with absolute paths, names of source files) is stripped.
+The three pieces stand side by side, so that W, b and τ are in the file bit for bit, one piece of code makes both the
+whole classifier and the head alone, and lower precision reaches the backbone only. A file's metadata is one JSON object
+under the key `nearest_etf`; everything else that an exporter leaves behind (stack traces with absolute paths, names of
+source files) is stripped.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,9 @@ import onnx.inliner
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from .errors import ExportError, first_line
+from .. import __version__
+from ..common.errors import first_line
+from .errors import ExportError
 from .freeze import Frozen
 from .model_file import METADATA_KEY, OUTPUTS
 
@@ -144,7 +145,7 @@ def backbone_model(frozen: Frozen, image_shape: tuple[int, int, int]) -> onnx.Mo
     model = onnx.inliner.inline_local_functions(program.model_proto)
     opset = {entry.domain: entry.version for entry in model.opset_import}
     if opset.get("", 0) != OPSET:
-        raise ExportError(f"torch exported the backbone for opset {opset.get('')}, not {OPSET}, as it was asked to")
+        raise ExportError(f"torch exported the backbone for opset {opset.get('')}: expected {OPSET}")
     if not model.graph.output[0].type.tensor_type.shape.dim[0].dim_param:
         raise ExportError("the backbone exports for one batch size only: its forward has to accept any")
     strip(model)
@@ -201,7 +202,7 @@ def seal(model: onnx.ModelProto, metadata: dict[str, Any]) -> bytes:
         If ONNX's own checker finds the graph invalid.
     """
     strip(model)
-    model.producer_name, model.producer_version = "nearest-etf", version("nearest-etf")
+    model.producer_name, model.producer_version = "nearest-etf", __version__
     helper.set_model_props(model, {METADATA_KEY: json.dumps(metadata, sort_keys=True, ensure_ascii=False)})
     try:
         onnx.checker.check_model(model, full_check=True)

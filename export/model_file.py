@@ -1,7 +1,7 @@
-"""A model file before it is trusted: its checksum, and the onnxruntime session that runs it.
+"""A model file and its sidecar: how they are written, and how a file is verified before it runs.
 
-The sidecar `model.json` beside a file has the file's SHA-256, which is verified: onnxruntime happily
-runs a good part of all damaged files.
+The sidecar `model.json` beside `model.onnx` holds the file's metadata, the report of its check, and its SHA-256, which
+is verified on loading: onnxruntime runs many damaged files without a complaint.
 """
 
 from __future__ import annotations
@@ -9,21 +9,80 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
-from .errors import InputError, ModelFileError, first_line
+from ..common.errors import first_line
+from ..common.files import read_json, reading, replacing
+from .errors import InputError, ModelFileError
 
-FORMAT = 1  # of the metadata, one JSON object under this key
+FORMAT = 1  # of the metadata, one JSON object under METADATA_KEY; a change of meaning raises it
 METADATA_KEY = "nearest_etf"
 OUTPUTS = ("logits", "probabilities", "label", "cosine")
 
 
-def available_cores() -> int:
-    """Cores that this process may use, four at most: beyond that single images gain nothing."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores)
+def writable_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
+    """The path of a model file that may be written.
+
+    Raises
+    ------
+    ModelFileError
+        If it has another suffix, its folder does not exist or is read-only, or it exists and `overwrite` is false.
+    """
+    path = Path(path)
+    if path.suffix != ".onnx":
+        raise ModelFileError(f"{path} does not end in .onnx")
+    if not path.parent.is_dir():
+        raise ModelFileError(f"{path} cannot be written: {path.parent} is no folder")
+    for target in (path, path.with_suffix(".json")):
+        if target.is_dir():
+            raise ModelFileError(f"{target} is a folder")
+        if target.exists() and not overwrite:
+            raise ModelFileError(f"{target} exists: choose another name, or replace it by overwrite (--overwrite)")
+    if not os.access(path.parent, os.W_OK):
+        raise ModelFileError(f"{path} cannot be written: no permission to write in {path.parent}")
+    return path
+
+
+def write_model(path: Path, data: bytes, metadata: Mapping[str, Any], check: Mapping[str, Any]) -> None:
+    """Write a model and its sidecar, each whole or not at all; the model appears last."""
+    sidecar = {"sha256": hashlib.sha256(data).hexdigest(), **metadata, "check": check}
+    text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
+    try:
+        with replacing(path) as model, replacing(path.with_suffix(".json")) as side:
+            model.write(data)
+            side.write(text.encode("utf-8"))
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def read_model(path: Path) -> tuple[bytes, bool]:
+    """The contents of a model file, and whether a sidecar vouches for them; False where there is none.
+
+    Raises
+    ------
+    ModelFileError
+        If the file or its sidecar cannot be read, or the sidecar belongs to other contents.
+    """
+    with reading(path, "a model that etf-export wrote", ModelFileError):
+        data = path.read_bytes()
+    sidecar = path.with_suffix(".json")
+    if not sidecar.exists():
+        return data, False
+    about = "the sidecar of a model, JSON with a sha256"
+    contents = read_json(sidecar, about, ModelFileError)
+    with reading(sidecar, about, ModelFileError):
+        expected = str(contents["sha256"])
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise ModelFileError(
+            f"{path} is damaged, or {sidecar.name} belongs to another file: SHA-256 {found[:12]}… is "
+            f"not the expected {expected[:12]}…"
+        )
+    return data, True
 
 
 def open_session(data: bytes, name: str, threads: int) -> onnxruntime.InferenceSession:
@@ -42,25 +101,22 @@ def open_session(data: bytes, name: str, threads: int) -> onnxruntime.InferenceS
         raise ModelFileError(f"{name} is damaged or no ONNX model that can be run ({first_line(error)})") from error
 
 
-def matches_sidecar(path: Path, data: bytes) -> bool:
-    """Whether the sidecar of a model file vouches for its contents; False where there is none.
+def read_metadata(session: onnxruntime.InferenceSession, name: str) -> dict[str, Any]:
+    """The metadata of an open model file.
 
     Raises
     ------
     ModelFileError
-        If the sidecar cannot be read, or speaks of other contents.
+        If it has none, or metadata of a newer format than this version reads.
     """
-    sidecar = path.with_suffix(".json")
-    if not sidecar.exists():
-        return False
     try:
-        expected = json.loads(sidecar.read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{sidecar} is not the sidecar of a model: expected JSON with a sha256") from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
-        raise ModelFileError(
-            f"{path} is damaged, or {sidecar.name} belongs to another file: SHA-256 {found[:12]}… is "
-            f"not the expected {str(expected)[:12]}…"
-        )
-    return True
+        metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
+        found = int(metadata["format"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{name} was not written by etf-export: it has no metadata of a model") from error
+    if found > FORMAT:
+        versions = metadata.get("versions")
+        writer = versions.get("nearest-etf") if isinstance(versions, dict) else None
+        remedy = f"update nearest-etf to {writer} or later" if writer else "update nearest-etf"
+        raise ModelFileError(f"{name} has format {found}, but this version reads format {FORMAT}: {remedy}")
+    return dict(metadata)

@@ -1,4 +1,4 @@
-"""Lower precision, for the backbone only: float16, or int8 convolutions; the rest stays in float32.
+"""Lower precision for the backbone alone: float16, or int8 convolutions; the rest stays in float32.
 
 float16 is for size, and for speed on GPUs: onnxruntime's CPU computes it in float32, from rounded weights, so that
 features beyond float16's range (65504) would only show where float16 is computed.
@@ -66,7 +66,7 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8], batch_size: int =
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
-    """The images, batch by batch, as onnxruntime's calibration asks for them."""
+    """The images, batch by batch, in the interface of onnxruntime's calibration."""
 
     def __init__(self, name: str, images: NDArray[np.uint8], batch_size: int) -> None:
         starts = range(0, len(images), batch_size)

@@ -6,8 +6,7 @@ import torch
 
 import nearest_etf.reference as reference
 import nearest_etf.torchport as torchport
-from nearest_etf.export import OnnxClassifier
-from nearest_etf.export.export import export_head_onnx
+from nearest_etf.export import OnnxClassifier, export_head_onnx
 from nearest_etf.reference.problems import class_means_of_condition
 
 TAU = 5.0
@@ -20,7 +19,7 @@ def test_frozen_head_is_the_reference_solution(precision, name, tolerance, tmp_p
     means = class_means_of_condition(d, K, 10, rng)
     global_mean = rng.standard_normal(d)
     head = torchport.ImplicitETFHead(d, K, TAU)
-    head.recalibrate(torch.tensor(means.T + global_mean).float(), torch.tensor(global_mean).float())
+    head.set_means(torch.tensor(means.T + global_mean).float(), global_mean=torch.tensor(global_mean).float())
     model = torchport.Classifier(torch.nn.Flatten(), head).eval()
 
     images = rng.integers(0, 256, size=(70, 1, d, 1), dtype=np.uint8)  # a backbone that hands its pixels on

@@ -13,6 +13,7 @@ from torch import nn
 from nearest_etf.export import OnnxClassifier, export_head_onnx, export_onnx
 from nearest_etf.torchport import Classifier, ImplicitETFHead
 
+Model = Classifier[ImplicitETFHead]
 DIGITS: dict[str, Any] = {"image_shape": (8, 8, 1), "mean": [0.3], "std": [0.37]}
 VARIANTS: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -45,7 +46,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def model(digits: tuple[np.ndarray, np.ndarray]) -> Classifier:
+def model(digits: tuple[np.ndarray, np.ndarray]) -> Model:
     """Some 92 % right on the digits that it has not seen."""
     images, labels = digits
     torch.manual_seed(0)
@@ -71,7 +72,7 @@ def held_out(digits: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndar
 
 @pytest.fixture(scope="session")
 def files(
-    model: Classifier, digits: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory
+    model: Model, digits: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """The model as exported in every variant, by name."""
     folder = tmp_path_factory.mktemp("exported")

@@ -12,7 +12,7 @@ from nearest_etf.reference import nearest_etf
 @pytest.mark.parametrize(("d", "K"), [(12, 5), (5, 5), (4, 5), (3, 2)])
 def test_zero_at_the_nearest_etf(d: int, K: int) -> None:
     H = np.random.default_rng(d).standard_normal((d, K))
-    W = nearest_etf(H, solver="polar", formulation="gauge-free").classifier
+    W = nearest_etf(H, method="svd", formulation="gauge-free").classifier
     certificate = etf_certificate(W, 7 * H)
     assert max(certificate.values()) < 1e-6
     assert certificate["certificate_gap"] > -1e-12
@@ -21,7 +21,7 @@ def test_zero_at_the_nearest_etf(d: int, K: int) -> None:
 def test_measures_how_far_another_classifier_is() -> None:
     rng = np.random.default_rng(0)
     H = rng.standard_normal((12, 5))
-    elsewhere = nearest_etf(rng.standard_normal((12, 5)), solver="polar")
+    elsewhere = nearest_etf(rng.standard_normal((12, 5)), method="svd")
     certificate = etf_certificate(elsewhere.classifier, H)
     H = (H - H.mean(1, keepdims=True)) / np.linalg.norm(H)
     nuclear = np.linalg.svd(H, compute_uv=False).sum()

@@ -18,14 +18,15 @@ from nearest_etf.export import (
     check_onnx,
     export_head_onnx,
 )
-from nearest_etf.torchport import Classifier, FixedETFHead
+from nearest_etf.torchport import Classifier, FixedETFHead, ImplicitETFHead
 
+Model = Classifier[ImplicitETFHead]
 Images = tuple[np.ndarray, np.ndarray]
 
 
 @pytest.mark.parametrize("name", ["fp32", "float", "head-fp32", "head-fp64"])
-def test_exports_agree_with_pytorch(files: dict[str, Path], model: Classifier, held_out: Images, name: str) -> None:
-    report = check_onnx(files[name], model, *held_out)
+def test_exports_agree_with_pytorch(files: dict[str, Path], model: Model, held_out: Images, name: str) -> None:
+    report = check_onnx(model, files[name], *held_out)
     assert report.passed
     assert report.disagreements == 0
     assert report.outputs["logits"].absolute <= 1e-5
@@ -35,12 +36,10 @@ def test_exports_agree_with_pytorch(files: dict[str, Path], model: Classifier, h
 
 
 @pytest.mark.parametrize("name", ["fp16", "head-fp16"])
-def test_half_precision_agrees_but_for_ties(
-    files: dict[str, Path], model: Classifier, held_out: Images, name: str
-) -> None:
+def test_half_precision_agrees_but_for_ties(files: dict[str, Path], model: Model, held_out: Images, name: str) -> None:
     """An image whose two largest logits are nearer than float16 tells apart may change sides."""
     images, labels = held_out
-    report = check_onnx(files[name], model, images, labels)
+    report = check_onnx(model, files[name], images, labels)
     assert report.passed
     assert report.outputs["logits"].absolute <= 2e-2
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.3) / 0.37
@@ -49,8 +48,8 @@ def test_half_precision_agrees_but_for_ties(
     assert report.disagreements <= ties < 0.02 * len(images)
 
 
-def test_int8_agrees_with_pytorch(files: dict[str, Path], model: Classifier, held_out: Images) -> None:
-    report = check_onnx(files["int8"], model, *held_out)
+def test_int8_agrees_with_pytorch(files: dict[str, Path], model: Model, held_out: Images) -> None:
+    report = check_onnx(model, files["int8"], *held_out)
     assert report.agreement >= 0.99
     assert report.accuracy_onnx is not None
     assert report.accuracy_torch is not None
@@ -58,29 +57,29 @@ def test_int8_agrees_with_pytorch(files: dict[str, Path], model: Classifier, hel
     assert "same label" in str(report)
 
 
-def test_it_is_the_live_model_that_is_compared(files: dict[str, Path], model: Classifier, held_out: Images) -> None:
+def test_it_is_the_live_model_that_is_compared(files: dict[str, Path], model: Model, held_out: Images) -> None:
     changed = copy.deepcopy(model)
     with torch.no_grad():
         changed.head.bias[0] += 1e-3
-    report = check_onnx(files["fp32"], changed, held_out[0])
+    report = check_onnx(changed, files["fp32"], held_out[0])
     assert not report.passed
     assert report.outputs["logits"].absolute == pytest.approx(1e-3, rel=0.02)
     assert "allowed is 1.0e-05" in report.failures[0]
     assert "FAILED" in str(report)
 
 
-def test_another_normalisation_is_noticed(files: dict[str, Path], model: Classifier, held_out: Images) -> None:
-    assert not check_onnx(files["fp32"], model, held_out[0], mean=[0.31], std=[0.37]).passed
+def test_another_normalisation_is_noticed(files: dict[str, Path], model: Model, held_out: Images) -> None:
+    assert not check_onnx(model, files["fp32"], held_out[0], mean=[0.31], std=[0.37]).passed
 
 
-def test_lost_agreement_and_accuracy_are_noticed(files: dict[str, Path], model: Classifier, held_out: Images) -> None:
+def test_lost_agreement_and_accuracy_are_noticed(files: dict[str, Path], model: Model, held_out: Images) -> None:
     shuffled = copy.deepcopy(model)
     shuffled.head.weight[:2] = model.head.weight[[1, 0]]
     shuffled.head.bias[:2] = model.head.bias[[1, 0]]
     images, labels = held_out
     swapped = np.where(labels < 2, 1 - labels, labels)
     bound = Bound(logits=None, agreement=0.99, accuracy_loss=0.005)
-    report = check_onnx(files["fp32"], shuffled, images, swapped, bound=bound)
+    report = check_onnx(shuffled, files["fp32"], images, swapped, bound=bound)
     assert 0.15 < 1 - report.agreement < 0.25
     assert report.failures[0] == f"{report.disagreements} of 397 images get another label; allowed are 4"
     assert report.failures[1].startswith("accuracy falls by")
@@ -98,32 +97,30 @@ def test_lost_agreement_and_accuracy_are_noticed(files: dict[str, Path], model: 
     ],
 )
 def test_wrong_images_are_refused(
-    files: dict[str, Path], model: Classifier, images: np.ndarray, labels: list[int] | None, message: str
+    files: dict[str, Path], model: Model, images: np.ndarray, labels: list[int] | None, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        check_onnx(files["fp32"], model, images, labels)
+        check_onnx(model, files["fp32"], images, labels)
 
 
-def test_another_number_of_classes_is_refused(files: dict[str, Path], model: Classifier, held_out: Images) -> None:
+def test_another_number_of_classes_is_refused(files: dict[str, Path], model: Model, held_out: Images) -> None:
     other = Classifier(model.backbone, FixedETFHead(24, 7))
     with pytest.raises(ExportError, match="10 classes, the model 7"):
-        check_onnx(files["fp32"], other, held_out[0])
+        check_onnx(other, files["fp32"], held_out[0])
 
 
 def test_an_answer_that_is_not_finite_fails_the_check(
-    files: dict[str, Path], model: Classifier, held_out: Images, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, Path], model: Model, held_out: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def overflow(self: OnnxClassifier, images: np.ndarray, *, batch_size: int) -> None:
         raise InputError("the network's answer is not finite")
 
     monkeypatch.setattr(OnnxClassifier, "predict", overflow)
     with pytest.raises(CheckError, match=r"in fp16, the exported model fails where PyTorch does not: .* not finite"):
-        check_onnx(files["fp16"], model, held_out[0])
+        check_onnx(model, files["fp16"], held_out[0])
 
 
-def test_a_model_that_is_not_finite_in_pytorch_is_not_exported(
-    model: Classifier, held_out: Images, tmp_path: Path
-) -> None:
+def test_a_model_that_is_not_finite_in_pytorch_is_not_exported(model: Model, held_out: Images, tmp_path: Path) -> None:
     broken = copy.deepcopy(model)
     with torch.no_grad():
         next(broken.backbone.parameters()).fill_(torch.nan)

@@ -1,18 +1,20 @@
-"""`etf-export` from a run folder: what it writes, what it says, and how it refuses."""
+"""`etf-export` from a run folder: what it writes, prints and refuses."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from nearest_etf.export import OnnxClassifier
 from nearest_etf.export.etf_export import main
-from nearest_etf.export.from_run import evenly, load_run
-from nearest_etf.export.predict import main as predict
+from nearest_etf.export.etf_predict import main as predict
+from nearest_etf.export.from_run import evenly, load_trained
 from nearest_etf.torchport.training.run.settings import load_recipe
 from nearest_etf.torchport.training.train import train
 
@@ -33,30 +35,31 @@ def exported(run: Path) -> Path:
     return path
 
 
-def test_the_file_tells_where_it_comes_from(run: Path, exported: Path) -> None:
-    said = OnnxClassifier(exported).metadata
-    assert (said["data"], said["recipe"], said["backbone"], said["licence"]) == (
+def test_metadata_name_the_source(run: Path, exported: Path) -> None:
+    found = OnnxClassifier(exported).metadata
+    assert (found["data"], found["recipe"], found["backbone"], found["licence"]) == (
         "digits",
         "digits",
         "small-cnn",
         "CC0-1.0",
     )
-    assert said["head"]["kind"] == "implicit"
-    assert len(said["checkpoint_sha256"]) == 64
+    assert found["head"]["kind"] == "implicit"
+    assert len(found["checkpoint_sha256"]) == 64
     metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert said["test_accuracy"] == metrics["test_accuracy"]
+    assert (found["checkpoint"], found["epoch"], found["val_accuracy"]) == ("last", 1, None)
+    assert found["test_accuracy"] == metrics["test_accuracy"]
     check = json.loads(exported.with_suffix(".json").read_text(encoding="utf-8"))["check"]
     assert check["accuracy_onnx"] == pytest.approx(metrics["test_accuracy"])
 
 
 def test_samples_are_held_out_images_as_they_are(run: Path, exported: Path) -> None:
-    data = load_run(run).data
+    test = load_trained(run).data.splits()["test"]
     files = sorted((exported.parent / "model-samples").iterdir())
     assert len(files) == 12
     for file in files:
         index, label = map(int, file.stem.split("-"))
-        assert label == data.test.labels[index]
-        np.testing.assert_array_equal(np.asarray(Image.open(file)), data.test.images[index : index + 1][0, ..., 0])
+        assert label == test.labels[index]
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), test.images[index : index + 1][0, ..., 0])
 
 
 def test_predict_reads_what_export_wrote(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,8 +79,15 @@ def test_check_of_another_run_s_file_fails_with_code_1(
 ) -> None:
     other = tmp_path / "other"
     train(load_recipe("digits", {"head": "fixed", "epochs": 1, "num_features": 32, "seed": 1}), other)
+    capsys.readouterr()
     assert main(["check", str(exported), "--run", str(other)]) == 1
-    assert "FAILED: a logit is off by" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "FAILED: a logit is off by" in out
+    assert err.startswith("etf-export: ")
+    assert "differs from" in err
+    assert err.count("\n") == 1
+    assert main(["check", str(exported), "--run", str(other), "--quiet"]) == 1
+    assert capsys.readouterr() == ("", err)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp64"])
@@ -90,10 +100,74 @@ def test_head_only(run: Path, tmp_path: Path, precision: str) -> None:
     assert classifier.input_dtype == {"fp16": np.float16, "fp64": np.float64}[precision]
 
 
-def test_the_last_checkpoint(run: Path, tmp_path: Path) -> None:
+def test_quiet_prints_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "head.onnx"
-    assert main([str(run), "--to", str(path), "--head-only", "--checkpoint", "last"]) == 0
-    assert OnnxClassifier(path).metadata["test_accuracy"] is not None
+    assert main([str(run), "--to", str(path), "--head-only", "--quiet", "--samples", "3"]) == 0
+    assert main(["check", str(path), "--run", str(run), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert len(list((tmp_path / "head-samples").iterdir())) == 3
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three epochs with validation images held out."""
+    folder = tmp_path_factory.mktemp("runs") / "validated"
+    options = {"head": "implicit", "epochs": 3, "num_features": 16, "val_fraction": 0.1}
+    train(load_recipe("digits", options), folder)
+    return folder
+
+
+@pytest.mark.parametrize("checkpoint", [None, "best", "last"])
+def test_figures_are_those_of_the_checkpoint_s_epoch(validated: Path, checkpoint: str | None) -> None:
+    trained = load_trained(validated, checkpoint)
+    rows = [json.loads(line) for line in (validated / "metrics.jsonl").read_text().splitlines()]
+    best = max(rows, key=lambda row: row["val_accuracy"])
+    row = rows[-1] if checkpoint == "last" else best
+    found = trained.metadata
+    assert (found["checkpoint"], found["epoch"]) == (checkpoint or "best", row["epoch"])
+    assert (found["val_accuracy"], found["test_accuracy"]) == (row["val_accuracy"], row["test_accuracy"])
+    assert trained.split == "test"
+    assert trained.name == f"{validated / (checkpoint or 'best')}.pt, epoch {row['epoch']}"
+
+
+def test_an_unfinished_epoch_has_no_figures(validated: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(validated, tmp_path / "run")
+    contents = torch.load(run / "last.pt", weights_only=True)
+    torch.save({**contents, "epoch": 3, "step": 2}, run / "last.pt")
+    trained = load_trained(run, "last")
+    assert (trained.metadata["epoch"], trained.metadata["test_accuracy"]) == (2, None)
+    assert trained.name.endswith("last.pt, epoch 3 (unfinished)")
+
+
+@pytest.mark.parametrize(
+    ("folders", "split", "size"),
+    [(("train", "val", "test"), "test", 6), (("train", "val"), "val", 4), (("train",), "train", 20)],
+)
+def test_checks_on_held_out_images_where_there_are_any(
+    folders: tuple[str, ...], split: str, size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for folder, count in zip(folders, (10, 2, 3), strict=False):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / folder / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(0, 256, (12, 12, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / folder / name / f"{k}.png")
+    settings = {
+        **{"data": str(tmp_path / "data"), "image_size": 8, "backbone": "small-cnn", "crop_padding": 0, "workers": 0},
+        **{"num_features": 8, "head": "fixed", "epochs": 1, "batch_size": 4, "val_fraction": 0.0},
+    }
+    train(load_recipe("digits", settings), tmp_path / "run")
+    capsys.readouterr()
+    assert main([str(tmp_path / "run"), "--to", str(tmp_path / "model.onnx")]) == 0
+    out, err = capsys.readouterr()
+    assert f"checked on {split} images" in out
+    assert f", {size} images at batch" in out
+    assert ("checked on training images" in err) == (split == "train")
+    classifier = OnnxClassifier(tmp_path / "model.onnx")
+    assert classifier.class_names == ("cat", "dog")
+    expected = ("best" if split != "train" else "last") if "val" in folders else "last"
+    assert classifier.metadata["checkpoint"] == expected
 
 
 @pytest.mark.parametrize(
@@ -102,8 +176,9 @@ def test_the_last_checkpoint(run: Path, tmp_path: Path) -> None:
         (["{run}", "--to", "{file}"], "model.onnx exists: choose another name"),
         (["{run}", "--to", "{folder}/x/model.onnx"], "is no folder"),
         (["{run}", "--to", "{folder}/model.pt"], "does not end in .onnx"),
-        (["{folder}/nothing", "--to", "{folder}/a.onnx"], "best.pt is missing"),
-        (["{broken}", "--to", "{folder}/a.onnx"], "damaged"),
+        (["{folder}/nothing", "--to", "{folder}/a.onnx"], "nothing is no run folder: it has no config.json"),
+        (["{broken}", "--to", "{folder}/a.onnx"], "last.pt is damaged"),
+        (["{run}", "--to", "{folder}/a.onnx", "--checkpoint", "best"], "has no checkpoint 'best': choose one of last"),
         (["{run}", "--to", "{folder}/a.onnx", "--head-only", "--float-input"], "neither --float-input nor"),
         (["{run}", "--to", "{folder}/a.onnx", "--head-only", "--precision", "int8"], "--head-only takes features"),
         (["{run}", "--to", "{folder}/a.onnx", "--precision", "fp64"], "--precision fp64 is for --head-only"),
@@ -111,7 +186,7 @@ def test_the_last_checkpoint(run: Path, tmp_path: Path) -> None:
         (["{run}", "--to", "{folder}/a.onnx", "--samples", "-1"], "--samples is -1"),
         (["{run}", "--to", "{folder}/b.onnx", "--samples", "3"], "b-samples exists"),
         (["{run}", "--to", "{folder}/b.onnx", "--samples", "3", "--overwrite"], "holds more than sample images"),
-        (["check", "{folder}/nothing.onnx", "--run", "{run}"], "cannot read"),
+        (["check", "{folder}/nothing.onnx", "--run", "{run}"], "nothing.onnx is missing"),
         (["check", "{file}", "--run", "{run}", "--check-images", "0"], "--check-images is 0"),
     ],
 )
@@ -120,12 +195,13 @@ def test_refuses_in_one_line_and_leaves_nothing(
 ) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "best.pt").write_bytes((run / "best.pt").read_bytes()[:2000])
+    (broken / "config.json").write_bytes((run / "config.json").read_bytes())
+    (broken / "last.pt").write_bytes((run / "last.pt").read_bytes()[:2000])
     (tmp_path / "b-samples").mkdir()
     (tmp_path / "b-samples" / "thesis.tex").touch()
     before = sorted(tmp_path.rglob("*"))
-    places = {"run": run, "file": exported, "folder": tmp_path, "broken": broken}
-    assert main([word.format(**places) for word in words]) == 2
+    paths = {"run": run, "file": exported, "folder": tmp_path, "broken": broken}
+    assert main([word.format(**paths) for word in words]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What is taken from a model, and models that have no such parts."""
+"""What is taken from a model, and models without a backbone, head or constants."""
 
 from __future__ import annotations
 

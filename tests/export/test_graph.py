@@ -18,6 +18,7 @@ from nearest_etf.export.freeze import Frozen, freeze
 from nearest_etf.export.graph import DTYPES, backbone_model, head_model, seal
 from nearest_etf.torchport import Classifier, ImplicitETFHead
 
+Model = Classifier[ImplicitETFHead]
 HEAD_METADATA = {
     "format": 1,
     "class_names": ["a", "b", "c", "d"],
@@ -54,7 +55,7 @@ def test_nothing_of_the_exporting_machine_is_left(files: dict[str, Path], name: 
     assert [entry.key for entry in model.metadata_props] == ["nearest_etf"]
 
 
-def test_batch_norm_is_folded_and_the_head_is_bit_exact(files: dict[str, Path], model: Classifier) -> None:
+def test_batch_norm_is_folded_and_the_head_is_bit_exact(files: dict[str, Path], model: Model) -> None:
     graph = onnx.load(files["fp32"]).graph
     assert "BatchNormalization" not in {node.op_type for node in graph.node}
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -87,18 +88,18 @@ def test_head_is_right_at_the_edges_of_its_type(precision: str, scale: str) -> N
     np.testing.assert_allclose(answer.probabilities.sum(1), 1, atol=tolerance)
 
 
-def test_metadata_tells_all(files: dict[str, Path]) -> None:
+def test_metadata_is_complete(files: dict[str, Path]) -> None:
     properties = onnx.load(files["int8"]).metadata_props
-    said = json.loads(properties[0].value)
-    assert said["input"] == {"name": "images", "dtype": "uint8", "layout": "NHWC", "shape": [8, 8, 1]}
-    assert said["preprocessing"]["mean"] == [0.3]
-    assert said["precision"] == "int8"
-    assert said["head"]["temperature"] == 5.0
-    assert said["head"]["kind"] == "implicit"
-    assert said["certificate"]["etf_error"] < 1e-6
-    assert said["certificate"]["row_norm_error"] < 1e-6
-    assert said["certificate"]["certificate_gap"] < 1e-4
-    assert set(said["versions"]) == {"nearest-etf", "torch", "onnx", "onnxscript", "onnxruntime"}
+    found = json.loads(properties[0].value)
+    assert found["input"] == {"name": "images", "dtype": "uint8", "layout": "NHWC", "shape": [8, 8, 1]}
+    assert found["preprocessing"]["mean"] == [0.3]
+    assert found["precision"] == "int8"
+    assert found["head"]["temperature"] == 5.0
+    assert found["head"]["kind"] == "implicit"
+    assert found["certificate"]["etf_error"] < 1e-6
+    assert found["certificate"]["row_norm_error"] < 1e-6
+    assert found["certificate"]["certificate_gap"] < 1e-4
+    assert set(found["versions"]) == {"nearest-etf", "torch", "onnx", "onnxscript", "onnxruntime"}
 
 
 class FixedBatch(nn.Module):

@@ -16,7 +16,9 @@ from nearest_etf.export import ExportError, export_onnx
 from nearest_etf.export.freeze import freeze
 from nearest_etf.export.graph import head_model
 from nearest_etf.export.quantize import to_int8
-from nearest_etf.torchport import Classifier, LearnedHead
+from nearest_etf.torchport import Classifier, ImplicitETFHead, LearnedHead
+
+Model = Classifier[ImplicitETFHead]
 
 
 def test_float16_is_in_the_backbone_only(files: dict[str, Path]) -> None:
@@ -62,7 +64,7 @@ def test_int8_needs_convolutions() -> None:
     ],
 )
 def test_int8_needs_images_to_calibrate_on(
-    model: Classifier, tmp_path: Path, images: np.ndarray | None, message: str
+    model: Model, tmp_path: Path, images: np.ndarray | None, message: str
 ) -> None:
     digits: dict[str, Any] = {"image_shape": (8, 8, 1), "mean": [0.3], "std": [0.37]}
     with pytest.raises(ExportError, match=message):

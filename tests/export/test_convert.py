@@ -21,14 +21,17 @@ from nearest_etf.export import (
     export_onnx,
 )
 from nearest_etf.export.check import BOUNDS
-from nearest_etf.torchport import Classifier, FixedETFHead, LearnedHead
-from nearest_etf.torchport.training.backbones import MLP, VGG, ResNet, SmallCNN
+from nearest_etf.torchport import Classifier, FixedETFHead, ImplicitETFHead, LearnedHead
+from nearest_etf.torchport.training.backbones.resnet import ResNet
+from nearest_etf.torchport.training.backbones.small import MLP, SmallCNN
+from nearest_etf.torchport.training.backbones.vgg import VGG
 
+Model = Classifier[ImplicitETFHead]
 DIGITS: dict[str, Any] = {"image_shape": (8, 8, 1), "mean": [0.3], "std": [0.37]}
 
 
 def test_same_model_gives_the_same_bytes(
-    files: dict[str, Path], model: Classifier, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path
+    files: dict[str, Path], model: Model, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
     again = tmp_path / "again.onnx"
     export_onnx(model, again, **DIGITS, check_images=held_out[0], check_labels=held_out[1])
@@ -95,9 +98,7 @@ def test_every_family_exports(backbone: nn.Module, shape: tuple[int, int, int], 
         ({"precision": "int8", "float_input": True}, "cannot go with float_input"),
     ],
 )
-def test_contradictory_options_are_refused(
-    model: Classifier, tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
+def test_contradictory_options_are_refused(model: Model, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ExportError, match=message):
         export_onnx(model, tmp_path / "model.onnx", **{**DIGITS, **options})
     assert not list(tmp_path.iterdir())
@@ -114,7 +115,7 @@ def test_contradictory_options_are_refused(
         ("model.pt", "does not end in .onnx"),
     ],
 )
-def test_targets_that_cannot_be_written(model: Classifier, tmp_path: Path, target: str, message: str) -> None:
+def test_targets_that_cannot_be_written(model: Model, tmp_path: Path, target: str, message: str) -> None:
     (tmp_path / "taken.onnx").write_text("mine")
     (tmp_path / "sidecar.json").write_text("mine")
     (tmp_path / "folder.onnx").mkdir()
@@ -125,7 +126,7 @@ def test_targets_that_cannot_be_written(model: Classifier, tmp_path: Path, targe
     assert (tmp_path / "taken.onnx").read_text() == "mine"
 
 
-def test_overwrites_only_when_told(model: Classifier, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+def test_overwrites_only_when_told(model: Model, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     options: dict[str, Any] = {"check_images": held_out[0], "mean": [0.3], "std": [0.37]}
     export_head_onnx(model, path, **options)
@@ -136,7 +137,7 @@ def test_overwrites_only_when_told(model: Classifier, held_out: tuple[np.ndarray
 
 
 def test_a_broken_bound_leaves_no_file(
-    model: Classifier, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BOUNDS, "fp16", Bound(logits=1e-9, agreement=1.0))
     with pytest.raises(CheckError, match=r"was not written: in fp16, a logit is off by .*; allowed is 1.0e-09"):
@@ -147,7 +148,7 @@ def test_a_broken_bound_leaves_no_file(
 
 
 def test_a_failing_disk_leaves_no_file(
-    model: Classifier, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")

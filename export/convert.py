@@ -1,18 +1,13 @@
 """`export_onnx`: freeze, build, check, describe, write; each step is checked before the next.
 
-The file is written to a temporary name and renamed once it has passed, so nothing half-done stays;
-beside it lies the sidecar `model.json`, which holds the same metadata, the check's report and the file's
-SHA-256.
+The file is written whole once it has passed its check, so nothing half-done stays; beside it lies the sidecar
+`model.json` with the same metadata, the report of the check and the file's SHA-256.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -26,10 +21,10 @@ from torch import nn
 from ..torchport import ClassMeans
 from .certificate import etf_certificate
 from .check import Bound, CheckReport, compare
-from .errors import CheckError, ExportError, ModelFileError
+from .errors import CheckError, ExportError
 from .freeze import Frozen, freeze
 from .graph import DTYPES, backbone_model, classifier_model, head_model, preprocessing_piece, seal
-from .model_file import FORMAT
+from .model_file import FORMAT, writable_target, write_model
 from .predict import OnnxClassifier
 
 Layout = Literal["NHWC", "NCHW"]
@@ -81,9 +76,9 @@ def export_onnx(
     check_labels : (N,), optional
         Their classes, for the accuracy of both sides.
     bound : Bound, optional
-        What fp16 or int8 has to keep, instead of the entry of `check.BOUNDS`; fp32 keeps its own in any case.
+        The bound of fp16 or int8, instead of the entry of `check.BOUNDS`; fp32 keeps its own in any case.
     metadata : mapping, optional
-        More that the file should say about itself: plain values, for JSON.
+        More entries for the file's metadata: plain values, for JSON.
     overwrite : bool
         Replace an existing file.
 
@@ -94,7 +89,7 @@ def export_onnx(
     Raises
     ------
     ExportError
-        If the model cannot be exported as asked.
+        If the model cannot be exported with these options.
     ModelFileError
         If the target exists or cannot be written.
     CheckError
@@ -160,7 +155,7 @@ def export_onnx(
         data, report = finish(
             to_int8(graph, calibration if layout == "NHWC" else calibration.transpose(0, 3, 1, 2)), precision
         )
-    write_model(path, data, {**stated, "precision": precision}, report)
+    write_model(path, data, {**stated, "precision": precision}, report.to_dict())
     return report
 
 
@@ -200,7 +195,7 @@ def export_head_onnx(
     }
     data = seal(head_model(frozen, dtype), stated)
     report = checked(path, data, frozen, check_images, check_labels, mean=mean, std=std, bound=None)
-    write_model(path, data, stated, report)
+    write_model(path, data, stated, report.to_dict())
     return report
 
 
@@ -214,68 +209,18 @@ def checked(
     return report
 
 
-def writable_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
-    """The path of a file that may be written, or a ModelFileError that says why not."""
-    path = Path(path)
-    if path.suffix != ".onnx":
-        raise ModelFileError(f"{path} does not end in .onnx")
-    if not path.parent.is_dir():
-        raise ModelFileError(f"{path} cannot be written: {path.parent} is no folder")
-    for target in (path, path.with_suffix(".json")):
-        if target.is_dir():
-            raise ModelFileError(f"{target} is a folder")
-        if target.exists() and not overwrite:
-            raise ModelFileError(f"{target} exists: choose another name, or replace it by overwrite (--overwrite)")
-    if not os.access(path.parent, os.W_OK):
-        raise ModelFileError(f"{path} cannot be written: no permission to write in {path.parent}")
-    return path
-
-
-def write_model(path: Path, data: bytes, metadata: Mapping[str, Any], report: CheckReport) -> None:
-    """Write a model and its sidecar, each whole or not at all."""
-    sidecar = {"sha256": hashlib.sha256(data).hexdigest(), **metadata, "check": report.to_dict()}
-    text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
-    try:
-        with _temporary(path, data) as model, _temporary(path.with_suffix(".json"), text.encode()) as side:
-            os.replace(model, path)
-            os.replace(side, path.with_suffix(".json"))
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be written: {error.strerror}") from error
-
-
-@contextmanager
-def _temporary(path: Path, data: bytes) -> Iterator[str]:
-    """A synced file beside `path`, which is gone afterwards if nobody renamed it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        yield name
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _description(frozen: Frozen, class_names: Sequence[str] | None) -> dict[str, Any]:
     names = [str(k) for k in range(frozen.num_classes)] if class_names is None else [str(name) for name in class_names]
     if len(names) != frozen.num_classes:
         raise ExportError(f"class_names has {len(names)} names, but the model has {frozen.num_classes} classes")
-    means = getattr(frozen.head, "means", None)
-    class_means = means.means.numpy() if isinstance(means, ClassMeans) else None
+    running = getattr(frozen.head, "running", None)
+    class_means = running.class_means.numpy() if isinstance(running, ClassMeans) else None
     packages = ("nearest-etf", "torch", "onnx", "onnxscript", "onnxruntime")
     return {
         "format": FORMAT,
         "class_names": names,
         "head": frozen.describe_head(),
-        # rounded, so that a file's bytes do not hang on the last bit of somebody's LAPACK
+        # rounded, so that a file's bytes do not depend on the last bit of a LAPACK
         "certificate": {k: round(v, 10) for k, v in etf_certificate(frozen.weight, class_means).items()},
         "versions": {package: version(package) for package in packages},
     }

@@ -1,0 +1,131 @@
+"""How commands read their arguments and end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nearest_etf import __version__
+from nearest_etf.common.command import Parser, fail, printer, run_command
+from nearest_etf.common.errors import UserError
+
+
+def example() -> Parser:
+    parser = Parser("etf-example", "Show something.", "\netf-example a --number 3    three\netf-example b")
+    parser.add_argument("name")
+    parser.add_argument("--number", type=int, default=1)
+    return parser
+
+
+def ended(parser: Parser, words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a parser that ends the command."""
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(words)
+    return int(str(end.value.code)), *capsys.readouterr()
+
+
+def test_reads_arguments() -> None:
+    given = example().parse_args(["a", "--number", "3", "--quiet"])
+    assert (given.name, given.number, given.quiet) == ("a", 3, True)
+    assert not example().parse_args(["a"]).quiet
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a", "--nummer", "3"], "unknown flag '--nummer': did you mean '--number'?"),
+        (["a", "--nummer=3"], "unknown flag '--nummer': did you mean '--number'?"),
+        (["a", "--num", "3"], "unknown flag '--num': did you mean '--number'?"),
+        (["a", "b"], "unexpected argument 'b'"),
+        (["a", "--number", "x"], "argument --number: invalid int value: 'x'"),
+        ([], "the following arguments are required: name"),
+    ],
+)
+def test_bad_use_is_one_line_and_status_2(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = ended(example(), words, capsys)
+    assert (status, out) == (2, "")
+    assert err == f"etf-example: {message} (see etf-example --help)\n"
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = ended(example(), ["--help"], capsys)
+    assert (status, err) == (0, "")
+    assert "examples:\n  etf-example a --number 3    three\n  etf-example b\n" in out
+    assert ended(example(), ["--version"], capsys) == (0, f"etf-example {__version__}\n", "")
+
+
+def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    printer(True)("unheard", file=sys.stderr, flush=True)
+    printer(False)("heard")
+    assert capsys.readouterr() == ("heard\n", "")
+
+
+class FailedCheck(UserError):
+    """A failed check."""
+
+    exit_status = 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (UserError("x is 3:\n  expected 4"), 2, "x is 3: expected 4"),
+        (FailedCheck("a logit is off"), 1, "a logit is off"),
+        (ModuleNotFoundError("no", name="torch"), 2, "torch is missing: pip install 'nearest-etf[train]'"),
+        (ModuleNotFoundError("no", name="onnx.compose"), 2, "onnx is missing: pip install 'nearest-etf[export]'"),
+        (ModuleNotFoundError("no", name="PIL"), 2, "PIL is missing: pip install 'nearest-etf[deploy]'"),
+        (PermissionError(13, "Permission denied", "out.json"), 2, "out.json: Permission denied"),
+        (OSError("strange"), 2, "strange"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_end_a_command_in_one_line(
+    error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def body() -> int:
+        raise error
+
+    assert run_command("etf-example", body) == status
+    assert capsys.readouterr() == ("", f"etf-example: {message}\n")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), ModuleNotFoundError("no", name="nearest_etf.nowhere")])
+def test_bugs_keep_their_traceback(error: Exception) -> None:
+    def body() -> int:
+        raise error
+
+    with pytest.raises(type(error)):
+        run_command("etf-example", body)
+
+
+def test_status_of_the_body_is_the_command_s(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [run_command("etf-example", lambda status=status: status) for status in (0, 1)] == [0, 1]  # type: ignore[misc]
+    assert fail("etf-example", "two\nlines", 7) == 7
+    assert capsys.readouterr().err == "etf-example: two lines\n"
+
+
+@pytest.mark.parametrize("lines", [1, 100_000], ids=["within the buffer", "beyond the buffer"])
+def test_a_reader_that_has_seen_enough_is_no_error(lines: int) -> None:
+    script = f"""
+import sys
+from nearest_etf.common.command import run_command
+def body():
+    for line in range({lines}):
+        print("line", line)
+    return 0
+sys.exit(run_command("etf-example", body))
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as out:
+        result = subprocess.run([sys.executable, "-c", script], stdout=out, stderr=subprocess.PIPE, check=False)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    script = "import sys, nearest_etf.common.command; print({'numpy', 'torch'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"

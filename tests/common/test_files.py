@@ -1,0 +1,138 @@
+"""Writing is whole or not at all, a killed process included; reading turns every failure into one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nearest_etf.common.errors import UserError
+from nearest_etf.common.files import FileError, describe, read_json, reading, replacing, write_file
+
+
+class OurError(UserError):
+    """A room's own error."""
+
+
+@pytest.mark.parametrize(("content", "stored"), [("grün\n", "grün\n".encode()), (b"\x00\xff", b"\x00\xff"), ("", b"")])
+def test_text_is_utf_8_and_bytes_are_bytes(tmp_path: Path, content: str | bytes, stored: bytes) -> None:
+    write_file(tmp_path / "file", content)
+    assert (tmp_path / "file").read_bytes() == stored
+    write_file(str(tmp_path / "file"), b"again")
+    assert (tmp_path / "file").read_bytes() == b"again"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    def interrupted() -> None:
+        with replacing(tmp_path / "file") as file:
+            file.write(b"ne")
+            raise error
+
+    write_file(tmp_path / "file", "old")
+    with pytest.raises(error):
+        interrupted()
+    assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failing_disk_keeps_the_old_file(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_file(tmp_path / "file", "old")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, step, full)
+        with pytest.raises(OSError, match="No space left"):
+            write_file(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_a_process_killed_between_write_and_rename_leaves_the_old_file(tmp_path: Path) -> None:
+    write_file(tmp_path / "file", "old")
+    script = f"""
+import os, signal
+from nearest_etf.common.files import write_file
+os.replace = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+write_file({str(tmp_path / "file")!r}, "new" * 100_000)
+"""
+    result = subprocess.run([sys.executable, "-c", script], check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert (tmp_path / "file").read_text() == "old"
+    assert (tmp_path / "file.tmp").stat().st_size == 300_000, "the new contents were synced before the rename"
+    write_file(tmp_path / "file", "next")  # the leftover is in nobody's way
+    assert (tmp_path / "file").read_text() == "next"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_synced_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", refuse)  # as on Windows, where a folder has no handle
+        write_file(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_folder_that_does_not_exist_is_the_caller_s_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_file(tmp_path / "nowhere" / "file", "x")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (FileNotFoundError(2, "No such file"), "x.bin is missing: expected a thing"),
+        (PermissionError(13, "Permission denied"), "x.bin cannot be read (Permission denied): expected a thing"),
+        (OSError("image file is truncated\nat 3"), "x.bin cannot be read (image file is truncated): expected a thing"),
+        (KeyError("a"), "x.bin is damaged or of another kind (KeyError: 'a'): expected a thing"),
+        (MemoryError(), "x.bin is damaged or of another kind (MemoryError): expected a thing"),
+        (RuntimeError("one\ntwo"), "x.bin is damaged or of another kind (RuntimeError: one): expected a thing"),
+    ],
+)
+@pytest.mark.parametrize("kind", [FileError, OurError])
+def test_reading_turns_any_error_into_one_line(error: Exception, message: str, kind: type[UserError]) -> None:
+    with pytest.raises(kind) as caught, reading("x.bin", "a thing", kind):
+        raise error
+    assert str(caught.value) == message
+    assert caught.value.__cause__ is error
+
+
+def test_reading_passes_our_own_errors_and_interrupts() -> None:
+    for error in (OurError("as it is"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught, reading("x.bin", "a thing"):
+            raise error
+        assert caught.value is error
+
+
+@pytest.mark.parametrize("contents", [b"", b"not json", b'{"a": ', b"\xff\xfe", b"[" * 100_000])
+def test_damaged_json(tmp_path: Path, contents: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(contents)
+    with pytest.raises(OurError, match=r"x\.json is damaged or of another kind \(.*\): expected figures") as caught:
+        read_json(tmp_path / "x.json", "figures", OurError)
+    assert "\n" not in str(caught.value)
+
+
+def test_json(tmp_path: Path) -> None:
+    value = {"ä": [1, 2.5, None]}
+    write_file(tmp_path / "x.json", json.dumps(value, ensure_ascii=False))
+    assert read_json(tmp_path / "x.json", "figures") == value
+    with pytest.raises(FileError, match=r"y\.json is missing: expected figures"):
+        read_json(tmp_path / "y.json", "figures")
+    with pytest.raises(FileError, match=r"cannot be read \(Is a directory\)"):
+        read_json(tmp_path, "figures")
+
+
+def test_describe_names_the_type_once() -> None:
+    assert describe(KeyError("a")) == "KeyError: 'a'"
+    assert describe(KeyError()) == "KeyError"
