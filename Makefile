@@ -26,7 +26,7 @@ demo: setup     ## verify, train three heads, measure, export, check, predict: a
 	$(BIN)/etf-report $(DEMO)/*-seed* --to $(DEMO)/report.html $(DEMO)/report.png
 	$(BIN)/etf-export $(DEMO)/implicit-seed0 --to $(DEMO)/model.onnx --samples 40 --overwrite
 	$(BIN)/etf-predict $(DEMO)/model.onnx $(DEMO)/model-samples --score --format csv > $(DEMO)/predictions.csv
-	@printf '\nmade in %s:\n' $(DEMO); cd $(DEMO) && ls -1 */config.json */metrics.csv */best.pt *.onnx *.json *.csv *.png *.html
+	@printf '\nmade in %s:\n' $(DEMO); cd $(DEMO) && ls -1 */config.json */metrics.csv */last.pt *.onnx *.json *.csv *.png *.html
 
 test: lint      ## formatting, lint, types, and all tests
 	$(BIN)/pytest -q

@@ -15,7 +15,6 @@ import argparse
 import importlib
 import importlib.util
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -29,8 +28,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from nearest_etf.torchport.training.data import Augmentation, DeviceLoader, Split
-from nearest_etf.torchport.training.run.folder import provenance
+from nearest_etf.common.machine import available_cores, provenance
+from nearest_etf.torchport.training.data.device_loader import Augmentation, DeviceLoader
+from nearest_etf.torchport.training.data.split import Split
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 PADDING = 4
@@ -73,10 +73,10 @@ class Usual(PerImage):
     def image(self, index: int) -> Tensor:
         padded = np.pad(self.split.images[index], ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
         top, left = np.random.randint(0, 2 * PADDING + 1, 2)  # noqa: NPY002 - what such pipelines do
-        part = padded[top : top + 32, left : left + 32]
+        crop = padded[top : top + 32, left : left + 32]
         if np.random.random() < 0.5:  # noqa: NPY002
-            part = part[:, ::-1]
-        pixels = torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1))).float() / 255
+            crop = crop[:, ::-1]
+        pixels = torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1))).float() / 255
         return (pixels - self.mean) / self.std
 
 
@@ -91,10 +91,10 @@ class Tuned(PerImage):
 
     def image(self, index: int) -> Tensor:
         top, left = random.randrange(2 * PADDING + 1), random.randrange(2 * PADDING + 1)
-        part = self.planes[index, :, top : top + 32, left : left + 32]
+        crop = self.planes[index, :, top : top + 32, left : left + 32]
         if random.random() < 0.5:
-            part = part[:, :, ::-1]
-        pixels = part * self.scale
+            crop = crop[:, :, ::-1]
+        pixels = crop * self.scale
         pixels += self.shift
         return torch.from_numpy(pixels)
 
@@ -171,9 +171,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--images", type=int, default=20000)
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument(
-        "--workers", type=int, nargs="+", default=[os.cpu_count() or 1], help="numbers of workers to try"
-    )
+    parser.add_argument("--workers", type=int, nargs="+", default=[available_cores()], help="numbers of workers to try")
     parser.add_argument("--repeats", type=int, default=5, help="timed turns of each contestant")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", help="write all rows here")
@@ -195,7 +193,10 @@ def main() -> None:
         ratio = f"{best['device-resident'] / best[r.contestant]:12.1f}×"
         print(f"{r.contestant:18}{r.workers or '—':>8}{r.median:12,.0f}{r.slowest:12,.0f}{r.fastest:12,.0f}{ratio}")
     if options.json:
-        where, chosen = provenance(device), {name: value for name, value in vars(options).items() if name != "json"}
+        where, chosen = (
+            provenance(options.device),
+            {name: value for name, value in vars(options).items() if name != "json"},
+        )
         about = {name: where[name] for name in ("commit", "versions", "python", "device", "threads")}
         report = {"provenance": about, "options": chosen, "rows": [asdict(r) for r in rows]}
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n")

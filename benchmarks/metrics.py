@@ -1,18 +1,17 @@
-"""What the metrics of neural collapse cost: the streaming meter against accumulation sample by sample in dictionaries.
+"""Cost of the metrics of neural collapse: the streaming meter against accumulation sample by sample in dictionaries.
 
     python benchmarks/metrics.py                     # 50,000 × 512 features, K = 100: a minute on two cores
     python benchmarks/metrics.py --samples 5000 --repeats 5
 
-The peer is the widespread way since Zhu et al. 2021, arXiv 2105.02375, written here from its description: a dictionary
-of class sums filled one sample at a time, then a column times a row per sample for Σ_W. (The paper's own scripts fill
-the same dictionary, and keep all features beside it to form Σ_W class by class.)
-Both give NC1, NC2 of the class means and NC3, from the same batches, in the same process; the figures must agree.
+The peer is the common implementation since Zhu et al. 2021, arXiv 2105.02375, written here from its description: a
+dictionary of class sums filled one sample at a time, then a column times a row per sample for Σ_W. (The paper's own
+scripts fill the same dictionary, and keep all features beside it to form Σ_W class by class.)
+Both compute NC1, NC2 of the class means and NC3, from the same batches, in the same process; the figures must agree.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nearest_etf.common.machine import provenance
 from nearest_etf.torchport import NeuralCollapseMeter
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -36,21 +36,24 @@ def make_data(samples: int, num_features: int, num_classes: int, batch_size: int
     return list(zip(features.split(batch_size), labels.split(batch_size), strict=True)), centres
 
 
-def with_meter(batches: Batches, weight: Tensor) -> Figures:
-    """Ours: one pass."""
-    meter = NeuralCollapseMeter(*weight.shape)
+def one_pass(batches: Batches, weight: Tensor) -> NeuralCollapseMeter:
+    """The meter after its first pass, for W (K, d)."""
+    K, d = weight.shape
+    meter = NeuralCollapseMeter(num_features=d, num_classes=K)
     for features, labels in batches:
         meter.update(features, labels)
-    measured = meter.compute(weight)
+    return meter
+
+
+def with_meter(batches: Batches, weight: Tensor) -> Figures:
+    """Ours: one pass."""
+    measured = one_pass(batches, weight).compute(weight)
     return measured.nc1, measured.nc2_means, measured.nc3
 
 
 def with_both_passes(batches: Batches, weight: Tensor) -> Figures:
     """Ours, with the second pass for NC4 and the cosine margins, which the peer leaves out."""
-    meter = NeuralCollapseMeter(*weight.shape)
-    for features, labels in batches:
-        meter.update(features, labels)
-    second = meter.second_pass(weight)
+    second = one_pass(batches, weight).second_pass(weight)
     for features, labels in batches:
         second.update(features, labels)
     measured = second.compute()
@@ -97,8 +100,8 @@ def timed(method: Callable[[Batches, Tensor], Figures], data: tuple[Batches, Ten
 
 
 def peak_memory(method: Callable[[Batches, Tensor], Figures], data: tuple[Batches, Tensor]) -> float:
-    """By how many bytes the resident memory rises at most during a call (Linux; after a call that warmed up)."""
-    Path("/proc/self/clear_refs").write_text("5")  # forget the high-water mark so far
+    """Largest rise of resident memory during a call, in bytes (Linux; after a call that warmed up)."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     method(*data)
     return _status("VmHWM") - before
@@ -121,7 +124,10 @@ def main() -> None:
     K, d = options.classes, options.features
     data = make_data(options.samples, d, K, options.batch_size)
     print(f"{options.samples} × {d} float32 features, K = {K}, batches of {options.batch_size}")
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()} CPU\n")
+    where = provenance()
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {where['device']}, commit {where['commit']}\n"
+    )
 
     expected = with_dictionaries(*data)
     for found, figure in zip(with_meter(*data), expected, strict=True):
@@ -131,7 +137,7 @@ def main() -> None:
     peer = timed(with_dictionaries, data, options.repeats)
     for name, seconds in (
         ("dictionaries, NC1–NC3", peer),
-        ("meter, one pass, all it gives", timed(with_meter, data, 2 * options.repeats + 1)),
+        ("meter, one pass, all its figures", timed(with_meter, data, 2 * options.repeats + 1)),
         ("meter, both passes", timed(with_both_passes, data, 2 * options.repeats + 1)),
     ):
         median = statistics.median(seconds)

@@ -18,13 +18,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from nearest_etf.common.machine import provenance
 from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead
-from nearest_etf.torchport.training.backbones import ResNet
-from nearest_etf.torchport.training.run.folder import provenance
+from nearest_etf.torchport.training.backbones.resnet import ResNet
 
 CASES = {
     "cpu": ["resnet18:10:128:32", "resnet18:100:128:32"],
@@ -53,18 +54,17 @@ def heads(num_features: int, num_classes: int) -> dict[str, Head]:
     }
 
 
-def training_step(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+def training_step(model: Classifier[Any], images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
     """Forward, backward and update; in bfloat16 where there is a GPU."""
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     device = images.device.type
 
     def step() -> None:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
             loss = F.cross_entropy(model(images, labels), labels)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
-        model.head.after_step()
+        optimizer.step()
 
     return step
 
@@ -180,7 +180,7 @@ def main() -> None:
             times = f"{r.step_ms:10.1f}{100 * r.overhead:9.1f}%{r.layer_ms:10.2f}{100 * r.layer_overhead:10.2f}%"
             print(f"{r.case:26}{r.head:26}{times}", flush=True)
     if options.json:
-        report = {"provenance": provenance(torch.device(options.device)), "rows": [asdict(r) for r in rows]}
+        report = {"provenance": provenance(options.device), "rows": [asdict(r) for r in rows]}
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
     if options.plot:
         plot(rows, options.plot)

@@ -14,26 +14,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 from loader import MEAN, PADDING, STD, Usual, from_workers  # type: ignore[import-not-found]  # the script beside this
 from torch.nn import functional as F
 
+from nearest_etf.common.machine import available_cores, provenance
 from nearest_etf.torchport import Classifier
-from nearest_etf.torchport.training.run.checkpoint import build_model
-from nearest_etf.torchport.training.data import ImageData, Split, make_loader
-from nearest_etf.torchport.training.optim import build_optimiser
-from nearest_etf.torchport.training.run.folder import provenance
+from nearest_etf.torchport.training.data.images import ImageData
+from nearest_etf.torchport.training.data.loaders import make_loader
+from nearest_etf.torchport.training.data.split import Split
+from nearest_etf.torchport.training.device import use_precision
+from nearest_etf.torchport.training.model import build_model
+from nearest_etf.torchport.training.optim import build_optimizer
 from nearest_etf.torchport.training.run.settings import Settings
-from nearest_etf.torchport.training.train import batch_totals, use_precision
+from nearest_etf.torchport.training.train import batch_totals
 
 CLASSES = 10
 DEFAULTS = {"cpu": {"width": 64, "batch_size": 64, "steps": 4}, "cuda": {"width": 64, "batch_size": 512, "steps": 100}}
@@ -53,11 +56,11 @@ class Row:
 
 
 def ours(data: ImageData, settings: Settings, device: torch.device) -> Turn:
-    """An epoch as `training.train` does it, without its books."""
+    """An epoch as `training.train` does it, without metrics and checkpoints."""
     loader = make_loader(data.train, data, settings, device=device)
     model = build_model(settings, data.image_shape, CLASSES).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = build_optimiser(settings, model)
+    optimizer = build_optimizer(settings, model)
     use_precision(model.backbone, device, settings.precision)
     if settings.compile:
         model.backbone.compile()
@@ -65,12 +68,11 @@ def ours(data: ImageData, settings: Settings, device: torch.device) -> Turn:
 
     def turn() -> None:
         for images, labels in loader.epoch(1):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             logits = model(images, labels)
             loss = F.cross_entropy(logits, labels)
             loss.backward()
-            optimiser.step()
-            model.head.after_step()
+            optimizer.step()
             totals.add_(batch_totals(loss, logits, labels))
         check(model)
 
@@ -82,22 +84,22 @@ def plain(data: ImageData, settings: Settings, device: torch.device, workers: in
     assert isinstance(data.train, Split)
     batches = from_workers(Usual(data.train), settings.batch_size, workers, device)
     model = build_model(settings, data.image_shape, CLASSES).to(device)
-    optimiser = build_optimiser(settings, model)
+    optimizer = build_optimizer(settings, model)
 
     def turn() -> None:
         torch.backends.cudnn.allow_tf32 = tf32
         for images, labels in batches():
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss = F.cross_entropy(model(images, labels), labels)
             loss.backward()
-            optimiser.step()
+            optimizer.step()
         torch.backends.cudnn.allow_tf32 = True
         check(model)
 
     return turn
 
 
-def check(model: Classifier) -> None:
+def check(model: Classifier[Any]) -> None:
     """Wait for the device, once in a turn; a rate of steps that compute nothing would mean nothing."""
     if not all(p.isfinite().all() for p in model.parameters()):
         raise SystemExit("training.py: the weights are not finite")
@@ -109,7 +111,7 @@ def measure(options: argparse.Namespace) -> list[Row]:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
     split = Split(pixels, rng.integers(0, CLASSES, images))
-    data = ImageData("noise", split, split, tuple(map(str, range(CLASSES))), MEAN, STD)
+    data = ImageData("noise", split, None, None, tuple(map(str, range(CLASSES))), MEAN, STD)
     shared = {"backbone": "resnet18", "stem": "cifar", "width": options.width, "batch_size": options.batch_size}
     settings = Settings(
         **shared, flip=True, crop_padding=PADDING, lr=0.01, precision=options.precision, compile=options.compile
@@ -141,7 +143,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default = f"{DEFAULTS['cpu'][name]} on the CPU, {DEFAULTS['cuda'][name]} on a GPU"
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{about} ({default})")
     parser.add_argument("--turns", type=int, default=5, help="timed turns of each contestant")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of the plain loop's loader")
+    parser.add_argument("--workers", type=int, default=available_cores(), help="processes of the plain loop's loader")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16", help="of ours")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out of ours")
     parser.add_argument("--quick", action="store_true", help="a narrow network, few steps, nothing compiled")
@@ -166,7 +168,7 @@ def main() -> None:
         print(f"{r.contestant:22}{r.median:12,.0f}{r.slowest:12,.0f}{r.fastest:12,.0f}{ratio}")
     if options.json:
         chosen = {name: value for name, value in vars(options).items() if name not in ("json", "quick")}
-        where = provenance(torch.device(options.device))
+        where = provenance(options.device)
         about = {name: where[name] for name in ("commit", "versions", "python", "device", "threads")}
         report = {"provenance": about, "options": chosen, "rows": [asdict(r) for r in rows]}
         Path(options.json).write_text(json.dumps(report, indent=1) + "\n")

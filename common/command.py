@@ -14,14 +14,18 @@ from typing import Any, NoReturn
 from .. import __version__
 from .errors import UserError, nearest_name
 
-EXTRAS = {
-    "torch": "train",
-    "matplotlib": "train",
-    "jinja2": "train",
-    "onnx": "export",
-    "onnxruntime": "deploy",
-    "PIL": "deploy",
-}
+OPTIONAL_PACKAGES = (
+    "torch",
+    "tqdm",
+    "matplotlib",
+    "jinja2",
+    "PIL",
+    "sklearn",
+    "pooch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,13 +59,16 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--quiet", action="store_true", help="print results that were asked for, and errors, only")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As in `argparse`; an unknown flag is answered with the nearest one."""
-        given, unknown = self.parse_known_args(args, namespace)
+        """As in `argparse`; an unknown flag is answered first, with the nearest one."""
+        words = list(sys.argv[1:] if args is None else args)
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        for word in words[: words.index("--")] if "--" in words else words:
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in flags:
+                self.error(nearest_name("flag", name, flags).split(" (one of")[0])
+        given, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            if not unknown[0].startswith("-"):
-                self.error(f"unexpected argument {unknown[0]!r}")
-            self.error(nearest_name("flag", unknown[0].partition("=")[0], flags).split(" (one of")[0])
+            self.error(f"unexpected argument {unknown[0]!r}")
         return given
 
     def error(self, message: str) -> NoReturn:
@@ -73,8 +80,11 @@ def printer(quiet: bool) -> Callable[..., None]:
     return (lambda *_, **__: None) if quiet else print
 
 
-def run_command(prog: str, body: Callable[[], int]) -> int:
-    """The exit status of a command: that of `body`, or of the error that ended it, which is printed as one line."""
+def run_command(prog: str, body: Callable[[], int], extra: str = "train") -> int:
+    """The exit status of a command: that of `body`, or of the error that ended it, which is printed as one line.
+
+    `extra` names what brings the packages that the command needs, as in `pip install 'nearest-etf[train]'`.
+    """
     try:
         status = body()
         sys.stdout.flush()
@@ -83,9 +93,9 @@ def run_command(prog: str, body: Callable[[], int]) -> int:
         return fail(prog, str(error), error.exit_status)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
+        if package not in OPTIONAL_PACKAGES:
             raise
-        return fail(prog, f"{package} is missing: pip install 'nearest-etf[{EXTRAS[package]}]'")
+        return fail(prog, f"{package} is missing: pip install 'nearest-etf[{extra}]'")
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of standard output, `head` say, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -58,16 +58,16 @@ def make_backbone() -> nn.Module:
     return network
 
 
-def make_model() -> Classifier:
+def make_model() -> Classifier[ImplicitETFHead]:
     """The head needs to know d, the number of features, and K, the number of classes; d may be found by trying."""
     backbone = make_backbone().to(device).eval()
     d = backbone(test_images[:2]).shape[1]
     return Classifier(backbone, ImplicitETFHead(num_features=d, num_classes=10)).to(device)
 
 
-# Training, with any optimiser. The ETF heads have no parameters, so only the backbone's are learned.
+# Training, with any optimizer. The ETF heads have no parameters, so only the backbone's are learned.
 model = make_model()
-optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 for epoch in range(options.epochs):
     model.train()
     for index in torch.randperm(len(train_labels), device=device).split(64):
@@ -75,10 +75,9 @@ for epoch in range(options.epochs):
         with torch.autocast(device, dtype=torch.bfloat16):
             logits = model(train_images[index], train_labels[index])  # labels: the head moves its class means
             loss = F.cross_entropy(logits, train_labels[index])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # through the nearest simplex ETF, exactly
-        optimiser.step()
-        # A LearnedHead needs model.head.after_step() here, for its rows of unit norm; the ETF heads do not.
+        optimizer.step()
     print(f"epoch {epoch + 1}: loss {loss.item():.3f}")
 
 # A state_dict holds all of the head: class means, the last solution, W and b.

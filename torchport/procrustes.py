@@ -45,7 +45,7 @@ class Solution(NamedTuple):
         `X` of (P) or (R), m = K or K−1, in the precision that the problem was solved in.
     linear_term : (d, m)
         `A`.
-    fallbacks : () int64
+    fallbacks : int, or () int64 where only the device knows
         1 where a safer method had to step in, or on an accelerator where the frame is NaN for want of one.
     basis : (m, m) or None
         The eigenbasis of `(AᵀA)^{1/2}` that a warm start of the next, similar problem takes.
@@ -60,7 +60,7 @@ class Solution(NamedTuple):
     frame: Tensor
     variable: Tensor
     linear_term: Tensor
-    fallbacks: Tensor
+    fallbacks: Tensor | int
     basis: Tensor | None
 
     @property

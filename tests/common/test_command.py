@@ -75,8 +75,7 @@ class FailedCheck(UserError):
         (UserError("x is 3:\n  expected 4"), 2, "x is 3: expected 4"),
         (FailedCheck("a logit is off"), 1, "a logit is off"),
         (ModuleNotFoundError("no", name="torch"), 2, "torch is missing: pip install 'nearest-etf[train]'"),
-        (ModuleNotFoundError("no", name="onnx.compose"), 2, "onnx is missing: pip install 'nearest-etf[export]'"),
-        (ModuleNotFoundError("no", name="PIL"), 2, "PIL is missing: pip install 'nearest-etf[deploy]'"),
+        (ModuleNotFoundError("no", name="onnx.compose"), 2, "onnx is missing: pip install 'nearest-etf[train]'"),
         (PermissionError(13, "Permission denied", "out.json"), 2, "out.json: Permission denied"),
         (OSError("strange"), 2, "strange"),
         (KeyboardInterrupt(), 130, "interrupted"),
@@ -90,6 +89,18 @@ def test_errors_end_a_command_in_one_line(
 
     assert run_command("etf-example", body) == status
     assert capsys.readouterr() == ("", f"etf-example: {message}\n")
+
+
+def test_a_command_names_its_own_extra(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        raise ModuleNotFoundError("no", name="PIL")
+
+    assert run_command("etf-predict", body, extra="deploy") == 2
+    assert capsys.readouterr().err == "etf-predict: PIL is missing: pip install 'nearest-etf[deploy]'\n"
+
+
+def test_an_unknown_flag_is_named_before_a_missing_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean '--number'" in ended(example(), ["--numer", "3"], capsys)[2]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), ModuleNotFoundError("no", name="nearest_etf.nowhere")])

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nearest_etf.torchport import ImplicitETFHead
+from nearest_etf.torchport import Classifier, FixedETFHead, ImplicitETFHead, LearnedHead
 from nearest_etf.torchport.distributed import all_reduce_sum
 
 
@@ -35,6 +35,23 @@ def one_of_two(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def several_forwards_of_two(rank: int, folder: str) -> None:
+    """Under DDP, which writes rank 0's buffers into the others' at every forward: two forwards, one backward."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/ddp", rank=rank, world_size=2)
+    gradients = []
+    for kind in (FixedETFHead, ImplicitETFHead, LearnedHead):
+        torch.manual_seed(0)
+        model = torch.nn.parallel.DistributedDataParallel(Classifier(torch.nn.Linear(8, 8), kind(8, 4)))
+        features, labels = (x[rank::2] for x in shared_batch())
+        for _ in range(2):
+            unlabelled = model(features.float() + 1, update=False)
+            labelled = model(features.float(), labels)
+            (unlabelled.logsumexp(1).mean() + torch.nn.functional.cross_entropy(labelled, labels)).backward()
+        gradients.append(model.module.backbone.weight.grad)
+    torch.save(gradients, f"{folder}/ddp-{rank}.pt")
+    dist.destroy_process_group()
+
+
 def test_without_processes_nothing_happens() -> None:
     x = torch.ones(3)
     assert all_reduce_sum(x) is x
@@ -51,5 +68,15 @@ def test_two_processes_solve_the_same_problem(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), gradient)
 
 
+def test_several_forwards_share_one_backward_under_ddp(tmp_path: Path) -> None:
+    command = [sys.executable, __file__]
+    running = [subprocess.Popen([*command, str(rank), str(tmp_path), "ddp"]) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    for ours, theirs in zip(*(torch.load(tmp_path / f"ddp-{rank}.pt") for rank in range(2)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert ours.isfinite().all()
+
+
 if __name__ == "__main__":
-    one_of_two(int(sys.argv[1]), sys.argv[2])
+    work = several_forwards_of_two if "ddp" in sys.argv else one_of_two
+    work(int(sys.argv[1]), sys.argv[2])

@@ -32,8 +32,8 @@ class Found(NamedTuple):
     frame: Tensor  # (d, K) of the problem; for "polar" X itself
     linear_term: Tensor  # A (d, m)
     variable: Tensor  # X (d, m)
-    gauge: Tensor  # (d, g): what completes X beyond A's own columns, g = 0 or 1
-    fallbacks: Tensor  # () int64: 1 if another method had to step in
+    gauge: Tensor | None  # (d, 1): what completes X beyond A's own columns, where that was asked for
+    fallbacks: Tensor | int  # 1 if another method had to step in; a tensor where only the device knows
     known: Decomposition
 
     @property
@@ -137,7 +137,7 @@ class _EagerFrame(_CompiledFrame):
         kind: Any
         method = choose(A, start) if method == "auto" else method
         if type(H) is Tensor and H.device.type != "meta":
-            X, gauge, fallbacks, known = decompose(A, start.detach(), basis, method)
+            X, known, gauge, fallbacks = decompose(A, start.detach(), basis, method)
             kind, tensors = type(known), _tensors(known)
         else:
             X, gauge, fallbacks, *tensors = torch.ops.nearest_etf.polar(A, start.detach(), basis, method)
@@ -180,8 +180,8 @@ class _EagerFrame(_CompiledFrame):
         solved = []
         for index in range(info.batch_size):
             frame, A, X, gauge, fallbacks, own_kind, *known = _EagerFrame.apply(*problem(index), *how)
-            known = as_kind(own_kind(*known), kind, fallbacks)
-            solved.append((frame, A, frame if X is None else X, gauge, fallbacks, *_tensors(known)))
+            parts = _tensors(as_kind(own_kind(*known), kind, A.device))
+            solved.append((frame, A, frame if X is None else X, *_as_tensors(A, gauge, fallbacks), *parts))
         frame, A, X, gauge, fallbacks, *known = (torch.stack(values) for values in zip(*solved, strict=True))
         return (frame, A, X, gauge, fallbacks, kind, *known), (0, 0, 0, 0, 0, None, *(0 for _ in known))
 
@@ -301,6 +301,11 @@ def _batched(info: Any, in_dims: tuple[Any, ...], *inputs: Tensor) -> list[Tenso
     return [x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in pairs]
 
 
+def _as_tensors(A: Tensor, gauge: Tensor | None, fallbacks: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Gauge (d, g), g = 0 or 1, and fallbacks () int64, for compilers and batches."""
+    return A.new_empty(len(A), 0) if gauge is None else gauge, torch.as_tensor(fallbacks, device=A.device)
+
+
 def _tensors(known: Decomposition) -> tuple[Tensor, ...]:
     return tuple(known)  # type: ignore[arg-type]
 
@@ -309,9 +314,9 @@ def _tensors(known: Decomposition) -> tuple[Tensor, ...]:
     "nearest_etf::polar", mutates_args=(), schema="(Tensor A, Tensor start, Tensor? basis, str method) -> Tensor[]"
 )
 def _polar_operator(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> list[Tensor]:
-    frame, gauge, fallbacks, known = decompose(A, start, basis, method)
-    known = as_kind(known, expected_kind(A.dtype, basis, method), fallbacks)
-    return [frame, gauge, fallbacks, *_tensors(known)]
+    X, known, gauge, fallbacks = decompose(A, start, basis, method)
+    known = as_kind(known, expected_kind(A.dtype, basis, method), A.device)
+    return [X, *_as_tensors(A, gauge, fallbacks), *_tensors(known)]
 
 
 @_polar_operator.register_fake

@@ -21,7 +21,7 @@ def completed(found: Found, A: Tensor, start: Tensor) -> Tensor:
     shapes before values, get the derivative of an A of full rank.
     """
     m, columns = A.shape[1], start.shape[1]
-    value = torch.cat([found.frame, found.gauge], 1) if columns > m else found.frame
+    value = found.frame if found.gauge is None or columns == m else torch.cat([found.frame, found.gauge], 1)
     deficient = isinstance(found.known, Spectral) and _deficient(found.known)
     if not deficient and columns == m:
         return value

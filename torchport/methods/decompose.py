@@ -10,7 +10,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from .factor import Decomposition, Polar, counted
+from .factor import Decomposition, Polar
 from .linalg import complete_by_one, pseudo_inverse, without_rounding
 from .matmul import Products, by_matmul
 from .spectral import Spectral, by_eigh, by_svd
@@ -42,23 +42,29 @@ def decompose(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Po
     """
     if method == "auto":
         method = choose(A, start)
-    found = by_basis(A, basis) if method == "eigh" and basis is not None else None
+    try:
+        found = _attempt(A, start, basis, method)
+    except torch.linalg.LinAlgError:
+        found = None
     if found is None:
-        if A.device.type == "cpu" and not (A.sum().isfinite() or A.isfinite().all()):  # the sum alone is quicker
+        if A.device.type == "cpu" and not A.isfinite().all():
             raise ValueError("class_means or proximal hold NaN or infinite entries.")
-        if method == "matmul":
-            found = by_matmul(A, start)
-        elif method == "eigh":
-            found = by_eigh(A) or _fallback(A, start)
-        elif method == "trust-region":
-            found = by_trust_region(A, start) or _fallback(A, start)
-        else:
-            found = by_svd(A, start)
-    if start.shape[1] > found.factor.shape[1] + found.gauge.shape[1]:
-        found = found._replace(gauge=complete_by_one(found.factor, start))
-    if (A.device.type == "cpu" or method != "matmul") and bool(found.fallbacks):  # the host does not wait for products
+        found = by_svd(A, start)._replace(fallbacks=1)
         _warn_once(method, A)
+    if found.gauge is None and start.shape[1] > A.shape[1]:
+        found = found._replace(gauge=complete_by_one(found.factor, start))
     return found
+
+
+def _attempt(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Polar | None:
+    """By this method alone; None where it admits defeat."""
+    if method == "eigh":
+        return (by_basis(A, basis) if basis is not None else None) or by_eigh(A)
+    if method == "matmul":
+        return by_matmul(A)
+    if method == "trust-region":
+        return by_trust_region(A, start)
+    return by_svd(A, start)
 
 
 def expected_kind(dtype: torch.dtype, basis: Tensor | None, method: str) -> type[Spectral | Warm | Products]:
@@ -68,19 +74,15 @@ def expected_kind(dtype: torch.dtype, basis: Tensor | None, method: str) -> type
     return Warm if method == "eigh" and (basis is not None or dtype == torch.float64) else Spectral
 
 
-def as_kind(known: Decomposition, kind: type[Spectral | Warm | Products], fallbacks: Tensor) -> Decomposition:
+def as_kind(known: Decomposition, kind: type[Spectral | Warm | Products], device: torch.device) -> Decomposition:
     """The same decomposition as one of that kind."""
     if isinstance(known, kind):
         return known
     if kind is Products:  # singular values stepped in: a frame without gradient
-        return Products(fallbacks == 0)
+        return Products(torch.zeros((), dtype=torch.bool, device=device))
     assert isinstance(known, Spectral)
     inverse = pseudo_inverse(known.sigma).diag_embed()
     return Warm(*known, coupling=torch.zeros_like(inverse), inverse=inverse)
-
-
-def _fallback(A: Tensor, start: Tensor) -> Polar:
-    return by_svd(A, start)._replace(fallbacks=counted(A, 1))
 
 
 def _warn_once(method: str, A: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -20,11 +19,6 @@ class Polar(NamedTuple):
     """The polar decomposition of A (d, m)."""
 
     factor: Tensor  # U (d, m)
-    gauge: Tensor  # (d, g): what completes U beyond A's own columns, g = 0 or 1
-    fallbacks: Tensor  # () int64: 1 if another method had to step in
     known: Decomposition
-
-
-def counted(A: Tensor, fallbacks: int = 0) -> Tensor:
-    """The `fallbacks` of a decomposition of A."""
-    return torch.full((), fallbacks, dtype=torch.int64, device=A.device)
+    gauge: Tensor | None = None  # (d, 1): what completes U beyond A's own columns, where that was asked for
+    fallbacks: Tensor | int = 0  # 1 if another method had to step in; a tensor where only the device knows

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .factor import Polar
-from .spectral import by_svd
 
 
 class Products(NamedTuple):
@@ -31,11 +30,11 @@ class Products(NamedTuple):
         return torch.where(self.solved, U @ lyapunov_by_sign(P, T - T.mT) + normal, 0.0)
 
 
-def by_matmul(A: Tensor, start: Tensor) -> Polar:
+def by_matmul(A: Tensor) -> Polar | None:
     """The polar decomposition of A (d, m).
 
-    On the CPU a result that is not orthonormal enough (A is nearly rank-deficient) is replaced by that of `by_svd`;
-    elsewhere it is made NaN, on the device.
+    None on the CPU where the result is not orthonormal enough, A being nearly rank-deficient; elsewhere it is made NaN,
+    on the device.
     """
     X = A / torch.linalg.vector_norm(A)
     for a, b, c in COEFFICIENTS[A.dtype]:
@@ -43,10 +42,9 @@ def by_matmul(A: Tensor, start: Tensor) -> Polar:
         X = a * X + X @ (b * B + c * (B @ B))
     residual = torch.linalg.vector_norm(X.mT @ X - torch.eye(X.shape[1], dtype=A.dtype, device=A.device))
     solved = residual <= 1e3 * torch.finfo(A.dtype).eps * X.shape[1] ** 0.5
-    fallbacks = (~solved).long()
-    if A.device.type == "cpu" and not bool(solved):
-        return by_svd(A, start)._replace(fallbacks=fallbacks)
-    return Polar(torch.where(solved, X, torch.nan), A.new_empty(len(A), 0), fallbacks, Products(solved))
+    if A.device.type == "cpu":
+        return Polar(X, Products(solved)) if bool(solved) else None
+    return Polar(torch.where(solved, X, torch.nan), Products(solved), fallbacks=(~solved).long())
 
 
 def lyapunov_by_sign(P: Tensor, S: Tensor) -> Tensor:

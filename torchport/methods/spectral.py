@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .factor import Polar, counted
+from .factor import Polar
 from .linalg import complete_frame, gram, pseudo_inverse, without_rounding
 from .warm import by_basis
 
@@ -42,41 +42,35 @@ def by_svd(A: Tensor, start: Tensor) -> Polar:
     left, sigma, Vt = torch.linalg.svd(A.double(), full_matrices=False)
     sigma = without_rounding(sigma, A)
     rank = int(sigma.count_nonzero())
-    gauge = left[:, :0]
     if rank == m:
-        U = left @ Vt
-    else:
-        U = complete_frame(left[:, :rank], Vt[:rank].mT, start.double())
-        U, gauge = U[:, :m], U[:, m:]
-        left = U @ Vt.mT
-    return _polar(A, U, left, sigma, Vt.mT, gauge)
+        return in_dtype_of(A, left @ Vt, left, sigma, Vt.mT)
+    whole = complete_frame(left[:, :rank], Vt[:rank].mT, start.double())
+    U, gauge = whole[:, :m], whole[:, m:]
+    return in_dtype_of(A, U, U @ Vt.mT, sigma, Vt.mT, gauge)
 
 
 def by_eigh(A: Tensor) -> Polar | None:
     """From the eigendecomposition of AᵀA, formed and decomposed in float64; None where that is not exact enough.
 
-    The Gram matrix squares the condition number: float64 leaves float32 problems enough digits up to 3e5, and for
-    float64 ones the eigenbasis is taken as a stale one, which restores them.
+    The Gram matrix squares the condition number: float64 leaves float32 problems enough digits up to 3e5, the left
+    factor included, and for float64 ones the eigenbasis is taken as a stale one, which restores them.
     """
-    squares, V = torch.linalg.eigh(gram(A.double()))
-    if not bool(squares[0] > 1e-11 * squares[-1]):
+    A64 = A.double()
+    squares, V = torch.linalg.eigh(gram(A64))
+    if not squares[0].item() > 1e-11 * squares[-1].item():
         return None
     if A.dtype == torch.float64:
         return by_basis(A, V)
-    sigma, V = squares.sqrt().to(A.dtype), V.to(A.dtype, memory_format=torch.contiguous_format)
-    left = (A @ V).div_(sigma)
-    return _polar(A, left @ V.mT, left, sigma, V, A[:, :0])
+    left = A64 @ V
+    sigma = torch.linalg.vector_norm(left, dim=0)  # which has more digits than the root of `squares`
+    left = left.div_(sigma).to(A.dtype)
+    V = V.to(A.dtype, memory_format=torch.contiguous_format)
+    return Polar(left @ V.mT, Spectral(left, sigma.to(A.dtype), V))
 
 
-def spectral_polar(A: Tensor, U: Tensor, gauge: Tensor) -> Polar:
-    """The decomposition of A whose polar factor U (d, m), in float64, another method has found."""
-    P = U.mT @ A.double()
-    sigma, V = torch.linalg.eigh(0.5 * (P + P.mT))
-    return _polar(A, U, U @ V, without_rounding(sigma, A), V, gauge)
-
-
-def _polar(A: Tensor, U: Tensor, left: Tensor, sigma: Tensor, V: Tensor, gauge: Tensor) -> Polar:
-    """In A's dtype, contiguous, and no two of them in one piece of memory, as an operator's results have to be."""
+def in_dtype_of(A: Tensor, U: Tensor, left: Tensor, sigma: Tensor, V: Tensor, gauge: Tensor | None = None) -> Polar:
+    """A decomposition in A's dtype, contiguous; no two parts share memory, as an operator's results must not."""
     U, left, V = (x.to(A.dtype, memory_format=torch.contiguous_format) for x in (U, left, V))
-    gauge = gauge.to(A.dtype, memory_format=torch.contiguous_format, copy=True)
-    return Polar(U.contiguous(), gauge, counted(A), Spectral(left.contiguous(), sigma.to(A.dtype), V.contiguous()))
+    if gauge is not None:
+        gauge = gauge.to(A.dtype, memory_format=torch.contiguous_format, copy=True) if gauge.shape[1] else None
+    return Polar(U.contiguous(), Spectral(left.contiguous(), sigma.to(A.dtype), V.contiguous()), gauge)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ...reference.polar import polar_by_trust_region
 from .factor import Polar
-from .linalg import complete_frame
-from .spectral import spectral_polar
+from .linalg import complete_frame, without_rounding
+from .spectral import in_dtype_of
 
 
 def by_trust_region(A: Tensor, start: Tensor) -> Polar | None:
@@ -28,4 +28,7 @@ def by_trust_region(A: Tensor, start: Tensor) -> Polar | None:
     U, left, right = (torch.from_numpy(x).to(A.device) for x in factors)
     if right.shape[1] < m:
         U = complete_frame(left, right, start.double())
-    return spectral_polar(A, U[:, :m], U[:, m:])
+    U, gauge = U[:, :m], U[:, m:]
+    P = U.mT @ A.double()
+    sigma, V = torch.linalg.eigh(0.5 * (P + P.mT))
+    return in_dtype_of(A, U, U @ V, without_rounding(sigma, A), V, gauge)

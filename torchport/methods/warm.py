@@ -13,12 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .factor import Polar, counted
+from .factor import Polar
 from .linalg import gram, pseudo_inverse
 
 # Read off benchmarks/layer.py on a CPU: with fewer columns a stale eigenbasis saves less than 0.1 ms a step. Against
 # LAPACK's SVD a new eigendecomposition is quicker at every size from (4, 3) on.
 SMALLEST_FOR_WARM_START = 64
+
+# Columns of B below this share of the longest carry so much of its rounding that float32 does not do: the cold
+# method, whose products are float64, is exact there.
+WEAKEST = 1e-2
 
 # How far a stale basis may be from diagonalising P, ‖Y/D‖_F/√m, and the passes of the iterations that make up for it,
 # each of which gains about this factor. Beyond it a new decomposition costs no more than further passes.
@@ -60,6 +64,8 @@ def by_basis(A: Tensor, V: Tensor) -> Polar | None:
     previous, change = 1.0, float(torch.linalg.vector_norm(Y / D)) / root
     if not change <= min(bound, 0.5 / root):  # or NaN, from a zero column; ‖E‖ ≤ ½ makes D + Y positive definite
         return None
+    if A.dtype == torch.float32 and not float(D.min()) > WEAKEST * float(D.max()):
+        return None
     while change * min(change / previous, 1.0) > tolerance:  # what the next step would still change
         Y_next = torch.addmm(C, Y, Y, alpha=-1).mul_(weights)
         previous, change = change, float(torch.linalg.vector_norm((Y_next - Y).div_(D))) / root
@@ -72,4 +78,4 @@ def by_basis(A: Tensor, V: Tensor) -> Polar | None:
         series = torch.addmm(eye, E, series, alpha=-1)
     inverse = series / D
     left = B @ inverse
-    return Polar(left @ V.mT, A.new_empty(len(A), 0), counted(A), Warm(left, D, V.clone(), Y, inverse))
+    return Polar(left @ V.mT, Warm(left, D, V.clone(), Y, inverse))

@@ -1,9 +1,10 @@
 """The training system around the layer: recipes, data sets, backbones, and one loop from top to bottom (`train.py`).
 
-    settings.py    everything that defines a run         data/       official files to batches on the device
-    train.py       the loop                              backbones/  images to features
-    checkpoint.py  run folder to model, and back         recipes/    one TOML file per experiment
-    measure.py     neural collapse of a finished run     report/     a page about several runs
+    train.py      the loop                               run/         settings, and what a run folder holds
+    model.py      settings or a checkpoint to a model    data/        official files to batches on the device
+    evaluate.py   the one evaluation pass                backbones/   images to features
+    measure.py    neural collapse of a finished run      report/      a page about several runs
+    sweep.py      several heads and seeds                recipes/     one TOML file per experiment
 
-The layer itself never imports this package.
+The commands are `etf_train.py`, `etf_measure.py` and `etf_report.py`. The layer itself never imports this package.
 """

@@ -1,45 +1,90 @@
-"""One pass over a split in eval mode, with the classifier in force: loss, accuracies and neural collapse."""
+"""The evaluation pass: loss, accuracies and neural collapse of a model on one split, with the stored classifier.
+
+`etf-train` runs it after an epoch and `etf-measure` on a checkpoint, so that both report the same figures.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...reference.collapse import MARGIN_EDGES, NeuralCollapse
 from ..collapse import NeuralCollapseMeter
+from ..collapse_metrics import numerical_rank as rank_per_class
 from ..heads import Classifier
 
 KEPT_BYTES = 2**31  # features of larger splits are not kept for the figures that need them twice
+TOP5_FROM = 10  # classes; with fewer, five guesses say little
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over a split has found.
+
+    Attributes
+    ----------
+    figures : dict
+        `loss` (cross-entropy) and `accuracy` over the samples, `top5` from ten classes on, and the figures of
+        `NeuralCollapse` on the features that the classifier sees. A figure that is undefined or not finite is absent.
+    class_mean_rows : (K, d) float64 Tensor
+        nan for a class without samples.
+    margin_histogram : (200,) int64
+        Samples per interval of `reference.collapse.MARGIN_EDGES`; zeros where margins were not measured.
+    """
+
+    figures: dict[str, float]
+    class_mean_rows: Tensor = field(repr=False)
+    margin_histogram: NDArray[np.int64] = field(repr=False)
+
+    def prefixed(self, split: str) -> dict[str, float]:
+        """The figures under the names of a run's rows.
+
+        >>> Evaluation({"loss": 0.5}, torch.zeros(2, 2), np.zeros(200, dtype=np.int64)).prefixed("train")
+        {'train_loss': 0.5}
+        """
+        return {f"{split}_{name}": value for name, value in self.figures.items()}
 
 
 @torch.no_grad()
-def evaluate(model: Classifier, batches: Iterable[tuple[Tensor, Tensor]], part: str) -> dict[str, float]:
-    """Flat metrics of a model on labelled batches; under several processes, on the batches of all of them.
+def evaluate(
+    model: Classifier[Any], batches: Iterable[tuple[Tensor, Tensor]], *, numerical_rank: bool = False
+) -> Evaluation:
+    """Evaluate a model on labelled batches; under several processes, on the batches of all of them.
 
     Parameters
     ----------
     model : Classifier
-        Put into eval mode for the pass, and back into the mode that it was in.
+        In eval mode during the pass; its mode is restored.
     batches : iterable of (images (B, C, H, W), labels (B,))
-    part : str
-        Prefix of the keys: "train" gives `train_loss`, `train_accuracy`, `train_nc1`, …
+    numerical_rank : bool
+        Compute `numerical_rank` too, which takes all features of a class at once: an SVD per class, in one process.
 
-    Returns
-    -------
-    dict
-        loss (cross-entropy), accuracy and, from ten classes on, top5, all over the samples; and the figures
-        of `NeuralCollapse`, taken on the normalised features. Those that need every feature twice are left
-        out where the features would take more than 2 GiB.
+    Notes
+    -----
+    Features are streamed. Up to 2 GiB of them are kept for a second look; of a larger split `nc4`, the cosine
+    margins and `numerical_rank` are left out.
+
+    Examples
+    --------
+    >>> from nearest_etf.torchport.heads import Classifier, FixedETFHead
+    >>> model = Classifier(torch.nn.Flatten(), FixedETFHead(num_features=4, num_classes=2))
+    >>> batches = [(torch.eye(4).reshape(4, 1, 2, 2), torch.tensor([0, 1, 0, 1]))]
+    >>> evaluate(model, batches).figures["accuracy"]
+    0.75
     """
     was_training, head = model.training, model.head
     model.eval()
     device = head.weight.device
-    meter = NeuralCollapseMeter(head.num_classes, head.num_features, device=device)
+    meter = NeuralCollapseMeter(num_features=head.num_features, num_classes=head.num_classes, device=device)
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # samples, loss, right, right within five
     kept: list[tuple[Tensor, Tensor]] = []
     size = 0
@@ -51,7 +96,9 @@ def evaluate(model: Classifier, batches: Iterable[tuple[Tensor, Tensor]], part: 
         loss = F.cross_entropy(logits, labels, reduction="sum")
         totals += torch.stack([loss.new_tensor(len(labels)), loss, top[:, 0].sum(), top.sum()]).double()
         size += h.numel() * h.element_size()
-        kept = [*kept, (h, labels)] if size <= KEPT_BYTES else []
+        kept.append((h, labels))
+        if size > KEPT_BYTES:
+            kept.clear()
     model.train(was_training)
 
     fits = totals.new_tensor(size <= KEPT_BYTES)
@@ -59,19 +106,39 @@ def evaluate(model: Classifier, batches: Iterable[tuple[Tensor, Tensor]], part: 
     if dist.is_initialized():
         dist.all_reduce(totals)
         dist.all_reduce(fits, dist.ReduceOp.MIN)
-    if fits:
-        second = meter.second_pass(head.weight, head.bias)
-        for h, labels in kept:
-            second.update(h, labels)
-        second.all_reduce()
-        collapse = second.compute()
-    else:
-        collapse = meter.compute(head.weight, head.bias)
+    collapse = _collapse(meter, head.weight, head.bias, kept if fits else None)
+    if collapse is not None and numerical_rank and fits and not _several_processes():
+        features, labels = (torch.cat(tensors) for tensors in zip(*kept, strict=True))
+        collapse = replace(collapse, numerical_rank=rank_per_class(features, labels))
 
     count, total_loss, right, right_in_five = totals.tolist()
-    metrics = {"loss": total_loss / count, "accuracy": right / count}
-    if head.num_classes >= 10:
-        metrics["top5"] = right_in_five / count
-    figures = {name: value for name, value in asdict(collapse).items() if isinstance(value, float)}
-    metrics |= {name: value for name, value in figures.items() if math.isfinite(value)}
-    return {f"{part}_{name}": value for name, value in metrics.items()}
+    figures = {"loss": total_loss / count, "accuracy": right / count}
+    if head.num_classes >= TOP5_FROM:
+        figures["top5"] = right_in_five / count
+    histogram = np.zeros(len(MARGIN_EDGES) - 1, dtype=np.int64)
+    if collapse is not None:
+        figures |= {name: value for name, value in asdict(collapse).items() if isinstance(value, float)}
+        histogram = collapse.margin_histogram
+    figures = {name: value for name, value in figures.items() if math.isfinite(value)}
+    rows = torch.where(meter.counts[:, None] > 0, meter.class_mean_rows(), torch.nan)
+    return Evaluation(figures, rows, histogram)
+
+
+def _collapse(
+    meter: NeuralCollapseMeter, weight: Tensor, bias: Tensor, kept: list[tuple[Tensor, Tensor]] | None
+) -> NeuralCollapse | None:
+    """Neural collapse by both passes, or by the first alone where no features were kept; None where undefined."""
+    try:
+        if kept is None:
+            return meter.compute(weight, bias)
+        second = meter.second_pass(weight, bias)
+    except ValueError:  # fewer than two classes, a zero classifier, or features that are not finite
+        return None
+    for h, labels in kept:
+        second.update(h, labels)
+    second.all_reduce()
+    return second.compute()
+
+
+def _several_processes() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1

@@ -1,4 +1,4 @@
-"""Optimisers, with weight decay on the backbone's matrices and kernels only, and learning rates."""
+"""Optimizers, with weight decay on the backbone's matrices and kernels only, and learning rates."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from .agd import AGD
 from .run.settings import Settings
 
 
-def build_optimiser(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that the settings name.
+def build_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that the settings name.
 
-    Weight decay leaves vectors (biases, batch-norm scales) and the head alone: a learned head's rows are
-    re-normalised after every step, so that decay could not change them. Automatic gradient descent has
-    no decay.
+    Weight decay leaves out vectors (biases, batch-norm scales) and the head: a learned head's rows are re-normalised
+    after every step, so that decay could not change them. Automatic gradient descent has no decay.
+
+    >>> build_optimizer(Settings(optimizer="adamw"), nn.ModuleDict({"backbone": nn.Linear(2, 2)})).defaults["lr"]
+    0.1
     """
-    if settings.optimiser == "agd":
+    if settings.optimizer == "agd":
         return AGD(model, gain=settings.lr)
     decayed = [p for p in model.get_submodule("backbone").parameters() if p.ndim > 1]
     known = {id(p) for p in decayed}
@@ -27,7 +29,7 @@ def build_optimiser(settings: Settings, model: nn.Module) -> torch.optim.Optimiz
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    if settings.optimiser == "sgd":
+    if settings.optimizer == "sgd":
         nesterov = settings.momentum > 0
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov)
     return torch.optim.AdamW(groups, lr=settings.lr)

@@ -2,84 +2,80 @@
 
     etf-train sweep digits --heads learned fixed implicit --seeds 3 --output runs/demo
 
-Runs go to OUTPUT/HEAD-seedN. Finished ones are skipped and interrupted ones resumed; after a failure the rest
-goes on.
+Runs go to OUTPUT/HEAD-seedN. Finished ones are skipped and interrupted ones resumed; after a failure the rest goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .run.settings import Settings, SettingsError
+from ...common.command import printer
+from ...common.errors import UserError
+from .run.checkpoint import load_checkpoint
+from .run.reading import read_run
+from .run.settings import Settings, settings_from
+from .train import train
 
 
 def sweep(
-    make_settings: Callable[[Mapping[str, Any]], Settings],
-    heads: Sequence[str],
-    seeds: int,
+    runs: Sequence[Settings],
     output: str | Path,
+    *,
+    overwrite: bool = False,
     recalibrate: bool | None = None,
+    quiet: bool = False,
     **options: Any,
 ) -> dict[str, str]:
-    """Train every head with every seed 0…seeds−1.
+    """Train several runs.
 
     Parameters
     ----------
-    make_settings : callable
-        From {"head": …, "seed": …} to the settings of a run.
-    heads : sequence of str
-    seeds : int
+    runs : sequence of Settings
+        No two with the same head and seed.
     output : path
         Folder of the run folders.
+    overwrite : bool
+        Train again what exists.
     recalibrate : bool, optional
         As for `train`, for implicit heads.
+    quiet : bool
+        Print nothing.
     options
-        As for `train`: data_dir, device, overwrite.
+        As for `train`: data_dir, device.
 
     Returns
     -------
     dict
-        What became of each run: "done", "done before", or what went wrong.
-
-    Raises
-    ------
-    SettingsError
-        If a setting is wrong; nothing has been trained then.
+        For each run "done", "done before", or the error that ended it.
     """
-    from .run.checkpoint import CheckpointError
-    from .data import DataError
-    from .run.folder import read_settings
-    from .train import TrainingError, train
-
-    runs = {
-        f"{head}-seed{seed}": make_settings({"head": head, "seed": seed}) for head in heads for seed in range(seeds)
-    }
+    log = printer(quiet)
     outcomes: dict[str, str] = {}
-    for name, settings in runs.items():
+    for settings in runs:
+        name = f"{settings.head}-seed{settings.seed}"
         folder = Path(output) / name
-        begun = (folder / "config.json").exists() and not options.get("overwrite")
+        exact = recalibrate if settings.head == "implicit" else None
+        begun = (folder / "config.json").exists() and not overwrite
         try:
-            exact = recalibrate if settings.head == "implicit" else None
-            if begun and read_settings(folder) == settings and is_finished(folder, settings, exact):
+            if begun and is_finished(folder, settings, exact):
                 outcomes[name] = "done before"
                 continue
-            print(f"{name}:", flush=True)
-            train(settings, folder, resume=begun, recalibrate=exact, **options)
+            log(f"{name}:", flush=True)
+            train(settings, folder, resume=begun, overwrite=overwrite, recalibrate=exact, quiet=quiet, **options)
             outcomes[name] = "done"
-        except (SettingsError, DataError, CheckpointError, TrainingError) as error:
+        except UserError as error:
             outcomes[name] = str(error)
-            print(f"{name} failed: {error}", flush=True)
+            log(f"{name} failed: {error}", flush=True)
     return outcomes
 
 
-def is_finished(run: Path, settings: Settings, recalibrate: bool | None) -> bool:
-    """Whether a run has nothing left to do: its metrics may be a step ahead of its last checkpoint."""
-    from .run.checkpoint import load_checkpoint
-
-    last = run / "last.pt"
-    if not last.exists() or load_checkpoint(last)["epoch"] <= settings.epochs:
+def is_finished(folder: Path, settings: Settings, recalibrate: bool | None) -> bool:
+    """Whether a run of these settings has nothing left to do; its metrics may be ahead of its last checkpoint."""
+    run = read_run(folder, need_rows=False)
+    if settings_from(run.settings) != settings or "last" not in run.checkpoints:
+        return False
+    if load_checkpoint(folder / "last.pt")["epoch"] <= settings.epochs:
         return False
     exact = settings.head == "implicit" and recalibrate is not False
-    return not exact or (run / "recalibrated.json").exists()
+    return not exact or (folder / "recalibrated.json").exists()

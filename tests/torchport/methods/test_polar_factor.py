@@ -72,7 +72,7 @@ def test_derivatives_of_every_kind(method: str, d: int, m: int) -> None:
 
 
 def test_a_stale_basis_gives_the_same_factor_and_gradient() -> None:
-    old, new = conditioned(30, 10, 100.0), conditioned(30, 10, 100.0) + 1e-7 * conditioned(30, 10, 2.0, seed=3)
+    old, new = conditioned(30, 10, 50.0), conditioned(30, 10, 50.0) + 1e-7 * conditioned(30, 10, 2.0, seed=3)
     start, G = torch.eye(30, 10, dtype=F64), conditioned(30, 10, 2.0, seed=4)
     basis = polar(old, start, "svd").basis
     for dtype, bound in ((torch.float32, 1e-4), (F64, 1e-10)):
@@ -83,6 +83,16 @@ def test_a_stale_basis_gives_the_same_factor_and_gradient() -> None:
         assert A.grad is not None
         assert relative(warm.frame.detach().double(), polar(new, start, "svd").frame) < bound
         assert relative(A.grad.double(), exact_vjp(new, G)) < bound
+
+
+def test_a_stale_basis_is_not_used_where_float32_would_lose_digits() -> None:
+    A = conditioned(30, 10, 1e3)
+    start = torch.eye(30, 10)
+    basis = polar(A, start.double(), "svd").basis
+    assert basis is not None
+    assert by_basis(A.float(), basis.float()) is None
+    found = polar(A.float(), start, "eigh", basis.float())
+    assert relative(found.frame.double(), polar(A.float().double(), start.double(), "svd").frame) < 2e-6
 
 
 def test_a_basis_of_another_problem_is_replaced() -> None:
@@ -174,3 +184,19 @@ def test_decompositions_admit_defeat(solve: Callable[[Tensor], object]) -> None:
 def test_what_is_not_finite_is_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         polar(torch.full((4, 2), torch.nan), torch.eye(4, 2))
+
+
+@pytest.mark.parametrize(("d", "m"), [(40, 12), (12, 12), (64, 64), (100, 3)])
+@pytest.mark.parametrize("condition", [1e2, 1e4, 3e5])
+def test_auto_in_float32_keeps_the_digits_that_the_input_has(d: int, m: int, condition: float) -> None:
+    """On the CPU: against float64 on the same entries, so that what is lost was lost in the computation."""
+    A = conditioned(d, m, condition).float()
+    G = torch.randn(d, m, generator=torch.Generator().manual_seed(1))
+    leaf = A.clone().requires_grad_()
+    U = polar(leaf, torch.eye(d, m)).frame
+    U.backward(G)
+    assert leaf.grad is not None
+    wanted = torch.from_numpy(scipy.linalg.polar(A.double().numpy())[0])
+    assert relative(U.detach().double(), wanted) < 2e-6
+    assert float((U.double().T @ U.double() - torch.eye(m)).detach().norm()) < 2e-6 * m**0.5
+    assert relative(leaf.grad.double(), exact_vjp(A.double(), G.double())) < 1e-5

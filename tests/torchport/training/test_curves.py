@@ -1,20 +1,15 @@
-"""The picture of a run's metrics, and TensorBoard's share of them."""
+"""The picture of a run's metrics."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from nearest_etf.torchport.training import curves
 from nearest_etf.torchport.training.curves import draw_curves
-from nearest_etf.torchport.training.run.folder import RunFolder
-from nearest_etf.torchport.training.run.settings import Settings
 
 ROW = {"epoch": 1.0, "running_loss": 2.0, "running_accuracy": 0.5, "train_loss": 1.5, "train_accuracy": 0.6}
 ROWS = [
@@ -24,18 +19,22 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize("rows", [ROWS[:1], ROWS[1:2], ROWS])
-def test_the_picture_shows_all_panels(
-    rows: list[dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figures: list[Figure] = []
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are made."""
+    made: list[Figure] = []
     make = Figure.__init__
 
     def remembered(self: Figure, *arguments: object, **options: object) -> None:
-        figures.append(self)
+        made.append(self)
         make(self, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Figure, "__init__", remembered)
+    return made
+
+
+@pytest.mark.parametrize("rows", [ROWS[:1], ROWS[1:2], ROWS])
+def test_the_picture_shows_all_panels(rows: list[dict[str, float]], tmp_path: Path, figures: list[Figure]) -> None:
     assert draw_curves(rows, tmp_path / "curves.png") == ""
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
     assert matplotlib.image.imread(tmp_path / "curves.png").shape[:2] == (620, 1100)
@@ -44,60 +43,29 @@ def test_the_picture_shows_all_panels(
     assert lines["train, running"] == [100 * row["running_accuracy"] for row in rows]
     measured = [100 * row["train_accuracy"] for row in rows if "train_accuracy" in row]
     assert lines.get("train, eval mode", []) == measured
+    assert ("test, eval mode" in lines) == (rows[0]["epoch"] == 1)
     assert len(nc1.lines) == 2 * (rows[0]["epoch"] == 1)
-    assert len(loss.lines) >= 2
+    assert len(loss.lines) >= 1 + (rows[0]["epoch"] == 1)
+
+
+@pytest.mark.parametrize(
+    ("splits", "held_out"), [(("val", "test"), "test"), (("test",), "test"), (("val",), "val"), ((), None)]
+)
+def test_the_held_out_split(
+    splits: tuple[str, ...], held_out: str | None, tmp_path: Path, figures: list[Figure]
+) -> None:
+    """Test data where there are any, else validation data; every split has its own line style."""
+    shares = {"val": 0.25, "test": 0.5}
+    row = ROW | {f"{split}_accuracy": shares[split] for split in splits}
+    assert draw_curves([row, row | {"epoch": 2.0}], tmp_path / "curves.png") == ""
+    accuracy = figures[0].axes[1]
+    named = {str(line.get_label()) for line in accuracy.lines if not str(line.get_label()).startswith("_")}
+    assert named == {"train, eval mode", "train, running"} | ({f"{held_out}, eval mode"} if held_out else set())
+    drawn = [np.asarray(line.get_ydata()).tolist() for line in accuracy.lines if line.get_label() == "_"]
+    assert drawn == ([[100 * shares[held_out]] * 2] if held_out else [])
 
 
 def test_a_run_goes_on_without_its_picture(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run", Settings())
-    with folder:
-        folder.begin()
-        folder.append({"epoch": 1.0})  # without the figures that are drawn
-    assert "curves.png could not be drawn: KeyError" in (folder.path / "log.txt").read_text()
-    assert (folder.path / "metrics.csv").read_text() == "epoch\n1.0\n"
-
-
-def test_tensorboard_gets_every_figure_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    points: dict[tuple[str, int], float] = {}
-    flushed = 0
-
-    class SummaryWriter:
-        def __init__(self, folder: str, purge_step: int) -> None:
-            assert Path(folder) == tmp_path / "run" / "tensorboard"
-            for key in [key for key in points if key[1] >= purge_step]:
-                del points[key]
-
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            assert (name, step) not in points
-            points[name, step] = value
-
-        def flush(self) -> None:
-            nonlocal flushed
-            flushed += 1
-
-        def close(self) -> None: ...
-
-    module = ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    for epochs in (0, 1):  # the second time resumed after the first epoch
-        folder = RunFolder(tmp_path / "run", Settings(), overwrite=epochs == 0)
-        (tmp_path / "run").mkdir(exist_ok=True)
-        folder.truncate(epochs)
-        for row in ROWS[epochs:]:
-            folder.append(row)
-        (tmp_path / "run" / "metrics.jsonl").rename(tmp_path / "metrics.jsonl")
-        (tmp_path / "run").rmdir()
-    assert points["train/accuracy", 1] == 0.6
-    assert points["running/loss", 2] == 1.0
-    assert len(points) == sum(len(row) - 1 for row in ROWS)
-    assert flushed == 5
-
-
-def test_no_tensorboard_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert curves.scalar_writer(tmp_path / "tensorboard", 1) is None
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it fails
-    assert curves.scalar_writer(tmp_path / "tensorboard", 1) is None
+    trouble = draw_curves([{"epoch": 1.0}], tmp_path / "curves.png")  # without the figures that are drawn
+    assert trouble.startswith("curves.png could not be drawn: KeyError")
+    assert list(tmp_path.iterdir()) == []

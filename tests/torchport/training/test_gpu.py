@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from nearest_etf.torchport.training.run.checkpoint import load_model
-from nearest_etf.torchport.training.data import Augmentation, DeviceLoader, Split, load_data, make_loader
+from nearest_etf.torchport.training.data.device_loader import Augmentation, DeviceLoader
+from nearest_etf.torchport.training.data.load import load_data
+from nearest_etf.torchport.training.data.loaders import make_loader
+from nearest_etf.torchport.training.data.split import Split
 from nearest_etf.torchport.training.evaluate import evaluate
+from nearest_etf.torchport.training.model import load_model
 from nearest_etf.torchport.training.run.settings import load_recipe
 from nearest_etf.torchport.training.train import train
 
@@ -43,6 +46,7 @@ def test_digits_in_bfloat16_channels_last_and_compiled(tmp_path: Path) -> None:
     assert row["test_accuracy"] > 0.8
     model, _ = load_model(tmp_path / "run", "last")
     data = load_data("digits")
+    assert data.test is not None
     held_out = make_loader(data.test, data, settings, device=torch.device("cpu"))
-    on_cpu = evaluate(model, held_out.ordered(), "test")  # in float32
-    assert on_cpu["test_accuracy"] == pytest.approx(row["test_accuracy"], abs=0.02)
+    on_cpu = evaluate(model, held_out.ordered()).figures  # in float32
+    assert on_cpu["accuracy"] == pytest.approx(row["test_accuracy"], abs=0.02)

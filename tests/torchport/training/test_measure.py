@@ -1,36 +1,61 @@
-"""etf-measure on a run trained here: its figures are those of the reference on the same features, and are kept."""
+"""etf-measure: the figures of training and of the reference, on the splits that there are, kept in the run folder."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import nearest_etf
 from nearest_etf.reference import neural_collapse
-from nearest_etf.torchport.training.run.checkpoint import load_model
-from nearest_etf.torchport.training.data import load_data
-from nearest_etf.torchport.training.measure import main, measure, save_measurement, saved_measurement
-from nearest_etf.torchport.training.run.settings import load_recipe
+from nearest_etf.torchport.training.data.load import load_data
+from nearest_etf.torchport.training.etf_measure import main
+from nearest_etf.torchport.training.measure import measure
+from nearest_etf.torchport.training.measurement import (
+    MeasurementError,
+    read_measurement,
+    save_measurement,
+    saved_measurement,
+)
+from nearest_etf.torchport.training.model import load_model
+from nearest_etf.torchport.training.run.reading import read_run
+from nearest_etf.torchport.training.run.settings import Settings, load_recipe
 from nearest_etf.torchport.training.train import train
+
+OLD_RUNS = Path(__file__).parents[2] / "fixtures" / "written-by-0.1.0"
+
+
+def trained(folder: Path, **settings: Any) -> Path:
+    train(load_recipe("digits", {"head": "implicit", "epochs": 1, **settings}), folder, device="cpu")
+    return folder
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One epoch of the implicit head on the digits."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    train(load_recipe("digits", {"head": "implicit", "epochs": 1}), folder, device="cpu")
-    return folder
+    """One epoch of the implicit head on the digits: training and test data."""
+    return trained(tmp_path_factory.mktemp("runs") / "digits")
+
+
+@pytest.fixture(scope="module")
+def run_with_val(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with validation data."""
+    return trained(tmp_path_factory.mktemp("runs") / "digits", val_fraction=0.1)
 
 
 def test_figures_are_the_reference_on_the_run_s_features(run: Path) -> None:
-    measured = measure(run, "last")
+    measured = measure(run, "last", device="cpu")
     data = load_data("digits")
+    assert data.test is not None
     model, settings = load_model(run, "last")
     scale, shift = torch.tensor(data.std), torch.tensor(data.mean)
     images = ((torch.from_numpy(data.test.images) / 255 - shift) / scale).permute(0, 3, 1, 2)
@@ -44,36 +69,136 @@ def test_figures_are_the_reference_on_the_run_s_features(run: Path) -> None:
     assert measured.figures["test_accuracy"] == pytest.approx(np.mean(predicted == data.test.labels))
     assert measured.figures["test_top5"] >= measured.figures["test_accuracy"]
     assert measured.epoch == settings.epochs == 1
-    assert measured.arrays["train_means"].shape == measured.arrays["weight"].shape
+    assert measured.arrays["train_class_mean_rows"].shape == measured.arrays["weight"].shape
     assert measured.arrays["test_margins"].sum() == len(data.test)
     assert np.all(np.diff(measured.arrays["singular_values"]) <= 0)
 
 
+@pytest.mark.parametrize("name", ["run", "run_with_val"])
+def test_training_and_measuring_give_the_same_figures(name: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(name)
+    row, splits = read_run(folder).rows[-1], ("train", "val", "test") if name == "run_with_val" else ("train", "test")
+    measured = measure(folder, "last", device="cpu")
+    assert measured.splits == splits
+    in_training = {key: value for key, value in row.items() if key.startswith(tuple(f"{split}_" for split in splits))}
+    only_measured = {f"{split}_numerical_rank" for split in splits}
+    assert measured.figures.keys() - in_training.keys() == only_measured
+    for key, value in in_training.items():
+        assert measured.figures[key] == pytest.approx(value, rel=1e-6, abs=1e-9), key
+    assert {key.removesuffix("_margins") for key in measured.arrays if key.endswith("_margins")} == set(splits)
+
+
+def test_a_run_without_held_out_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(data="ufm", num_classes=3, num_features=4, samples_per_class=5, batch_size=15, epochs=2)
+    train(settings, tmp_path / "ufm", device="cpu")
+    measured = measure(tmp_path / "ufm", device="cpu")
+    assert measured.splits == ("train",)
+    assert "train_top5" not in measured.figures  # three classes
+    assert main([str(tmp_path / "ufm"), "--device", "cpu"]) == 0
+    table = capsys.readouterr().out
+    assert "last (epoch 2)" in table
+    assert "test" not in table
+
+
 def test_a_measurement_is_kept_until_the_checkpoint_changes(run: Path) -> None:
-    measured = measure(run, "last")
+    measured = measure(run, "last", device="cpu")
     save_measurement(run, "last", measured)
     kept = saved_measurement(run, "last")
     assert kept is not None
     assert kept.figures == measured.figures
-    np.testing.assert_array_equal(kept.arrays["train_means"], measured.arrays["train_means"])
+    assert kept.arrays.keys() == measured.arrays.keys()
+    rows = "train_class_mean_rows"
+    np.testing.assert_array_equal(kept.arrays[rows], measured.arrays[rows])
     later = (run / "measured-last.npz").stat().st_mtime + 10
     os.utime(run / "last.pt", (later, later))
     assert saved_measurement(run, "last") is None
 
 
-def test_command(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert main([str(run), "--json", str(tmp_path / "figures.json")]) == 0
+def test_a_damaged_or_old_measurement_is_noted(tmp_path: Path) -> None:
+    shutil.copytree(OLD_RUNS / "implicit-run", tmp_path / "run")
+    (tmp_path / "run" / "measured-best.npz").write_bytes(b"PK nonsense")
+    for checkpoint, found in (("last", "has format 1: expected 2"), ("best", "is damaged or of another kind")):
+        os.utime(tmp_path / "run" / f"{checkpoint}.pt", (0, 0))
+        notes: list[str] = []
+        assert saved_measurement(tmp_path / "run", checkpoint, notes.append) is None
+        (note,) = notes
+        assert found in note
+        assert note.endswith("; measured again")
+        with pytest.raises(MeasurementError, match=found):
+            read_measurement(tmp_path / "run" / f"measured-{checkpoint}.npz")
+
+
+@pytest.mark.parametrize("head", ["implicit", "fixed", "learned"])
+def test_a_run_of_version_0_1_0_is_measured(head: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(OLD_RUNS / f"{head}-run", folder)
+    assert main([str(folder), "--quiet", "--device", "cpu"]) == 0
+    kept = read_measurement(folder / "measured-last.npz")
+    row = read_run(folder).rows[-1]
+    assert kept.epoch == row["epoch"]
+    for key in ("train_nc1", "test_accuracy", "test_cosine_margin"):
+        assert kept.figures[key] == pytest.approx(row[key], rel=1e-4), key
+
+
+def test_command(run: Path, run_with_val: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([str(run_with_val), "--json", str(tmp_path / "figures.json")]) == 0
     table = capsys.readouterr().out
     assert "best (epoch 1)" in table
     assert "last (epoch 1)" in table
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["best"]["train_nc1"] > 0
     assert not any(math.isnan(value) for value in figures["last"].values())
+    assert main([str(run)]) == 0  # without validation data there is no best checkpoint
+    table = capsys.readouterr().out
+    assert "best" not in table
+    assert table.splitlines()[1].split() == ["train", "test"]
+    assert main([str(run), "--checkpoint", "recalibrated", "--quiet", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["recalibrated"]["epoch"] == 1
 
 
-@pytest.mark.parametrize("arguments", [["no/such/run"], ["."], ["run", "--checkpoint", "first"]])
-def test_bad_use_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("etf-measure: ")
+def test_quiet(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), "--checkpoint", "last", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("module", ["etf_measure", "etf_report"])
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_load_no_library(module: str, flag: str) -> None:
+    script = f"""
+import sys
+from nearest_etf.torchport.training.{module} import main
+try:
+    main([{flag!r}])
+except SystemExit as stopped:
+    assert stopped.code == 0
+assert not {{"numpy", "scipy", "torch", "matplotlib", "jinja2"}} & set(sys.modules)
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    name = module.replace("_", "-")
+    assert told == f"{name} {nearest_etf.__version__}\n" if flag == "--version" else f"usage: {name}" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["no/such/run"], "no/such/run is no run folder"),
+        (["."], "is no run folder"),
+        (["run", "--checkpoint", "first"], "invalid choice: 'first'"),
+        (["run", "--check", "last"], "did you mean '--checkpoint'?"),
+    ],
+)
+def test_bad_use_is_one_line(arguments: list[str], found: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main(arguments)
+    except SystemExit as stopped:
+        status = int(stopped.code or 0)
+    assert status == 2
+    error = capsys.readouterr().err
+    assert error.startswith("etf-measure: ")
+    assert found in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_checkpoint_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(run), "--checkpoint", "best"]) == 2
+    assert "has no best.pt: it has last, recalibrated" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Optimisers, schedules and losses against their formulas written out."""
+"""Optimizers, schedules and losses against their formulas written out."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import nn
 
 from nearest_etf.torchport import Classifier, LearnedHead
 from nearest_etf.torchport.training.agd import AGD
-from nearest_etf.torchport.training.backbones import MLP
+from nearest_etf.torchport.training.backbones.small import MLP
 from nearest_etf.torchport.training.losses import training_loss
-from nearest_etf.torchport.training.optim import build_optimiser, learning_rate
+from nearest_etf.torchport.training.optim import build_optimizer, learning_rate
 from nearest_etf.torchport.training.run.settings import Settings
 
 
@@ -20,7 +20,7 @@ def test_automatic_gradient_descent_follows_its_formulas() -> None:
     torch.manual_seed(0)
     convolution, linear = nn.Conv2d(2, 4, 3), nn.Linear(4, 3)
     model = nn.Sequential(convolution, nn.Flatten(), linear)
-    optimiser = AGD(model, gain=0.5)
+    optimizer = AGD(model, gain=0.5)
     sizes = math.sqrt(4 / 2 / 9), math.sqrt(3 / 4)
     singular = torch.linalg.svdvals(convolution.weight.detach().permute(2, 3, 0, 1))  # one matrix per position
     torch.testing.assert_close(singular, torch.full_like(singular, sizes[0]))
@@ -31,7 +31,7 @@ def test_automatic_gradient_descent_follows_its_formulas() -> None:
     positions = [kernel[:, :, i, j] for i in range(3) for j in range(3)]
     G = (sum(sizes[0] * float(g.norm()) for g in positions) + sizes[1] * float(matrix.norm())) / 2
     step = 0.5 * math.log((1 + math.sqrt(1 + 4 * G)) / 2) / 2
-    optimiser.step()
+    optimizer.step()
     torch.testing.assert_close(linear.weight.detach(), before[1] - step * sizes[1] * matrix / matrix.norm())
     expected = before[0][:, :, 1, 2] - step * sizes[0] * positions[5] / positions[5].norm()
     torch.testing.assert_close(convolution.weight.detach()[:, :, 1, 2], expected)
@@ -39,15 +39,15 @@ def test_automatic_gradient_descent_follows_its_formulas() -> None:
     assert not convolution.bias.requires_grad
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_weight_decay_is_for_matrices_of_the_backbone(optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_weight_decay_is_for_matrices_of_the_backbone(optimizer: str) -> None:
     backbone, head = MLP((2, 2, 1), num_features=4, depth=1), LearnedHead(4, 3)
     model = Classifier(backbone, head)
-    decayed, plain = build_optimiser(Settings(optimiser=optimiser, weight_decay=0.25), model).param_groups
+    decayed, plain = build_optimizer(Settings(optimizer=optimizer, weight_decay=0.25), model).param_groups
     assert [p.shape for p in decayed["params"]] == [(4, 4)]
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.25, 0.0)
     bias = backbone.get_parameter("layers.1.bias")
-    assert {id(p) for p in plain["params"]} == {id(head.weight), id(bias)}
+    assert {id(p) for p in plain["params"]} == {id(bias), *map(id, head.parameters())}
 
 
 @pytest.mark.parametrize(

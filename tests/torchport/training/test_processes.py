@@ -22,10 +22,12 @@ import torch
 
 from nearest_etf.torchport.simplex import centred
 from nearest_etf.torchport.training import train as loop
-from nearest_etf.torchport.training.run.checkpoint import build_model, load_checkpoint, load_model
-from nearest_etf.torchport.training.data import make_loader, training_data
+from nearest_etf.torchport.training.data.load import training_data
+from nearest_etf.torchport.training.data.loaders import make_loader
 from nearest_etf.torchport.training.evaluate import evaluate
-from nearest_etf.torchport.training.run.folder import read_rows
+from nearest_etf.torchport.training.model import build_model, load_model
+from nearest_etf.torchport.training.run.checkpoint import load_checkpoint
+from nearest_etf.torchport.training.run.reading import read_rows
 from nearest_etf.torchport.training.run.settings import Settings
 
 HEADS = ("learned", "fixed", "implicit")
@@ -139,7 +141,7 @@ def test_each_process_lacks_classes_most_of_the_time() -> None:
     data = training_data(SETTINGS)
     absent = [0, 0]
     for rank in (0, 1):
-        loader = make_loader(data.train, data, SETTINGS, device=torch.device("cpu"), rank=rank, world=2)
+        loader = make_loader(data.train, data, SETTINGS, device=torch.device("cpu"), rank=rank, world_size=2)
         absent[rank] = sum(len(labels.unique()) < 10 for epoch in (1, 2) for _, labels in loader.epoch(epoch))
     assert min(absent) > 10  # of twenty steps
 
@@ -149,7 +151,7 @@ def test_metrics_are_those_of_the_saved_model(two_processes: Path) -> None:
     model, settings = load_model(two_processes / "whole", "last")
     data = training_data(settings)
     loader = make_loader(data.train, data, settings, device=torch.device("cpu"))
-    figures = evaluate(model, loader.ordered(), "train")
+    figures = evaluate(model, loader.ordered()).prefixed("train")
     row = read_rows(two_processes / "whole")[-1]
     assert {name: row[name] for name in figures} == pytest.approx(figures, rel=1e-4, abs=1e-6)
 
@@ -160,7 +162,7 @@ def test_processes_stop_together_and_go_on_as_if_nothing_had_happened(two_proces
     ours, theirs = (load_checkpoint(path / "last.pt") for path in (stopped, whole))
     # Bit by bit: two summands have one sum, whatever their order.
     torch.testing.assert_close(ours["model"], theirs["model"], rtol=0, atol=0)
-    torch.testing.assert_close(ours["optimiser"]["state"], theirs["optimiser"]["state"], rtol=0, atol=0)
+    torch.testing.assert_close(ours["optimizer"]["state"], theirs["optimizer"]["state"], rtol=0, atol=0)
     log = (stopped / "log.txt").read_text()
     steps = step + 1  # the signal reached the other process one step later
     assert f"resumed in epoch {steps // 10 + 1} of 2 after {steps % 10} of 10 steps" in log

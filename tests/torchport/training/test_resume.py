@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -15,16 +14,23 @@ import pytest
 import torch
 
 from nearest_etf.torchport.training import train as loop
-from nearest_etf.torchport.training.run.checkpoint import CheckpointError, load_checkpoint, load_model
 from nearest_etf.torchport.training.etf_train import main
-from nearest_etf.torchport.training.optim import build_optimiser
+from nearest_etf.torchport.training.optim import build_optimizer
 from nearest_etf.torchport.training.progress import Progress, Stopped
-from nearest_etf.torchport.training.run.folder import RunFolder, read_rows
+from nearest_etf.torchport.training.run.checkpoint import load_checkpoint
+from nearest_etf.torchport.training.run.reading import read_rows
 from nearest_etf.torchport.training.run.settings import Settings
 from nearest_etf.torchport.training.train import TrainingError, train
 
 TINY = Settings(
-    samples_per_class=20, batch_size=40, epochs=3, num_features=16, crop_padding=1, lr=0.05, schedule="cosine"
+    val_fraction=0.2,
+    samples_per_class=20,
+    batch_size=40,
+    epochs=3,
+    num_features=16,
+    crop_padding=1,
+    lr=0.05,
+    schedule="cosine",
 )  # five steps an epoch
 HEADS = ("learned", "fixed", "implicit")
 
@@ -41,7 +47,7 @@ torch.set_num_threads(1)
 torch.optim.SGD([torch.zeros(1, requires_grad=True)])
 folder, settings, heads, points = sys.argv[1], *map(eval, sys.argv[2:])
 
-def run(output, settings, resume=False, place=None, count=0):
+def run(output, settings, resume=False, event=None, count=0):
     if os.fork():
         return os.wait()[1]
     def lethal(function):
@@ -52,9 +58,9 @@ def run(output, settings, resume=False, place=None, count=0):
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*arguments)
         return count_down
-    if place == "step":
+    if event == "step":
         progress.Progress.advance = lethal(progress.Progress.advance)
-    elif place == "rename":
+    elif event == "rename":
         os.replace = lethal(os.replace)
     loop.train(settings, output, resume=resume)
     os._exit(0)
@@ -62,9 +68,9 @@ def run(output, settings, resume=False, place=None, count=0):
 for head in heads:
     chosen = settings_from({**settings, "head": head})
     assert run(f"{folder}/{head}", chosen) == 0
-    for place, count in points:
-        output = f"{folder}/{head}-{place}{count}"
-        assert run(output, chosen, place=place, count=count) == signal.SIGKILL
+    for event, count in points:
+        output = f"{folder}/{head}-{event}{count}"
+        assert run(output, chosen, event=event, count=count) == signal.SIGKILL
         assert run(output, chosen, resume=True) == 0
 """
 
@@ -97,8 +103,8 @@ def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
     for head in HEADS:
         whole = tmp_path / head
         assert [row["epoch"] for row in read_rows(whole)] == [1, 2, 3]
-        for place, count in points:
-            resumed = tmp_path / f"{head}-{place}{count}"
+        for event, count in points:
+            resumed = tmp_path / f"{head}-{event}{count}"
             assert without_times(resumed) == without_times(whole), resumed
             for name in ("last.pt", "best.pt"):
                 assert_equal(load_checkpoint(resumed / name), load_checkpoint(whole / name), f"{resumed.name}/{name}")
@@ -125,7 +131,9 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
     assert (tmp_path / "run" / "curves.png").exists()
     assert main(["--resume", "--output", str(tmp_path / "run")]) == 0
     log = (tmp_path / "run" / "log.txt").read_text().splitlines()
-    assert log[0].startswith("digits: 200 training and 360 test images 8x8x1, K = 10; small-cnn, d = 16, implicit head")
+    assert log[0].startswith(
+        "digits: 200 training, 287 validation and 360 test images 8x8x1, K = 10; small-cnn, d = 16, implicit head"
+    )
     assert f"resumed in epoch {step // 5 + 1} of 3 after {step % 5} of 5 steps" in log
     assert without_times(tmp_path / "run") == without_times(tmp_path / "whole")
     ours, theirs = (load_checkpoint(tmp_path / name / "last.pt") for name in ("run", "whole"))
@@ -141,63 +149,30 @@ def test_a_diverging_run_keeps_the_last_good_checkpoint(tmp_path: Path, head: st
 
 
 @pytest.mark.parametrize("signalled", [False, True])
-def test_a_later_divergence_leaves_the_last_good_checkpoint_and_the_books(
+def test_a_later_divergence_leaves_the_last_good_checkpoint_and_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signalled: bool
 ) -> None:
     advance, steps = Progress.advance, iter(range(1, 1000))
-    optimisers: list[torch.optim.Optimizer] = []
+    optimizers: list[torch.optim.Optimizer] = []
 
     def breaking(self: Progress) -> None:
         advance(self)
         step = next(steps)
         if step == 7:
-            for parameter in optimisers[0].param_groups[0]["params"]:
+            for parameter in optimizers[0].param_groups[0]["params"]:
                 parameter.data.fill_(math.nan)
             if signalled:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def remembered(settings: Settings, model: torch.nn.Module) -> torch.optim.Optimizer:
-        optimisers.append(build_optimiser(settings, model))
-        return optimisers[0]
+        optimizers.append(build_optimizer(settings, model))
+        return optimizers[0]
 
     train(Settings(**{**TINY.to_dict(), "epochs": 1, "schedule": "none"}), tmp_path / "one")
     monkeypatch.setattr(Progress, "advance", breaking)
-    monkeypatch.setattr(loop, "build_optimiser", remembered)
+    monkeypatch.setattr(loop, "build_optimizer", remembered)
     with pytest.raises(TrainingError, match="loss is not finite in epoch 2: stopped, with the checkpoints of"):
         train(Settings(**{**TINY.to_dict(), "schedule": "none"}), tmp_path / "run")
     ours, theirs = (load_checkpoint(tmp_path / name / "last.pt") for name in ("run", "one"))
     assert_equal(ours["model"], theirs["model"])
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
-
-
-def test_models_are_loaded_from_whole_checkpoints_only(tmp_path: Path) -> None:
-    row = train(TINY, tmp_path / "run")
-    model, settings = load_model(tmp_path / "run", "last")
-    assert settings == TINY
-    assert not model.training
-    last = tmp_path / "run" / "last.pt"
-    content = last.read_bytes()
-    assert row["epoch"] == 3
-    for damaged, complaint in (
-        (content[:-1000], "damaged or no checkpoint"),
-        (b"text", "damaged or no checkpoint"),
-    ):
-        last.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=rf"last\.pt is {complaint}"):
-            load_model(tmp_path / "run", "last")
-    torch.save({"weights": torch.ones(2)}, last)
-    with pytest.raises(CheckpointError, match="no checkpoint of etf-train: expected the format"):
-        load_model(tmp_path / "run", "last")
-    with pytest.raises(CheckpointError, match=r"missing\.pt is missing"):
-        load_model(tmp_path / "run", "missing")
-
-
-def test_a_line_cut_short_is_forgotten(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run", TINY)
-    folder.begin()
-    for epoch in (1, 2, 3):
-        folder.append({"epoch": epoch})
-    with open(folder.path / "metrics.jsonl", "a") as file:
-        file.write(json.dumps({"epoch": 4})[:-2])
-    folder.truncate(2)
-    assert read_rows(folder.path) == [{"epoch": 1}, {"epoch": 2}]

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from nearest_etf.torchport.heads import ImplicitETFHead
-from nearest_etf.torchport.simplex import centred, classifier_from_frame
-from nearest_etf.torchport.training.run.checkpoint import build_head, load_checkpoint, load_model, random_frame
-from nearest_etf.torchport.training.run.folder import read_rows
+from nearest_etf.torchport.training import train as loop
+from nearest_etf.torchport.training.model import load_model
+from nearest_etf.torchport.training.run.checkpoint import load_checkpoint
+from nearest_etf.torchport.training.run.reading import read_rows, read_run
 from nearest_etf.torchport.training.run.settings import Settings
 from nearest_etf.torchport.training.train import train
 
@@ -28,13 +29,13 @@ def trained(folder: Path, settings: Settings) -> dict[str, torch.Tensor]:
 
 def test_accumulation_is_the_whole_batch_s_gradient(tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", TINY)
-    parts = trained(tmp_path / "parts", replace(TINY, accumulation=4))
-    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    microbatches = trained(tmp_path / "microbatches", replace(TINY, grad_accum_steps=4))
+    torch.testing.assert_close(microbatches, whole, rtol=1e-4, atol=1e-5)
 
 
-def test_an_implicit_head_takes_each_part_of_a_batch_as_a_batch(tmp_path: Path) -> None:
-    state = trained(tmp_path / "run", replace(TINY, head="implicit", accumulation=4))
-    assert state["head.means.steps"] == 4 * 5 * 2
+def test_an_implicit_head_takes_each_microbatch_as_a_batch(tmp_path: Path) -> None:
+    state = trained(tmp_path / "run", replace(TINY, head="implicit", grad_accum_steps=4))
+    assert state["head.running.steps"] == 4 * 5 * 2
     W = state["head.weight"]
     torch.testing.assert_close(W @ W.T, (10 * torch.eye(10) - 1) / 9, rtol=0, atol=1e-5)
 
@@ -71,7 +72,7 @@ def test_compiled_backbones_compute_the_same(tmp_path: Path) -> None:
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
-def test_rows_take_whatever_the_solver_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_hold_all_solver_diagnostics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     health = {"gap": 1e-9, "sigma_min": 0.25, "news": 3.0, "lost": math.nan}
     monkeypatch.setattr(ImplicitETFHead, "solution_health", lambda self: health)
     train(replace(TINY, head="implicit", eval_interval=2), tmp_path / "run", device="cpu")
@@ -82,23 +83,50 @@ def test_rows_take_whatever_the_solver_says_of_itself(tmp_path: Path, monkeypatc
     assert {line.count(",") for line in lines} == {header.count(",")}
 
 
-@pytest.mark.parametrize(("num_features", "formulation"), [(12, "paper"), (12, "gauge-free"), (9, "gauge-free")])
-def test_random_initial_frames(num_features: int, formulation: str) -> None:
-    settings = Settings(initial="random", formulation=formulation, seed=3)
-    before = torch.get_rng_state()
-    head = build_head(settings, num_features, 10)
-    assert torch.equal(torch.get_rng_state(), before)  # the backbone's weights do not depend on it
-    U = random_frame(num_features, 10, seed=3)
-    torch.testing.assert_close(head.weight, classifier_from_frame(U))
-    torch.testing.assert_close(centred(U).T @ centred(U), centred(torch.eye(10)), rtol=0, atol=1e-6)
-    assert not torch.allclose(U, random_frame(num_features, 10, seed=4), atol=0.1)
-    features = torch.randn(30, num_features, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    head(features, torch.arange(30) % 10).square().sum().backward()
-    assert features.grad is not None
-    assert features.grad.isfinite().all()
+def test_the_best_epoch_is_chosen_on_validation_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = {"train": [0.1, 0.2, 0.3, 0.4], "val": [0.5, 0.7, 0.7, 0.6], "test": [0.9, 0.2, 0.8, 1.0]}
+    epochs = iter(range(4))
+
+    def evaluated(model: object, loaders: dict[str, object]) -> dict[str, float]:
+        epoch = next(epochs)
+        assert list(loaders) == ["train", "val", "test"]
+        return {f"{split}_accuracy": accuracies[split][epoch] for split in loaders}
+
+    monkeypatch.setattr(loop, "evaluate_splits", evaluated)
+    train(replace(TINY, epochs=4, val_fraction=0.2), tmp_path / "run", device="cpu")
+    assert load_checkpoint(tmp_path / "run" / "best.pt")["epoch"] == 2 + 1  # the first of equals
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["epoch"] == 4 + 1
+    run = read_run(tmp_path / "run")
+    assert (run.result, run.result_row["epoch"], run.checkpoints) == ("best", 2, ("best", "last"))
+    log = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert "no validation data" not in "".join(log)
+    assert log[-1] == ("result: best.pt (epoch 2, chosen on validation data)  train 20.00 %  val 70.00 %  test 20.00 %")
 
 
-def test_random_frames_have_no_preferred_direction() -> None:
-    entries = torch.stack([random_frame(3, 3, seed) for seed in range(2000)]).double()
-    assert entries.mean(0).abs().max() < 5 * math.sqrt(1 / 3 / 2000)
-    assert (entries.square().mean(0) - 1 / 3).abs().max() < 5 * math.sqrt(4 / 45 / 2000)  # u² of a sphere's point
+def test_without_validation_data_the_last_epoch_is_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(TINY, tmp_path / "run", device="cpu")
+    run = read_run(tmp_path / "run")
+    assert (run.result, run.checkpoints) == ("last", ("last",))
+    assert run.rows[-1].keys() >= {"train_accuracy", "test_accuracy"}
+    assert not any(name.startswith("val") for row in run.rows for name in row)
+    log = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert log[1] == "no validation data: the last epoch is the result (--val-fraction 0.1 holds out a tenth)"
+    assert log[-1].startswith("result: last.pt (epoch 2)  train ")
+    assert capsys.readouterr().err.splitlines() == log
+
+
+def test_free_features_are_measured_on_training_data_alone(tmp_path: Path) -> None:
+    settings = Settings(data="ufm", num_classes=3, num_features=4, samples_per_class=2, batch_size=6, epochs=2)
+    row = train(settings, tmp_path / "run", device="cpu", quiet=True)
+    assert {name.split("_")[0] for name in row} & {"train", "val", "test"} == {"train"}
+    log = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert log[1] == "no validation data: the last epoch is the result"
+    assert log[-2].startswith("train accuracy with running means ")
+
+
+def test_a_run_goes_on_without_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "draw_curves", lambda rows, path: f"{path.name} could not be drawn: {len(rows)} rows")
+    train(TINY, tmp_path / "run", device="cpu")
+    assert "curves.png could not be drawn: 2 rows" in (tmp_path / "run" / "log.txt").read_text()

@@ -16,29 +16,39 @@ DEPTHS: dict[str, tuple[bool, tuple[int, ...]]] = {  # name: (bottleneck?, block
 }
 
 
-def _conv(wide: int, wider: int, size: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(wide, wider, size, stride, padding=size // 2, bias=False)
+def _conv(in_channels: int, out_channels: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
 
 
 class Block(nn.Module):
-    """Two 3×3 convolutions, or 1×1, 3×3, 1×1 with a fourfold wider end, added to their input."""
+    """Two 3×3 convolutions, or 1×1, 3×3, 1×1 with four times the channels at the end, added to their input.
 
-    def __init__(self, wide: int, width: int, stride: int, *, bottleneck: bool, last_relu: bool = True) -> None:
+    Parameters
+    ----------
+    in_channels, width : int
+        Channels of the input, and of the first convolution.
+    stride : int
+    bottleneck : bool
+        Three convolutions instead of two.
+    last_relu : bool
+    """
+
+    def __init__(self, in_channels: int, width: int, stride: int, *, bottleneck: bool, last_relu: bool = True) -> None:
         super().__init__()
-        wider = 4 * width if bottleneck else width
-        self.conv1 = _conv(wide, width, 1) if bottleneck else _conv(wide, width, 3, stride)
+        out_channels = 4 * width if bottleneck else width
+        self.conv1 = _conv(in_channels, width, 1) if bottleneck else _conv(in_channels, width, 3, stride)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = _conv(width, width, 3, stride if bottleneck else 1)
         self.bn2 = nn.BatchNorm2d(width)
         if bottleneck:
-            self.conv3 = _conv(width, wider, 1)
-            self.bn3 = nn.BatchNorm2d(wider)
+            self.conv3 = _conv(width, out_channels, 1)
+            self.bn3 = nn.BatchNorm2d(out_channels)
         # In channels-last memory oneDNN 3.12 writes out of bounds in the backward pass of a strided 1×1 convolution of
-        # fewer than 16 channels (oneDNN issue 6035): there the pixels are picked first, which comes to the same.
-        self.picked = stride if wide < 16 else 1
+        # fewer than 16 channels (oneDNN issue 6035): there the pixels are picked first, with the same result.
+        self.picked = stride if in_channels < 16 else 1
         self.downsample = (
-            nn.Sequential(_conv(wide, wider, 1, stride // self.picked), nn.BatchNorm2d(wider))
-            if stride > 1 or wide != wider
+            nn.Sequential(_conv(in_channels, out_channels, 1, stride // self.picked), nn.BatchNorm2d(out_channels))
+            if stride > 1 or in_channels != out_channels
             else nn.Identity()
         )
         self.bottleneck, self.last_relu = bottleneck, last_relu
@@ -88,18 +98,18 @@ class ResNet(nn.Module):
             self.conv1 = _conv(channels, width, 3)
             self.maxpool = nn.Identity()
         self.bn1, self.relu = nn.BatchNorm2d(width), nn.ReLU()
-        stages, wide = [], width
+        stages, in_channels = [], width
         for stage, depth in enumerate(depths):
             blocks = []
             for index in range(depth):
                 stride = 2 if stage and not index else 1
                 last = stage == len(depths) - 1 and index == depth - 1
                 inner = width * 2**stage
-                blocks.append(Block(wide, inner, stride, bottleneck=bottleneck, last_relu=not (last and signed)))
-                wide = 4 * inner if bottleneck else inner
+                blocks.append(Block(in_channels, inner, stride, bottleneck=bottleneck, last_relu=not (last and signed)))
+                in_channels = 4 * inner if bottleneck else inner
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*stages)
-        self.num_features = wide
+        self.num_features = in_channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

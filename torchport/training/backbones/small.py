@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class SmallCNN(nn.Module):
-    """Three 3×3 convolutions, halving the image after the first two stages, then the mean over what is left.
+    """Three 3×3 convolutions, halving the image after the first two stages, then the mean over positions.
 
     Parameters
     ----------
@@ -32,10 +32,10 @@ class SmallCNN(nn.Module):
         self.num_features = num_features
         quarter, half = max(1, num_features // 4), max(1, num_features // 2)
 
-        def stage(wide: int, wider: int) -> list[nn.Module]:
+        def stage(in_channels: int, out_channels: int) -> list[nn.Module]:
             # Small sets have few steps an epoch: running statistics have to follow within some of them.
-            normalise = nn.BatchNorm2d(wider, momentum=0.3)
-            return [nn.Conv2d(wide, wider, 3, padding=1, bias=False), normalise, nn.ReLU()]
+            normalise = nn.BatchNorm2d(out_channels, momentum=0.3)
+            return [nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), normalise, nn.ReLU()]
 
         self.layers = nn.Sequential(
             *stage(channels, quarter),
@@ -71,8 +71,8 @@ class MLP(nn.Module):
         self.num_features = num_features
         sizes = [math.prod(image_shape), *[num_features] * depth]
         layers: list[nn.Module] = [nn.Flatten()]
-        for wide, wider in itertools.pairwise(sizes):
-            layers += [nn.Linear(wide, wider), nn.ReLU()]
+        for in_features, out_features in itertools.pairwise(sizes):
+            layers += [nn.Linear(in_features, out_features), nn.ReLU()]
         self.layers = nn.Sequential(*layers[: -1 if signed else None])
 
     def forward(self, images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ SMALLEST_IMAGE = 32  # five halvings
 
 
 class VGG(nn.Module):
-    """A VGG network whose features are the mean over the positions that are left.
+    """A VGG network whose features are the mean over positions.
 
     Parameters
     ----------
@@ -36,17 +36,18 @@ class VGG(nn.Module):
     def __init__(self, name: str, channels: int = 3, *, width: int = 64, signed: bool = False) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        wide = channels
+        in_channels = channels
         for stage, convolutions in enumerate(STAGES[name]):
-            wider = width * min(2**stage, 8)
+            out_channels = width * min(2**stage, 8)
             for _ in range(convolutions):
-                layers += [nn.Conv2d(wide, wider, 3, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()]
-                wide = wider
+                layers += [nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)]
+                layers += [nn.BatchNorm2d(out_channels), nn.ReLU()]
+                in_channels = out_channels
             layers.append(nn.MaxPool2d(2))
         if signed:
             del layers[-2]
         self.layers = nn.Sequential(*layers)
-        self.num_features = wide
+        self.num_features = in_channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

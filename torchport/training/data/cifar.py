@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 in their official files, binary or Python (https://www.cs.toronto.edu/~kriz).
 
 A binary record is one label byte (CIFAR-10) or two, coarse and fine (CIFAR-100), then 3072 bytes: red, green
-and blue planes of 32×32. The Python files are pickles; they are read by an unpickler that knows NumPy arrays
-and nothing else.
+and blue planes of 32×32. The Python files are pickles, read by an unpickler that rebuilds NumPy arrays and nothing
+else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .images import DataError
+from ....common.files import reading
+from .split import DataError
 
 PIXELS = 3 * 32 * 32
 Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -41,7 +42,8 @@ def read_cifar_binary(path: Path, label_bytes: int = 1) -> Labelled:
     DataError
         If the file is not a whole number of records.
     """
-    content = np.fromfile(path, np.uint8)
+    with reading(path, "a binary CIFAR file", DataError):
+        content = np.fromfile(path, np.uint8)
     record = label_bytes + PIXELS
     if not len(content) or len(content) % record:
         raise DataError(f"{path} has {len(content)} bytes: expected a multiple of {record}, one per record")
@@ -55,14 +57,10 @@ def read_cifar_python(path: Path, label_key: bytes = b"labels") -> Labelled:
     Raises
     ------
     DataError
-        If the file is no pickle, asks for anything but NumPy arrays, or does not hold the images and labels.
+        If the file is no pickle, names anything but NumPy arrays, or does not hold the images and labels.
     """
-    try:
+    with reading(path, "a CIFAR python file", DataError):
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except DataError as error:
-        raise DataError(f"{path} {error}") from None
-    except Exception as error:
-        raise DataError(f"{path} is damaged or no CIFAR python file: {type(error).__name__}: {error}") from error
     pixels = content.get(b"data") if isinstance(content, dict) else None
     labels = content.get(label_key) if isinstance(content, dict) else None
     if (
@@ -83,7 +81,7 @@ def _as_images(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Rebuilds NumPy arrays and plain containers; a pickle that asks for anything else is refused."""
+    """Rebuilds NumPy arrays and plain containers; a pickle that names anything else is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
@@ -94,7 +92,7 @@ class _ArraysOnly(pickle.Unpickler):
             ("_codecs", "encode"),
         }
         if (module, name) not in known:
-            raise DataError(f"is refused: a CIFAR python file does not need {module}.{name}")
+            raise pickle.UnpicklingError(f"refused, since a CIFAR python file needs no {module}.{name}")
         if name == "_reconstruct":  # wherever NumPy now keeps it
             return np.empty(0).__reduce__()[0]
         return super().find_class(module, name)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .images import ImageData, Split, channel_statistics
+from .images import ImageData, channel_statistics
+from .split import Split
 
 _SPLIT_SEED = 1998  # the held-out fifth is the same one for every training seed
 
@@ -29,6 +30,7 @@ def load_digits() -> ImageData:
     return ImageData(
         name="digits",
         train=Split(images[kept], labels[kept]),
+        val=None,
         test=Split(images[held_out], labels[held_out]),
         class_names=tuple("0123456789"),
         mean=mean,

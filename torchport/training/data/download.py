@@ -1,6 +1,6 @@
-"""Where data sets lie and how they get there: official files, fetched once, checked by their MD5 sums.
+"""The data directory, and the official files in it: downloaded once, checked by their MD5 sums.
 
-A download that breaks off leaves NAME.part, with which the next one goes on.
+An interrupted download leaves NAME.part, from which the next one goes on.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .images import DataError
+from .split import DataError
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,7 @@ class Source:
 
     folder: str
     files: tuple[str, ...]
-    downloads: tuple[
-        tuple[str, str], ...
-    ]  # (address, MD5): archives that unpack to the folder, or the files themselves
+    downloads: tuple[tuple[str, str], ...]  # (address, MD5): archives that unpack to the folder, or single files
 
 
 _MNIST_FILES = (
@@ -91,7 +89,7 @@ def fetch(name: str, source: Source, root: Path) -> Path:
     Raises
     ------
     DataError
-        If files are missing and cannot be downloaded; it says which file to put where.
+        If files are missing and cannot be downloaded; the message names the file and where to put it.
     """
     folder = root / source.folder
     missing = missing_files(folder, source)
@@ -104,13 +102,13 @@ def fetch(name: str, source: Source, root: Path) -> Path:
         archive = file.endswith(".tar.gz")
         if not archive and file not in missing:
             continue
-        place = root if archive else folder
+        target = root if archive else folder
         try:
             pooch.retrieve(
                 address,
                 known_hash=f"md5:{md5}",
                 fname=file,
-                path=place,
+                path=target,
                 processor=pooch.Untar(extract_dir=".") if archive else None,
                 downloader=resuming_download,
             )
@@ -119,7 +117,7 @@ def fetch(name: str, source: Source, root: Path) -> Path:
             reason = "its MD5 sum is wrong" if isinstance(error, ValueError) else broken_off
             raise DataError(
                 f"{name}: {folder / missing[0]} is missing and {address} could not be fetched ({reason}): "
-                f"download it elsewhere (MD5 {md5}) and put it at {place / file}"
+                f"download it elsewhere (MD5 {md5}) and put it at {target / file}"
             ) from error
     still = missing_files(folder, source)
     if still:
@@ -139,7 +137,7 @@ def missing_files(folder: Path, source: Source) -> list[str]:
 
 
 def resuming_download(address: str, output_file: str, _: object) -> None:
-    """A downloader for pooch, which checks the sum of what it gets: bytes go to NAME.part until they are all there."""
+    """A downloader for pooch, which checks the sum: bytes go to NAME.part until the file is complete."""
     import requests  # type: ignore[import-untyped]  # pooch needs it too
     from tqdm import tqdm
 
@@ -150,7 +148,7 @@ def resuming_download(address: str, output_file: str, _: object) -> None:
         nothing_left = begun and response.status_code == requests.codes.requested_range_not_satisfiable
         if not nothing_left:
             response.raise_for_status()
-            if response.status_code != requests.codes.partial_content:  # the whole file, asked for or not
+            if response.status_code != requests.codes.partial_content:  # the whole file
                 begun = 0
             total = begun + int(response.headers.get("Content-Length", 0)) or None
             bar = tqdm(total=total, initial=begun, unit="B", unit_scale=True, desc=part.stem, disable=None)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .images import DataError
+from ....common.files import reading
+from .split import DataError
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -24,14 +24,12 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     Raises
     ------
     DataError
-        If the file is no idx file of unsigned bytes, or its length is not what its header says.
+        If the file is no idx file of unsigned bytes, or its length does not fit its header.
     """
-    try:
+    with reading(path, "an idx file, whole, gzipped or not", DataError):
         content = path.read_bytes()
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged or cut short: expected a whole gzip file ({error})") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 4:
         raise DataError(
             f"{path} is no idx file of unsigned bytes: expected 00 00 08 at its start, found {content[:4].hex(' ')}"
@@ -42,13 +40,13 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     shape = struct.unpack(f">{content[3]}I", content[4:start])
     if len(content) - start != math.prod(shape):
         raise DataError(
-            f"{path} is damaged: its header says {shape}, {math.prod(shape)} bytes, found {len(content) - start}"
+            f"{path} is damaged: its header promises {shape}, {math.prod(shape)} bytes, found {len(content) - start}"
         )
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()  # writable
 
 
 def read_mnist(images: Path, labels: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (N, 28, 28, 1) and labels (N,) of one half of MNIST or Fashion-MNIST."""
+    """Images (N, 28, 28, 1) and labels (N,) of one split of MNIST or Fashion-MNIST."""
     pixels, classes = read_idx(images), read_idx(labels)
     if pixels.ndim != 3:
         raise DataError(f"{images} holds an array of shape {pixels.shape}: expected images (N, height, width)")

@@ -1,77 +1,56 @@
-"""What a data set is to the training loop: two splits of labelled 8-bit images, and their normalisation."""
+"""A data set: training, validation and test split, class names, and the normalisation of pixels."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from .folder import FolderSplit
+from .folder_split import FolderSplit
+from .split import DataError, Split
 
-
-class DataError(ValueError):
-    """A file or data set that cannot be used; the message is one line that names it and what was expected."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """Labelled images in memory.
-
-    Attributes
-    ----------
-    images : (N, H, W, C) uint8
-    labels : (N,) int64, in 0…K−1
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.dtype != np.uint8:
-            raise DataError(f"images have to be (N, H, W, C) uint8, not {self.images.shape} {self.images.dtype}")
-        if self.labels.shape != self.images.shape[:1]:
-            raise DataError(f"{len(self.images)} images, but labels of shape {self.labels.shape}")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels."""
-        _, height, width, channels = self.images.shape
-        return height, width, channels
-
-    def fingerprint(self) -> str:
-        """SHA-256 of pixels and labels, so that a run folder says exactly what it was trained on."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
-        digest.update(np.ascontiguousarray(self.labels).data)
-        return digest.hexdigest()
+AnySplit = Split | FolderSplit
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set: x = (uint8 / 255 − mean) / std is what a backbone sees, channel by channel."""
+    """A data set; a backbone sees x = (uint8 / 255 − mean) / std, channel by channel.
+
+    Attributes
+    ----------
+    name : str
+        Of the data set, or the path of an image folder.
+    train, val, test : Split or FolderSplit
+        `val` and `test` are None where the data set has no such split. Epochs are chosen on `val`, nothing on `test`.
+    class_names : tuple of str
+        K names, in the order of the labels.
+    mean, std : per channel, on the 0…1 scale
+    """
 
     name: str
-    train: Split | FolderSplit
-    test: Split | FolderSplit
+    train: AnySplit
+    val: AnySplit | None
+    test: AnySplit | None
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        for part, split in (("train", self.train), ("test", self.test)):
+        for name, split in self.splits().items():
             wrong = split.labels[(split.labels < 0) | (split.labels >= self.num_classes)]
             if len(wrong):
-                raise DataError(f"{self.name}: {part} label {wrong[0]} is outside 0…{self.num_classes - 1}")
-        if self.train.image_shape != self.test.image_shape:
-            raise DataError(
-                f"{self.name}: training images are {self.train.image_shape}, test images {self.test.image_shape}"
-            )
+                raise DataError(f"{self.name}: {name} label {wrong[0]} is outside 0…{self.num_classes - 1}")
+            if split.image_shape != self.image_shape:
+                raise DataError(
+                    f"{self.name}: {name} images are {split.image_shape}, training images {self.image_shape}"
+                )
+
+    def splits(self) -> dict[str, AnySplit]:
+        """The splits that there are, in the order train, val, test."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}
 
     @property
     def num_classes(self) -> int:
@@ -82,6 +61,21 @@ class ImageData:
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
         return self.train.image_shape
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What a checkpoint records, so that its model can be used: class names, image shape, mean, std."""
+        return {
+            "class_names": self.class_names,
+            "image_shape": self.image_shape,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json records: also the name, and size and SHA-256 of every split."""
+        described: dict[str, Any] = {"name": self.name, **self.preprocessing()}
+        described |= {f"{name}_size": len(split) for name, split in self.splits().items()}
+        return described | {f"{name}_sha256": split.fingerprint() for name, split in self.splits().items()}
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:

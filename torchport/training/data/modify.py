@@ -6,10 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .folder import FolderSplit
-from .images import DataError, Split
-
-AnySplit = Split | FolderSplit
+from .images import AnySplit
+from .split import DataError
 
 
 def class_sizes(available: int, num_classes: int, kind: str, ratio: float) -> list[int]:
@@ -52,6 +50,18 @@ def modified(
         Largest class size over smallest.
     label_noise : float
         Share of labels replaced by another class, drawn uniformly.
+
+    Raises
+    ------
+    DataError
+        If a class has fewer images than `samples_per_class`.
+
+    Examples
+    --------
+    >>> from .split import Split
+    >>> split = Split(np.zeros((20, 1, 1, 1), np.uint8), np.arange(20) % 2)
+    >>> np.bincount(modified(split, 2, seed=0, imbalance="exponential", ratio=5.0).labels).tolist()
+    [10, 2]
     """
     rng = np.random.default_rng([seed, num_classes])
     if samples_per_class or imbalance != "none":
@@ -61,10 +71,7 @@ def modified(
             raise DataError(f"samples_per_class is {samples_per_class}, but a class has only {smallest} images")
         sizes = class_sizes(samples_per_class or smallest, num_classes, imbalance, ratio)
         kept = np.sort(np.concatenate([m[:size] for m, size in zip(members, sizes, strict=True)]))
-        if isinstance(split, Split):
-            split = replace(split, images=split.images[kept], labels=split.labels[kept])
-        else:
-            split = replace(split, paths=tuple(split.paths[i] for i in kept), labels=split.labels[kept])
+        split = split.take(kept)
     if label_noise:
         wrong = rng.choice(len(split), round(label_noise * len(split)), replace=False)
         labels = split.labels.copy()

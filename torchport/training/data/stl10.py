@@ -7,20 +7,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .images import DataError
+from ....common.files import reading
+from .split import DataError
 
 SIDE = 96
 
 
 def read_stl10(images: Path, labels: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images (N, 96, 96, 3) and labels (N,) in 0…9 of one half.
+    """Images (N, 96, 96, 3) and labels (N,) in 0…9 of one split.
 
     Raises
     ------
     DataError
         If a file has the wrong length, or a label is not 1…10.
     """
-    pixels, classes = np.fromfile(images, np.uint8), np.fromfile(labels, np.uint8)
+    with reading(images, "a binary STL-10 file", DataError):
+        pixels = np.fromfile(images, np.uint8)
+    with reading(labels, "a binary STL-10 file", DataError):
+        classes = np.fromfile(labels, np.uint8)
     record = 3 * SIDE * SIDE
     if not len(pixels) or len(pixels) % record:
         raise DataError(f"{images} has {len(pixels)} bytes: expected a multiple of {record}, one per image")

@@ -1,7 +1,7 @@
 """The unconstrained features model: no network and no images, every sample's features are free parameters.
 
-What is left is the geometry that head and loss pull the features to (Mixon et al. 2020, arXiv 2011.11619; Zhu
-et al. 2021, arXiv 2105.02375). A step takes all samples at once, so an epoch is one iteration.
+It shows the geometry that head and loss alone lead to (Mixon et al. 2020, arXiv 2011.11619; Zhu et al. 2021, arXiv
+2105.02375). A step takes all samples at once, so an epoch is one iteration.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..run.settings import Settings, SettingsError
-from .images import ImageData, Split
+from .images import ImageData
+from .split import Split
 
 
 class IndexLoader:
@@ -36,18 +37,20 @@ class IndexLoader:
 
 
 def ufm_data(settings: Settings) -> ImageData:
-    """Labels for K classes of n samples; there is nothing unseen, so the test half is the training half.
+    """Labels for K classes of n samples; there is nothing unseen, so neither validation nor test split.
 
     Raises
     ------
     SettingsError
-        If `samples_per_class` is not given, or the batch is not the whole set.
+        If `samples_per_class` is not given, the batch is not the whole set, or validation data are to be held out.
     """
     K, n = settings.num_classes, settings.samples_per_class
     if n < 1:
         raise SettingsError("data = 'ufm' needs samples_per_class: how many free features each class has")
     if settings.batch_size != K * n:
         raise SettingsError(f"data = 'ufm' takes all samples at once: batch_size has to be {K * n} (K n)")
+    if settings.val_fraction:
+        raise SettingsError("data = 'ufm' has no images to hold out: leave val_fraction out")
     labels = np.repeat(np.arange(K), n)
     split = Split(np.zeros((K * n, 1, 1, 1), np.uint8), labels)
-    return ImageData("ufm", split, split, tuple(map(str, range(K))), mean=(0.0,), std=(1.0,))
+    return ImageData("ufm", split, None, None, tuple(map(str, range(K))), mean=(0.0,), std=(1.0,))

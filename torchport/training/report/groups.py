@@ -1,44 +1,23 @@
-"""Runs read from their folders, grouped by head, and their metrics gathered over seeds."""
+"""Runs grouped by head, and their metrics gathered over seeds."""
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..measure import Measurement, measure, save_measurement, saved_measurement
-from ..run.folder import epochs_to, read_rows
+from ..run.reading import Run, epochs_to
 
 Array = NDArray[np.float64]
 
-HEADS = ("learned", "fixed", "implicit")  # the order of tables and colours
+HEADS = ("linear", "learned", "fixed", "implicit", "class-mean", "tight-frame")  # the order of tables and colours
 STATISTICS = ("median", "mean", "std", "min", "max")
-
-
-class RunError(ValueError):
-    """A folder that holds no run, or an unfinished or damaged one; the message is one line."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run folder, read."""
-
-    path: Path
-    settings: dict[str, Any]
-    config: dict[str, Any]
-    rows: list[dict[str, float]] = field(repr=False)
-
-    @property
-    def seed(self) -> int:
-        return int(self.settings.get("seed", 0))
+HELD_OUT = ("test", "val")  # the split that a report is about: the first one that exists
 
 
 @dataclass(frozen=True)
@@ -65,6 +44,11 @@ class Group:
     def metrics(self) -> tuple[str, ...]:
         """Names of all metrics, in the order of the files."""
         return tuple(dict.fromkeys(name for run in self.runs for row in run.rows for name in row if name != "epoch"))
+
+    @cached_property
+    def held_out(self) -> str | None:
+        """The split that counts: "test" where a run has been measured on it, else "val", else None."""
+        return next((split for split in HELD_OUT if f"{split}_accuracy" in self.metrics), None)
 
     def values(self, metric: str) -> Array:
         """A metric of every run at every epoch, (runs, E); nan where it was not measured."""
@@ -93,15 +77,15 @@ class Group:
 
     @property
     def typical(self) -> Run:
-        """The run whose test accuracy ends nearest to the median over seeds."""
-        accuracy = np.nan_to_num(self.final("test_accuracy"))
+        """The run whose held-out accuracy, or else training accuracy, ends nearest to the median over seeds."""
+        accuracy = np.nan_to_num(self.final(f"{self.held_out or 'train'}_accuracy"))
         return self.runs[int(np.argmin(np.abs(accuracy - np.median(accuracy))))]
 
 
 def statistics(values: Array) -> dict[str, Array]:
     """`STATISTICS` over the first axis, leaving nan out."""
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # of epochs that nobody measured: nan is the answer
+        warnings.simplefilter("ignore", RuntimeWarning)  # of epochs that no run measured: nan is the answer
         return {
             "median": np.nanmedian(values, axis=0),
             "mean": np.nanmean(values, axis=0),
@@ -111,34 +95,8 @@ def statistics(values: Array) -> dict[str, Array]:
         }
 
 
-def load_run(path: str | Path) -> Run:
-    """Read a run folder.
-
-    Raises
-    ------
-    RunError
-        If it has no config.json or no metrics, or one of them cannot be read.
-    """
-    path = Path(path)
-    if not (path / "config.json").is_file():
-        raise RunError(f"{path} is no run folder: it has no config.json")
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        settings = config["settings"]
-        rows = read_rows(path)
-        if not all(isinstance(row["epoch"], int | float) for row in rows):
-            raise TypeError("an epoch that is no number")
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{path} is damaged: config.json or metrics.jsonl is not what etf-train writes ({error})"
-        ) from error
-    if not rows:
-        raise RunError(f"{path} has no metrics yet: train it for at least one epoch")
-    return Run(path, settings, config, rows)
-
-
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Runs grouped by all settings but the seed; learned, fixed and implicit heads in this order."""
+    """Runs grouped by all settings but the seed, in the order of `HEADS`."""
     names = sorted({name for run in runs for name in run.settings} - {"seed", "head", "recipe"})
     differing = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
     grouped: dict[str, list[Run]] = {}
@@ -150,18 +108,12 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
     return sorted(groups, key=lambda group: (_head_order(group), group.label))
 
 
+def held_out_split(groups: Sequence[Group]) -> str | None:
+    """The split that counts for all: "test" where any group has it, else "val", else None."""
+    found = {group.held_out for group in groups}
+    return next((split for split in HELD_OUT if split in found), None)
+
+
 def _head_order(group: Group) -> int:
     head = group.runs[0].settings.get("head")
     return HEADS.index(head) if head in HEADS else len(HEADS)
-
-
-def geometry(run: Run) -> Measurement | str:
-    """The last checkpoint of a run, measured now or before; or, where that cannot be done, the reason."""
-    try:
-        measured = saved_measurement(run.path, "last")
-        if measured is None:
-            measured = measure(run.path, "last")
-            save_measurement(run.path, "last", measured)
-    except (ValueError, OSError) as error:
-        return str(error)
-    return measured

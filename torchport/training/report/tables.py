@@ -1,4 +1,4 @@
-"""Tables over seeds: on the terminal, as Markdown, CSV and LaTeX; and the verdict in words."""
+"""Tables over seeds: on the terminal, as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .groups import STATISTICS, Array, Group
+from .groups import STATISTICS, Array, Group, held_out_split
 
 Table = list[list[str]]  # a heading row, then one row per group
 
-SUMMARY = (  # heading, metric at the end of training, as a percentage
-    ("train accuracy %", "train_accuracy", True),
-    ("test accuracy %", "test_accuracy", True),
-    ("NC1", "train_nc1", False),
-    ("NC2 of W", "train_nc2", False),
-    ("NC2 of means", "train_nc2_means", False),
-    ("NC3", "train_nc3", False),
+ACCURACIES = ("train", "val", "test")
+COLLAPSE = (  # heading, metric at the end of training
+    ("NC1", "train_nc1"),
+    ("NC2 of W", "train_nc2"),
+    ("NC2 of means", "train_nc2_means"),
+    ("NC3", "train_nc3"),
 )
 LEVELS = (0.95, 0.99)  # of training accuracy, in "epochs to"
-TOLERANCES = (0.01, 0.02, 0.05, 0.1, 0.2)  # of the verdict
+LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "%_&#${}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}", "–": "--"}
+)
 
 
 def median_with_range(values: Array, percent: bool = False) -> str:
@@ -37,7 +38,7 @@ def median_with_range(values: Array, percent: bool = False) -> str:
     if len(values) == 0:
         return "–"
     low, middle, high = values.min(), np.median(values), values.max()
-    write = _percentage if percent else _number
+    write = percentage if percent else number
     if write(low) == write(high):
         return write(middle)
     return f"{write(middle)} ({write(low)}–{write(high)})"
@@ -45,24 +46,62 @@ def median_with_range(values: Array, percent: bool = False) -> str:
 
 def summary(groups: Sequence[Group]) -> Table:
     """What a reader asks first: accuracies, NC1–NC3 at the end, epochs to a training accuracy."""
-    heading = ["head", "seeds", *(name for name, _, _ in SUMMARY), *(f"epochs to {level:.0%}" for level in LEVELS)]
+    measured = {metric for group in groups for metric in group.metrics}
+    splits = [split for split in ACCURACIES if f"{split}_accuracy" in measured]
+    heading = ["head", "seeds", *(f"{split} accuracy %" for split in splits), *(name for name, _ in COLLAPSE)]
+    heading += [f"epochs to {level:.0%}" for level in LEVELS]
     rows = []
     for group in groups:
         row = [group.label, str(len(group.runs))]
-        row += [median_with_range(group.final(metric), percent) for _, metric, percent in SUMMARY]
+        row += [median_with_range(group.final(f"{split}_accuracy"), percent=True) for split in splits]
+        row += [median_with_range(group.final(metric)) for _, metric in COLLAPSE]
         row += [median_with_range(group.epochs_to(level)) for level in LEVELS]
         rows.append(row)
     return [heading, *rows]
 
 
 def accuracy_at(groups: Sequence[Group], epochs: Sequence[int]) -> Table:
-    """The paper's table: top-1 on test data after so many epochs, in per cent, median with range."""
+    """The paper's table: top-1 after so many epochs, in per cent, median with range.
+
+    On test data where any run has it, else on validation data, else on training data.
+    """
+    split = held_out_split(groups) or "train"
     rows = []
     for group in groups:
-        values, position = group.values("test_accuracy"), {int(e): i for i, e in enumerate(group.epochs)}
+        values, position = group.values(f"{split}_accuracy"), {int(e): i for i, e in enumerate(group.epochs)}
         cells = [median_with_range(values[:, position[e]], True) if e in position else "–" for e in epochs]
         rows.append([group.label, *cells])
-    return [["head", *(f"top-1 % at epoch {epoch}" for epoch in epochs)], *rows]
+    return [["head", *(f"{split} top-1 % at epoch {epoch}" for epoch in epochs)], *rows]
+
+
+def final_metrics(groups: Sequence[Group]) -> Table:
+    """Every metric at the end, a row each."""
+    metrics = dict.fromkeys(metric for group in groups for metric in group.metrics)
+    rows = [[metric, *(median_with_range(group.final(metric)) for group in groups)] for metric in metrics]
+    return [["metric at the end", *(group.label for group in groups)], *rows]
+
+
+def settings_table(groups: Sequence[Group]) -> Table:
+    """Every setting, a row each."""
+    rows = []
+    for name in dict.fromkeys(name for group in groups for name in group.runs[0].settings):
+        if name == "seed":
+            cells = ["seeds " + ", ".join(str(run.seed) for run in group.runs) for group in groups]
+        else:
+            cells = [str(group.runs[0].settings.get(name)) for group in groups]
+        rows.append([name, *cells])
+    return [["setting", *(group.label for group in groups)], *rows]
+
+
+def provenance_table(groups: Sequence[Group]) -> Table:
+    """Where each run was made, a row each."""
+    rows = []
+    for run in (run for group in groups for run in group.runs):
+        made = run.config.get("provenance", {})
+        torch = made.get("versions", {}).get("torch")
+        cells = [run.path, *(made.get(name) for name in ("device", "threads", "platform", "python"))]
+        rows.append(["–" if cell is None else str(cell) for cell in [*cells, torch, made.get("commit")]])
+    return [["run", "device", "threads", "platform", "python", "torch", "commit"], *rows]
 
 
 def as_text(table: Table) -> str:
@@ -74,7 +113,7 @@ def as_text(table: Table) -> str:
 
 def as_markdown(table: Table) -> str:
     """A pipe table."""
-    lines = ["| " + " | ".join(row) + " |" for row in table]
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in table]
     return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]]) + "\n"
 
 
@@ -87,20 +126,10 @@ def as_csv(table: Table) -> str:
 
 def as_latex(table: Table) -> str:
     """A booktabs tabular."""
-    rows = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in table]
+    rows = [" & ".join(cell.translate(LATEX).replace("never", r"$\infty$") for cell in row) + r" \\" for row in table]
     columns = "l" + "r" * (len(table[0]) - 1)
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            rows[0],
-            r"\midrule",
-            *rows[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:]]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def over_seeds_csv(groups: Sequence[Group]) -> str:
@@ -118,65 +147,8 @@ def over_seeds_csv(groups: Sequence[Group]) -> str:
     return file.getvalue()
 
 
-def verdict(group: Group) -> str:
-    """What happened, in words."""
-    seeds = len(group.runs)
-    over = "one seed" if seeds == 1 else f"{seeds} seeds"
-    learned = "never 95 % of the training images right"
-    for level in sorted(LEVELS, reverse=True):
-        to_level = group.epochs_to(level)
-        reached = to_level[np.isfinite(to_level)]
-        if len(reached):
-            learned = f"{level:.0%} of the training images right from epoch {median_with_range(reached)}"
-            learned += "" if len(reached) == seeds else f", in {len(reached)} of {seeds} seeds only"
-            break
-    test = median_with_range(group.final("test_accuracy"), percent=True)
-    return f"{learned}; {test} % of the test images at the end ({over}). {_collapse(group)}"
-
-
-def _collapse(group: Group) -> str:
-    """How near to a simplex ETF class means and classifier came, and from when on; nc2 and nc3 are relative."""
-    worst = np.maximum(group.over_seeds("train_nc2_means")["median"], group.over_seeds("train_nc3")["median"])
-    epochs, worst = group.epochs[~np.isnan(worst)], worst[~np.isnan(worst)]
-    if len(worst) == 0:
-        return "Neural collapse was not measured."
-    spread = f"NC1 at {_number(float(np.median(group.final('train_nc1'))))}"
-    cdnv = float(np.median(group.final("train_cdnv")))
-    spread += "" if math.isnan(cdnv) else f" and CDNV at {_number(cdnv)}"  # which sees spread off the means' span, too
-    reached = [tolerance for tolerance in TOLERANCES if worst[-1] <= tolerance]
-    if not reached:
-        return (
-            f"Not collapsed to within {TOLERANCES[-1]:g} yet: class means and classifier end {worst[-1]:.2g} "
-            f"from a common simplex ETF, with {spread}."
-        )
-    outside = np.flatnonzero(worst > reached[0])
-    since = epochs[outside[-1] + 1] if len(outside) else epochs[0]
-    return (
-        f"Class means and classifier have collapsed to within {reached[0]:g} of a common simplex ETF since epoch "
-        f"{since} ({worst[-1]:.2g} at the end), with {spread}."
-    )
-
-
-def comparison(groups: Sequence[Group]) -> str:
-    """Who was first to 99 % (or 95 %) training accuracy, and who is best on test data."""
-    if len(groups) < 2:
-        return ""
-    for level in (0.99, 0.95):
-        medians = [float(np.median(group.epochs_to(level))) for group in groups]
-        if min(medians) < math.inf:
-            order = sorted(zip(medians, (group.label for group in groups), strict=True))
-            parts = ", ".join(f"{label} {_number(epoch)}" for epoch, label in order)
-            first = f"Median epochs to {level:.0%} training accuracy: {parts}."
-            break
-    else:
-        first = "No head reached 95 % training accuracy."
-    scores = [(float(np.nanmedian(group.final("test_accuracy"))), group.label) for group in groups]
-    scores = sorted((score for score in scores if not math.isnan(score[0])), reverse=True)
-    second = ", ".join(f"{label} {score:.2%}" for score, label in scores)
-    return f"{first} Median test accuracy: {second}."
-
-
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Two digits, or a whole number; "never" for an epoch that was not reached."""
     if math.isinf(value):
         return "never" if value > 0 else "-∞"
     if float(value).is_integer() and abs(value) < 1e6:
@@ -184,11 +156,6 @@ def _number(value: float) -> str:
     return f"{value:.2g}" if abs(value) < 100 else f"{value:.4g}"
 
 
-def _percentage(value: float) -> str:
+def percentage(value: float) -> str:
+    """A share in per cent, without the sign."""
     return f"{100 * value:.2f}"
-
-
-def _latex(cell: str) -> str:
-    for plain, escaped in (("%", r"\%"), ("_", r"\_"), ("–", "--"), ("&", r"\&"), ("never", r"$\infty$")):
-        cell = cell.replace(plain, escaped)
-    return cell

@@ -1,8 +1,8 @@
 """Everything that defines a training run, in one frozen dataclass.
 
-A recipe (`recipes/NAME.toml`) gives values for some of the fields, the command line overrides them, and what
-is left keeps the default written here. Field names are TOML keys, and command-line flags with dashes for
-underscores; each field carries its own help text and bounds. Importing this file does not import torch.
+A recipe (`recipes/NAME.toml`) gives values for some of the fields, the command line overrides them, and what is left
+keeps the default written here. Field names are TOML keys, and command-line flags with dashes for underscores; each
+field carries its own help text and bounds. Importing this file imports neither torch nor NumPy.
 """
 
 from __future__ import annotations
@@ -10,11 +10,16 @@ from __future__ import annotations
 import difflib
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
+
+from ....common.errors import UserError, nearest_name
+from ....common.files import reading
+from ....common.old_names import SETTINGS, present_settings
 
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagenet", "ufm")
 BACKBONES = (
@@ -24,19 +29,8 @@ BACKBONES = (
 FOREIGN_BACKBONES = ("torchvision:", "timm:")
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError):
     """A setting that cannot be used; the message is one line that names it, what was found and the remedy."""
-
-
-def nearest_name(kind: str, found: str, known: Iterable[str]) -> str:
-    """The one-line complaint about an unknown name.
-
-    >>> nearest_name("head", "implict", ["learned", "fixed", "implicit"])
-    "unknown head 'implict': did you mean 'implicit'? (one of: learned, fixed, implicit)"
-    """
-    known = list(known)
-    close = difflib.get_close_matches(found, known, n=1, cutoff=0.0)
-    return f"unknown {kind} {found!r}: did you mean {close[0]!r}? (one of: {', '.join(known)})"
 
 
 def _option(
@@ -46,8 +40,19 @@ def _option(
     choices: tuple[str, ...] = (),
     least: float | None = None,
     most: float | None = None,
+    type_if_given: type | None = None,
+    default_text: str | None = None,
 ) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices, "least": least, "most": most})
+    """A field with its help text, its values or bounds and its type; one whose default is None may stay None."""
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "least": least,
+        "most": most,
+        "type": type_if_given or type(default),
+        "default": str(default) if default_text is None else default_text,
+    }
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,14 @@ class Settings:
     seed: int = _option(0, "seed of the weights, the batches and the augmentation", least=0)
 
     data: str = _option("digits", f"data set ({', '.join(DATA_SETS)}) or path of an image folder")
+    val_fraction: float | None = _option(
+        None,
+        "share of each class's training images held out for validation, by the seed; the best epoch is chosen on it",
+        least=0,
+        most=0.9,
+        type_if_given=float,
+        default_text="0.2 for an image folder with neither val/ nor test/, else 0",
+    )
     samples_per_class: int = _option(0, "keep this many training images per class (0: all)", least=0)
     imbalance: str = _option(
         "none",
@@ -92,13 +105,15 @@ class Settings:
     features: str = _option("relu", "the last activation before pooling, or none", choices=("relu", "signed"))
 
     head: str = _option("implicit", "the classifier on the features", choices=("learned", "fixed", "implicit"))
-    temperature: float = _option(5.0, "norm tau that features are scaled to", least=1e-6)
+    temperature: float = _option(
+        5.0, "tau, which multiplies the unit features: logits = tau W f/|f|; larger is sharper", least=1e-6
+    )
     delta: float = _option(1e-3, "implicit: weight of the proximal term", least=0)
     formulation: str = _option("paper", "implicit: the problem that is solved", choices=("paper", "gauge-free"))
     gradient: bool = _option(True, "implicit: differentiate through the solution")
     method: str = _option(
         "auto",
-        "implicit: how the problem is solved; trust-region is the paper's way",
+        "implicit: how the problem is solved; trust-region is the paper's method",
         choices=("auto", "svd", "eigh", "matmul", "trust-region"),
     )
     initial: str = _option(
@@ -108,7 +123,7 @@ class Settings:
     )
 
     loss: str = _option("cross-entropy", "training loss", choices=("cross-entropy", "dot-regression"))
-    optimiser: str = _option(
+    optimizer: str = _option(
         "sgd", "agd is automatic gradient descent, without parameters", choices=("sgd", "adamw", "agd")
     )
     lr: float = _option(0.1, "peak learning rate (for agd: its gain)", least=0)
@@ -117,8 +132,10 @@ class Settings:
     schedule: str = _option("none", "learning rate over the run", choices=("none", "step", "cosine", "one-cycle"))
     epochs: int = _option(200, "passes over the training set (ufm: iterations)", least=1)
     batch_size: int = _option(256, "images per step, over all processes together", least=2)
-    accumulation: int = _option(
-        1, "parts that a batch is split into, to save memory; batch statistics and class means go by parts", least=1
+    grad_accum_steps: int = _option(
+        1,
+        "microbatches per step, to save memory; batch statistics and class means are taken by microbatches",
+        least=1,
     )
     clip: float = _option(0.0, "largest gradient norm (0: no clipping)", least=0)
 
@@ -133,7 +150,9 @@ class Settings:
     def __post_init__(self) -> None:
         for f in fields(self):
             value: Any = getattr(self, f.name)
-            kind: type = type(f.default)
+            kind: type = f.metadata["type"]
+            if value is None and f.default is None:
+                continue
             if kind is float and type(value) is int:
                 object.__setattr__(self, f.name, value := float(value))
             if type(value) is not kind:
@@ -149,8 +168,10 @@ class Settings:
                 raise SettingsError(f"{f.name} is {value}, but has to be at most {most}")
         if self.backbone not in BACKBONES and not self.backbone.startswith(FOREIGN_BACKBONES):
             raise SettingsError(nearest_name("backbone", self.backbone, BACKBONES))
-        if self.batch_size % self.accumulation:
-            raise SettingsError(f"accumulation {self.accumulation} does not divide the batch size {self.batch_size}")
+        if self.batch_size % self.grad_accum_steps:
+            raise SettingsError(
+                f"grad_accum_steps {self.grad_accum_steps} does not divide the batch size {self.batch_size}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, as plain values that JSON, TOML and checkpoints hold."""
@@ -158,47 +179,70 @@ class Settings:
 
 
 def settings_from(values: Mapping[str, Any]) -> Settings:
-    """Settings from named values; an unknown name is refused with the nearest valid one.
+    """Settings from named values; names of earlier versions are translated.
 
+    Raises
+    ------
+    SettingsError
+        For an unknown name, with the nearest valid one, and for what `Settings` refuses.
+
+    Examples
+    --------
     >>> settings_from({"batchsize": 64})
     Traceback (most recent call last):
     ...
     nearest_etf.torchport.training.run.settings.SettingsError: unknown setting 'batchsize': did you mean 'batch_size'?
     """
     known = [f.name for f in fields(Settings)]
-    for name in values:
+    for name in (values := _translated(values)):
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise SettingsError(f"unknown setting {name!r}: did you mean {close!r}?")
     return Settings(**values)
 
 
+def _translated(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their present names; the old and the present name of the same setting are refused."""
+    for old, name in SETTINGS.items():
+        if old in values and name in values:
+            raise SettingsError(f"{old!r} is the old name of {name!r}: give only {name!r}")
+    return present_settings(values)
+
+
+def _recipes() -> Traversable:
+    """The folder of the recipes that come with the package."""
+    return resources.files(f"{__package__.rpartition('.')[0]}.recipes")
+
+
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package, sorted."""
-    folder = resources.files(f"{__package__.rpartition('.')[0]}.recipes").parent / "recipes"
-    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(Path(entry.name).stem for entry in _recipes().iterdir() if entry.name.endswith(".toml"))
 
 
 def recipe_text(name: str) -> str:
     """The TOML text of a recipe, by its name or by the path of a TOML file of one's own."""
     if name.endswith(".toml"):
-        try:
+        with reading(name, "a recipe", SettingsError):
             return Path(name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise SettingsError(f"cannot read the recipe {name}: {error.strerror}") from error
     if name not in recipe_names():
         raise SettingsError(nearest_name("recipe", name, recipe_names()))
-    return (resources.files(f"{__package__.rpartition('.')[0]}.recipes").parent / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    return (_recipes() / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Settings of a recipe with `overrides` on top.
 
+    Raises
+    ------
+    SettingsError
+        If there is no such recipe, it is no TOML, or a setting cannot be used.
+
+    Examples
+    --------
     >>> load_recipe("digits", {"head": "fixed"}).head
     'fixed'
     """
-    try:
-        values = tomllib.loads(recipe_text(name))
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"recipe {name} is not valid TOML: {error}") from error
-    return settings_from({**values, "recipe": Path(name).stem, **(overrides or {})})
+    text = recipe_text(name)
+    with reading(f"recipe {name}", "TOML", SettingsError):
+        values = _translated(tomllib.loads(text))
+    return settings_from({**values, "recipe": Path(name).stem, **_translated(overrides or {})})

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from nearest_etf.torchport.training.data import DataError
 from nearest_etf.torchport.training.data.download import Source, data_root, fetch
+from nearest_etf.torchport.training.data.split import DataError
 
 CONTENT = random.Random(0).randbytes(300_000)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nearest_etf.torchport.training.data import CLASS_NAMES, load_data
 from nearest_etf.torchport.training.data.download import SOURCES
+from nearest_etf.torchport.training.data.load import CLASS_NAMES, load_data
 
 EXPECTED = {  # shape, images per class in training and test data, mean of the training pixels as published
     "mnist": ((28, 28, 1), None, (0.1307,)),
@@ -27,6 +27,7 @@ def test_official_files(name: str) -> None:
     data = load_data(name, root=root)
     shape, per_class, mean = EXPECTED[name]
     assert data.image_shape == shape
+    assert data.test is not None
     assert len(data.test) == 10000
     assert data.mean == pytest.approx(mean, abs=1e-4)
     if per_class is not None:

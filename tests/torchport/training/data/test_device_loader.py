@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from nearest_etf.torchport.training.data import (
-    Augmentation,
-    DataError,
-    DeviceLoader,
-    FolderLoader,
-    FolderSplit,
-    Split,
-    load_data,
-)
-from nearest_etf.torchport.training.data.loader import Batch
-from nearest_etf.torchport.training.data.modify import class_sizes, modified
+from nearest_etf.torchport.training.data.batches import Batch
+from nearest_etf.torchport.training.data.device_loader import Augmentation, DeviceLoader
+from nearest_etf.torchport.training.data.split import DataError, Split
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(3)
@@ -28,9 +18,9 @@ SPLIT = Split(RNG.integers(0, 256, (40, 9, 7, 3)).astype(np.uint8), RNG.integers
 FULL = Augmentation(flip=True, crop_padding=2, rotation=20.0)
 
 
-def raw_loader(batch_size: int = 8, world: int = 1) -> DeviceLoader:
+def raw_loader(batch_size: int = 8, world_size: int = 1) -> DeviceLoader:
     """A loader whose pixels come out as 0…255."""
-    return DeviceLoader(SPLIT, batch_size, mean=(0,) * 3, std=(1 / 255,) * 3, device=CPU, world=world)
+    return DeviceLoader(SPLIT, batch_size, mean=(0,) * 3, std=(1 / 255,) * 3, device=CPU, world_size=world_size)
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -92,13 +82,13 @@ def test_an_epoch_goes_on_at_any_step(start: int) -> None:
     assert_same(list(loader.epoch(5))[start:], list(loader.epoch(5, start)))
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_processes_share_out_each_batch(world: int) -> None:
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_out_each_batch(world_size: int) -> None:
     make = partial(DeviceLoader, SPLIT, 8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), device=CPU, stratified=True)
     whole = list(make(augmentation=FULL).epoch(1))
-    for rank in range(world):
-        share = [(images[rank::world], labels[rank::world]) for images, labels in whole]
-        assert_same(share, list(make(augmentation=FULL, rank=rank, world=world).epoch(1)))
+    for rank in range(world_size):
+        share = [(images[rank::world_size], labels[rank::world_size]) for images, labels in whole]
+        assert_same(share, list(make(augmentation=FULL, rank=rank, world_size=world_size).epoch(1)))
 
 
 def test_half_of_the_images_are_mirrored_and_keep_their_labels() -> None:
@@ -116,42 +106,6 @@ def test_impossible_batches_are_refused() -> None:
     with pytest.raises(DataError, match="batch of 41 is more than the 40 images"):
         raw_loader(batch_size=41)
     with pytest.raises(DataError, match="3 processes do not divide the batch size 8"):
-        raw_loader(world=3)
+        raw_loader(world_size=3)
     with pytest.raises(DataError, match=r"crop_padding is 8, more than the side of images of \(9, 7\) pixels"):
         DeviceLoader(SPLIT, 8, mean=(0,), std=(1,), device=CPU, augmentation=Augmentation(crop_padding=8))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_folder_batches_do_not_depend_on_workers(tmp_path: Path, workers: int) -> None:
-    for part in ("train", "val"):
-        for name in "ab":
-            (tmp_path / part / name).mkdir(parents=True)
-            for i in range(3):
-                noise = np.random.default_rng(i).integers(0, 256, (20, 30, 3)).astype(np.uint8)
-                Image.fromarray(noise).save(tmp_path / part / name / f"{i}.png")
-    data = load_data(str(tmp_path), image_size=12)
-
-    assert isinstance(data.train, FolderSplit)
-    make = partial(FolderLoader, data.train, 2, mean=data.mean, std=data.std, device=CPU, flip=True)
-    expected = list(make(workers=0).epoch(2))
-    assert expected[0][0].shape == (2, 3, 12, 12)
-    loader = make(workers=workers)
-    begun = loader.epoch(1)
-    next(begun)
-    assert_same(expected[1:], list(loader.epoch(2, start=1)))  # by the same workers, whatever they had begun
-    assert_same(expected, list(loader.epoch(2)))
-    assert sum(len(labels) for _, labels in loader.ordered()) == 6
-    with pytest.raises(RuntimeError, match="one pass at a time"):
-        next(begun)
-
-
-def test_imbalance_and_noise() -> None:
-    balanced = Split(np.zeros((300, 1, 1, 1), np.uint8), np.repeat(np.arange(3), 100))
-    thinned = modified(balanced, 3, seed=0, imbalance="exponential", ratio=100.0, samples_per_class=50)
-    assert np.bincount(thinned.labels).tolist() == class_sizes(50, 3, "exponential", 100.0) == [50, 5, 1]
-    noisy = modified(balanced, 3, seed=0, label_noise=0.2)
-    assert (noisy.labels != balanced.labels).sum() == 60
-    again = modified(balanced, 3, seed=0, label_noise=0.2)
-    np.testing.assert_array_equal(noisy.labels, again.labels)
-    with pytest.raises(DataError, match="a class has only 100 images"):
-        modified(balanced, 3, seed=0, samples_per_class=101)

@@ -1,10 +1,9 @@
-"""Batches from a set that lives on the device as uint8: one gather draws, shifts and mirrors a whole batch.
+"""Batches from a split that stays on the device as uint8: one gather draws, shifts and mirrors a whole batch.
 
-The set is stored padded and, where images are mirrored, once more as its mirror image: 480 MB for CIFAR.
+The split is stored padded and, where images are mirrored, once more as its mirror image: 480 MB for CIFAR.
 
-No worker processes and no copies per image; what crosses from the host is a few integers per image. All
-randomness comes from (seed, epoch, step), so a run can go on at any step, and with any number of processes,
-as if it had never stopped.
+No worker processes and no copies per image; a few integers per image cross from the host. All randomness comes from
+(seed, epoch, step), so a run can go on at any step, and with any number of processes, as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .images import DataError, Split
-
-Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) float, labels (B,) int64
+from .batches import Batch, check_batch_size, epoch_order
+from .split import DataError, Split
 
 
 @dataclass(frozen=True)
@@ -30,32 +28,6 @@ class Augmentation:
     flip: bool = False
     crop_padding: int = 0
     rotation: float = 0.0  # degrees
-
-
-def epoch_order(labels: np.ndarray, seed: int, epoch: int, stratified: bool = False) -> np.ndarray:
-    """The order of an epoch: a permutation, with each class spread evenly over it if `stratified`.
-
-    >>> order = epoch_order(np.repeat([0, 1], 50), seed=0, epoch=0, stratified=True)
-    >>> [int(np.repeat([0, 1], 50)[order][i : i + 20].sum()) for i in range(0, 100, 20)]
-    [10, 10, 10, 10, 10]
-    """
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(labels))
-    if not stratified:
-        return order
-    place = np.empty(len(labels))  # where in 0…1 each sample falls: evenly spaced within its class
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        place[members] = (np.arange(len(members)) + rng.random()) / len(members)
-    return np.argsort(place, kind="stable")
-
-
-def check_batch_size(batch_size: int, available: int, world: int) -> None:
-    """Refuse a batch that the split cannot fill or the processes cannot share."""
-    if batch_size > available:
-        raise DataError(f"a batch of {batch_size} is more than the {available} images: lower batch_size")
-    if batch_size % world:
-        raise DataError(f"{world} processes do not divide the batch size {batch_size}")
 
 
 class DeviceLoader:
@@ -72,13 +44,20 @@ class DeviceLoader:
     augmentation : Augmentation
     stratified : bool
         Spread each class evenly over an epoch's batches.
-    rank, world : int
-        This process takes the images `rank, rank + world, …` of every batch.
+    rank, world_size : int
+        This process takes the images `rank, rank + world_size, …` of every batch.
 
     Raises
     ------
     DataError
-        If the split does not fill one batch, `world` does not divide it, or images are padded beyond their size.
+        If the split does not fill one batch, `world_size` does not divide it, or images are padded beyond their size.
+
+    Examples
+    --------
+    >>> split = Split(np.zeros((6, 8, 8, 1), np.uint8), np.arange(6) % 3)
+    >>> loader = DeviceLoader(split, 4, mean=(0.5,), std=(0.5,), device=torch.device("cpu"))
+    >>> [images.shape for images, labels in loader.epoch(1)]
+    [torch.Size([4, 1, 8, 8])]
     """
 
     def __init__(
@@ -93,11 +72,11 @@ class DeviceLoader:
         augmentation: Augmentation = Augmentation(),
         stratified: bool = False,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
-        check_batch_size(batch_size, len(split), world)
+        check_batch_size(batch_size, len(split), world_size)
         self.batch_size, self.seed, self.stratified = batch_size, seed, stratified
-        self.augmentation, self.device, self.rank, self.world = augmentation, device, rank, world
+        self.augmentation, self.device, self.rank, self.world_size = augmentation, device, rank, world_size
         self._order_labels = split.labels
         padding = augmentation.crop_padding
         if padding > min(split.image_shape[:2]):
@@ -106,7 +85,7 @@ class DeviceLoader:
             )
         images = torch.from_numpy(np.ascontiguousarray(split.images)).to(device)  # (N, H, W, C)
         padded = F.pad(images, (0, 0, padding, padding, padding, padding))
-        if augmentation.flip:  # the mirror images stand behind the images: mirroring is a choice of which to take
+        if augmentation.flip:  # the mirror images stand behind the images: mirroring is a choice of index
             padded = torch.cat([padded, padded.flip(2)])
         self.labels = torch.from_numpy(split.labels).to(device)
         _, height, width, channels = padded.shape
@@ -120,7 +99,7 @@ class DeviceLoader:
         self._shift = (-torch.tensor(mean) / torch.tensor(std)).to(device).repeat(length // channels)
 
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch; the rest of the permutation waits for another one."""
+        """Whole batches in an epoch; the rest of the permutation is left out."""
         return len(self.labels) // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -130,15 +109,16 @@ class DeviceLoader:
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
             rng = np.random.default_rng([self.seed, epoch, step])  # drawn for all processes, then shared out
             random = torch.from_numpy(rng.random((len(chosen), 4), dtype=np.float32))
-            mine = slice(self.rank, None, self.world)
+            mine = slice(self.rank, None, self.world_size)
             index = chosen[mine].to(self.device, non_blocking=True)
             images = self._augmented(index, random[mine].to(self.device, non_blocking=True))
             yield images, self.labels[index]
 
     def ordered(self, batch_size: int = 1000) -> Iterator[Batch]:
         """Every image once, unchanged and in order: this process's share of the split."""
-        for part in torch.arange(self.rank, len(self.labels), self.world, device=self.device).split(batch_size):
-            yield self._normalised(self.images[part]), self.labels[part]
+        mine = torch.arange(self.rank, len(self.labels), self.world_size, device=self.device)
+        for index in mine.split(batch_size):
+            yield self._normalised(self.images[index]), self.labels[index]
 
     def _normalised(self, images: Tensor) -> Tensor:
         pixels = images.flatten(2).float().mul_(self._scale).add_(self._shift)  # (B, H, W C)

@@ -1,0 +1,145 @@
+"""Image folders in every layout: which splits they give, what is read, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nearest_etf.common.photo import PhotoError
+from nearest_etf.torchport.training.data.folder_split import FolderSplit
+from nearest_etf.torchport.training.data.images import AnySplit, ImageData
+from nearest_etf.torchport.training.data.load import load_data, training_data
+from nearest_etf.torchport.training.data.split import DataError
+from nearest_etf.torchport.training.run.settings import Settings
+
+
+def image_folder(root: Path, classes: str = "ab", splits: tuple[str, ...] = ("train", "val"), count: int = 4) -> Path:
+    for split in splits:
+        for k, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (20 + 10 * i, 30), (100 * k, 0, 50)).save(root / split / name / f"{i}.png")
+    return root
+
+
+def validation(data: ImageData) -> AnySplit:
+    assert data.val is not None
+    return data.val
+
+
+def test_image_folder(tmp_path: Path) -> None:
+    data = load_data(str(image_folder(tmp_path)), image_size=16)
+    assert isinstance(data.train, FolderSplit)
+    assert (data.class_names, data.image_shape) == (("a", "b"), (16, 16, 3))
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4
+    assert validation(data).images[3:5].shape == (2, 16, 16, 3)
+    assert validation(data).images[7][0, 0].tolist() == [100, 0, 50]
+    random_crop = data.train.read(7, np.random.default_rng(0), flip=True)
+    np.testing.assert_array_equal(random_crop, validation(data).images[7])
+
+
+def test_every_kind_of_8_bit_image_is_read_upright_and_in_colour(tmp_path: Path) -> None:
+    image_folder(tmp_path)
+    folder = tmp_path / "val" / "a"
+    for path in folder.iterdir():
+        path.unlink()
+    grey = Image.fromarray(np.full((30, 20), 90, np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the right side of the stored image is up
+    stored = Image.new("RGB", (30, 20))
+    stored.paste((255, 255, 255), (0, 0, 15, 20))  # white on the left, which is the top for the camera
+    stored.save(folder / "0.png", exif=turned)
+    for name, mode in (("1.jpeg", "L"), ("2.PNG", "RGBA"), ("3.tif", "CMYK"), ("4.gif", "P"), ("5.bmp", "1")):
+        grey.convert("RGB").convert(mode).save(folder / name)
+    (folder / "._2.PNG").write_bytes(b"what macOS leaves beside files")
+    (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
+    data = load_data(str(tmp_path), image_size=20)
+    images = validation(data).images[:6]
+    assert (data.class_names, images.shape) == (("a", "b"), (6, 20, 20, 3))
+    assert images[0, :8].min() > 250
+    assert images[0, 12:].max() < 5
+    np.testing.assert_allclose(images[1:5].mean((1, 2)), 90, atol=5)
+
+
+@pytest.mark.parametrize(
+    ("classes", "splits", "expected"),
+    [
+        ("a", ("train", "val"), "train: expected a folder of images for each of at least two classes in it$"),
+        ("a", (".",), "at least two classes in it, or a folder train/ of such folders"),
+        ("ab", ("val",), "has val/ but no train/"),
+        ("ab", ("test", "val"), "has val/ but no train/"),
+    ],
+)
+def test_incomplete_image_folders_are_refused(
+    tmp_path: Path, classes: str, splits: tuple[str, ...], expected: str
+) -> None:
+    with pytest.raises(DataError, match=expected):
+        load_data(str(image_folder(tmp_path, classes, splits)))
+
+
+def test_an_empty_folder_of_a_split_is_refused(tmp_path: Path) -> None:
+    (image_folder(tmp_path, splits=("train",)) / "test").mkdir()
+    with pytest.raises(DataError, match=r"test: expected images in it, as .*test/CLASS/NAME\.jpg"):
+        load_data(str(tmp_path))
+
+
+def test_a_broken_image_and_a_foreign_class_are_named(tmp_path: Path) -> None:
+    image_folder(tmp_path)
+    (tmp_path / "val" / "a" / "0.png").write_bytes(b"no image")
+    with pytest.raises(PhotoError, match=r"0\.png cannot be read .*expected an image"):
+        validation(load_data(str(tmp_path))).images[0]
+    Image.fromarray(np.full((30, 30), 40000, np.uint16)).save(tmp_path / "val" / "a" / "0.png")
+    with pytest.raises(PhotoError, match=r"0\.png has more than 8 bits per pixel \(mode I;16"):
+        validation(load_data(str(tmp_path))).images[0]
+    (tmp_path / "val" / "c").mkdir()
+    with pytest.raises(DataError, match=r"c is a class that .*train does not have"):
+        load_data(str(tmp_path))
+    (tmp_path / "train" / "c").mkdir()
+    (tmp_path / "train" / "c" / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match=r"train/c holds no images \(looked for \.bmp, "):
+        load_data(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("splits", "sizes"),
+    [
+        (("train", "val", "test"), {"train": 20, "val": 20, "test": 20}),
+        (("train", "val"), {"train": 20, "val": 20}),
+        (("train", "test"), {"train": 20, "test": 20}),
+        (("train",), {"train": 16, "val": 4}),
+        ((".",), {"train": 16, "val": 4}),  # CLASS/NAME.png without train/
+    ],
+)
+def test_splits_of_every_layout(tmp_path: Path, splits: tuple[str, ...], sizes: dict[str, int]) -> None:
+    root = image_folder(tmp_path, splits=splits, count=10)
+    (root / ".cache").mkdir()
+    (root / splits[0] / "a" / ".thumbnails").mkdir()
+    Image.new("RGB", (9, 9)).save(root / splits[0] / "a" / ".thumbnails" / "0.png")
+    data = training_data(Settings(data=str(root), image_size=16))
+    assert data.class_names == ("a", "b")
+    assert {name: len(split) for name, split in data.splits().items()} == sizes
+    assert len({split.fingerprint() for split in data.splits().values()}) == len(sizes)
+
+
+def test_held_out_images_of_a_folder_are_others_than_those_for_training(tmp_path: Path) -> None:
+    root = image_folder(tmp_path, splits=("train", "test"), count=10)
+    data = training_data(Settings(data=str(root), image_size=16, val_fraction=0.3))
+    assert isinstance(data.train, FolderSplit)
+    assert isinstance(data.val, FolderSplit)
+    assert sorted(data.train.paths + data.val.paths) == sorted((root / "train").rglob("*.png"))
+    assert data.val.labels.tolist() == [0] * 3 + [1] * 3
+    assert [path.parent.name for path in data.val.paths] == ["a"] * 3 + ["b"] * 3
+    none = training_data(Settings(data=str(image_folder(tmp_path / "more", splits=(".",))), val_fraction=0.0))
+    assert list(none.splits()) == ["train"]
+
+
+def test_folders_that_cannot_be_split_are_refused(tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    with pytest.raises(DataError, match=r"has a validation split: val_fraction = 0\.2 is for data sets without one"):
+        training_data(Settings(data=str(root), val_fraction=0.2))
+    flat = image_folder(tmp_path / "flat", splits=(".",), count=1)
+    with pytest.raises(DataError, match=r"class 'a' has a single training image.*add images.*or val_fraction = 0"):
+        training_data(Settings(data=str(flat)))

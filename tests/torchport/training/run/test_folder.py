@@ -1,0 +1,68 @@
+"""What a run folder accepts, and what stays in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nearest_etf.torchport.training.run.folder import RunFolder
+from nearest_etf.torchport.training.run.reading import RunError, read_rows
+from nearest_etf.torchport.training.run.settings import Settings, SettingsError
+
+TINY = Settings(epochs=3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run folder with three epochs."""
+    folder = RunFolder(tmp_path / "run", TINY)
+    folder.begin()
+    folder.write_config(TINY, {"name": "digits"}, {"versions": {}})
+    for epoch in (1, 2, 3):
+        folder.append({"epoch": epoch})
+    return folder
+
+
+def test_a_line_cut_short_is_forgotten(folder: RunFolder) -> None:
+    with open(folder.path / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"epoch": 4})[:-2])
+    folder.truncate(2)
+    assert read_rows(folder.path) == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_the_table_is_written_however_the_run_ends(folder: RunFolder) -> None:
+    folder.append({"epoch": 4, "train_loss": 0.5})
+    with pytest.raises(RuntimeError), folder:
+        raise RuntimeError
+    assert (folder.path / "metrics.csv").read_text() == "epoch,train_loss\n1,\n2,\n3,\n4,0.5\n"
+    assert {p.name for p in folder.path.iterdir()} == {"config.json", "metrics.jsonl", "metrics.csv"}
+
+
+def test_the_constructor_writes_nothing(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", TINY):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_is_taken_over_only_on_request(folder: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="exists: choose another --output"):
+        RunFolder(folder.path, TINY)
+    with pytest.raises(SettingsError, match="was trained with epochs = 3, not 4"):
+        RunFolder(folder.path, Settings(epochs=4), resume=True)
+    assert len(read_rows(folder.path)) == 3
+    assert not RunFolder(folder.path, TINY, resume=True).resumed  # without a checkpoint it starts anew
+    RunFolder(folder.path, TINY, overwrite=True).begin()
+    assert not list(folder.path.iterdir())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    for resume, overwrite in ((True, False), (False, True)):
+        with pytest.raises(RunError, match="mine is no run folder: it has no config"):
+            RunFolder(tmp_path / "mine", TINY, resume=resume, overwrite=overwrite)
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is no run folder"):
+        RunFolder(tmp_path / "file", TINY, overwrite=True)

@@ -1,0 +1,82 @@
+"""A run folder, read: its properties, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nearest_etf.torchport.training.run.reading import Run, RunError, read_run
+
+CONFIG = {
+    "format": 2,
+    "settings": {"seed": 3, "optimizer": "sgd"},
+    "data": {"name": "digits", "class_names": ["0", "1"]},
+    "provenance": {"versions": {"nearest-etf": "9.1"}},
+}
+ROWS = [
+    {"epoch": 1, "train_accuracy": 0.5, "val_accuracy": 0.75, "test_accuracy": 0.5},
+    {"epoch": 2, "train_accuracy": 0.75, "val_accuracy": 0.75, "test_accuracy": 0.875},
+    {"epoch": 3, "train_accuracy": 1.0},  # killed before the evaluation of the held-out data
+]
+
+
+def write_run(path: Path, config: Any = CONFIG, rows: Any = ROWS, checkpoints: tuple[str, ...] = ()) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    (path / "metrics.jsonl").write_text(rows if isinstance(rows, str) else "".join(json.dumps(r) + "\n" for r in rows))
+    for name in checkpoints:
+        (path / f"{name}.pt").touch()
+    return path
+
+
+def test_a_run_and_its_result(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", checkpoints=("recalibrated", "last", "best", "other")))
+    assert (run.seed, run.data_name, run.class_names) == (3, "digits", ("0", "1"))
+    assert run.rows == ROWS
+    assert run.checkpoints == ("best", "last", "recalibrated")
+    assert (run.result, run.chosen_on, run.result_row["epoch"]) == ("best", "val", 1)  # the first of equals
+    run = read_run(write_run(tmp_path / "without", checkpoints=("last",)))
+    assert (run.result, run.chosen_on, run.result_row["epoch"]) == ("last", None, 3)
+
+
+def test_a_run_without_metrics(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", rows='{"epoch": 1')  # cut short
+    assert read_run(path, need_rows=False).rows == []
+    with pytest.raises(RunError, match="run has no metrics yet: train it for at least one epoch"):
+        read_run(path)
+
+
+def test_old_names_of_settings_are_translated(tmp_path: Path) -> None:
+    old = {"settings": {"optimiser": "agd", "accumulation": 2}, "data": {}}
+    run = read_run(write_run(tmp_path / "run", old))
+    assert run.settings == run.config["settings"] == {"optimizer": "agd", "grad_accum_steps": 2}
+    assert isinstance(run, Run)
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "complaint"),
+    [
+        ("{", ROWS, r"config\.json is damaged or of another kind .*expected the settings of a run of etf-train"),
+        ("[]", ROWS, r"config\.json is damaged"),
+        ({"data": {}}, ROWS, r"config\.json is damaged .*KeyError: 'settings'"),
+        (CONFIG, "text\n", r"metrics\.jsonl is damaged .*expected a JSON object with an epoch per line"),
+        (CONFIG, '{"loss": 1}\n', r"metrics\.jsonl is damaged .*KeyError: 'epoch'"),
+        (CONFIG, '{"epoch": "one"}\n', r"metrics\.jsonl is damaged .*epoch 'one'"),
+        ({**CONFIG, "format": 3}, ROWS, r"was written by nearest-etf 9\.1: this version cannot read it"),
+    ],
+)
+def test_damaged_and_newer_runs_are_refused(tmp_path: Path, config: Any, rows: Any, complaint: str) -> None:
+    with pytest.raises(RunError, match=complaint) as refused:
+        read_run(write_run(tmp_path / "run", config, rows))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "file"])
+def test_what_is_no_run_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=rf"{name} is no run folder: it has no config\.json"):
+        read_run(tmp_path / name, need_rows=False)

@@ -1,0 +1,31 @@
+"""Sweeps: every head with every seed, finished runs skipped, failures reported at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nearest_etf.torchport.training.etf_train import main
+
+QUICK = ["digits", "--samples-per-class", "10", "--batch-size", "50", "--epochs", "1", "--backbone", "mlp"]
+
+
+def test_a_sweep_skips_what_is_done_and_goes_on_after_failures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", *QUICK, "--heads", "fixed", "implicit", "--seeds", "1", "--output", str(tmp_path)]
+    (tmp_path / "fixed-seed0").mkdir()
+    (tmp_path / "fixed-seed0" / "notes.txt").touch()
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert "fixed-seed0 exists: choose another --output" in captured.err.splitlines()[-1]
+    assert captured.out.splitlines()[-1].endswith("implicit-seed0: done")
+    (tmp_path / "fixed-seed0" / "notes.txt").unlink()
+    assert main(command) == 0
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()[-2:]] == ["done", "done before"]
+    (tmp_path / "implicit-seed0" / "recalibrated.json").unlink()  # as if killed on its last steps
+    assert main(command) == 0
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()[-2:]] == ["done before", "done"]
+    assert main([*command[:-5], "fixd", *command[-4:]]) == 2
+    assert "did you mean 'fixed'" in capsys.readouterr().err

@@ -1,0 +1,54 @@
+"""Validation images held out from the training split: the same share of every class, drawn by the seed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from .images import ImageData
+from .split import DataError
+
+
+def hold_out(data: ImageData, fraction: float, seed: int) -> ImageData:
+    """Take a share of each class's training images as the validation split.
+
+    Parameters
+    ----------
+    data : ImageData
+        Without a validation split.
+    fraction : float
+        Share of each class, rounded to whole images; each class keeps at least one image on either side.
+    seed : int
+        Which images.
+
+    Raises
+    ------
+    DataError
+        If the data set has a validation split, or a class has a single image.
+
+    Examples
+    --------
+    >>> from .split import Split
+    >>> train = Split(np.zeros((30, 1, 1, 1), np.uint8), np.repeat([0, 1, 2], 10))
+    >>> data = hold_out(ImageData("zeros", train, None, None, ("a", "b", "c"), (0.0,), (1.0,)), 0.2, seed=0)
+    >>> np.bincount(data.train.labels).tolist(), np.bincount(data.val.labels).tolist()
+    ([8, 8, 8], [2, 2, 2])
+    """
+    if data.val is not None:
+        raise DataError(f"{data.name} has a validation split: val_fraction = {fraction} is for data sets without one")
+    labels = data.train.labels
+    rng = np.random.default_rng([seed, data.num_classes, 1])  # another stream than the one that thins and mislabels
+    val = []
+    for k, name in enumerate(data.class_names):
+        members = rng.permutation(np.flatnonzero(labels == k))
+        if len(members) == 1:
+            raise DataError(
+                f"{data.name}: class {name!r} has a single training image, which cannot be split for validation: "
+                "add images to it, or give val/ images or val_fraction = 0"
+            )
+        if len(members):
+            val.append(members[: np.clip(round(fraction * len(members)), 1, len(members) - 1)])
+    chosen = np.sort(np.concatenate(val))
+    kept = np.setdiff1d(np.arange(len(labels)), chosen)
+    return replace(data, train=data.train.take(kept), val=data.train.take(chosen))

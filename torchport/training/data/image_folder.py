@@ -1,0 +1,78 @@
+"""Image folders, in ImageNet's layout or flat: train/CLASS/*.jpg with val/ and test/ beside it, or CLASS/*.jpg."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ....common.photo import IMAGE_SUFFIXES
+from .folder_split import FolderSplit
+from .images import ImageData
+from .split import DataError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, red green blue
+HELD_OUT = {"val": "val", "test": "test"}  # split: folder
+
+
+def load_folder(root: Path, size: int, held_out: Mapping[str, str] = HELD_OUT) -> ImageData:
+    """An image folder as a data set; its classes are the folders in `train`, sorted.
+
+    Without a folder `train`, the classes are the folders in `root`, and all images are for training.
+
+    Parameters
+    ----------
+    root : path
+    size : int
+        Side of the images after cropping, in pixels.
+    held_out : mapping
+        Folders of the validation and the test split; each may be missing.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two classes, a class has no training images, a folder of another split is empty or has
+        a class that training lacks, or there is such a folder but no `train`.
+    """
+    found = {split: root / name for split, name in held_out.items() if (root / name).is_dir()}
+    nested = (root / "train").is_dir()
+    if found and not nested:
+        folder = next(iter(found.values()))
+        raise DataError(f"{root} has {folder.name}/ but no train/: expected train/CLASS/NAME.jpg beside it")
+    train_folder = root / "train" if nested else root
+    classes = _folders(train_folder)
+    if len(classes) < 2:
+        flat = "" if nested else ", or a folder train/ of such folders"
+        raise DataError(f"{train_folder}: expected a folder of images for each of at least two classes in it{flat}")
+    train = _folder_split(root, train_folder, classes, size)
+    empty = sorted(set(range(len(classes))) - set(train.labels.tolist()))
+    if empty:
+        looked_for = ", ".join(IMAGE_SUFFIXES)
+        raise DataError(f"{train_folder / classes[empty[0]]} holds no images (looked for {looked_for})")
+    splits: dict[str, FolderSplit] = {}
+    for split, folder in found.items():
+        foreign = sorted(set(_folders(folder)) - set(classes))
+        if foreign:
+            raise DataError(f"{folder / foreign[0]} is a class that {train_folder} does not have")
+        splits[split] = _folder_split(root, folder, classes, size)
+        if not len(splits[split]):
+            raise DataError(f"{folder}: expected images in it, as {folder}/CLASS/NAME.jpg")
+    return ImageData(str(root), train, splits.get("val"), splits.get("test"), tuple(classes), MEAN, STD)
+
+
+def _folders(path: Path) -> list[str]:
+    """Names of the folders in a folder, hidden ones (.ipynb_checkpoints) left out."""
+    return sorted(p.name for p in path.glob("[!.]*") if p.is_dir())
+
+
+def _folder_split(root: Path, folder: Path, classes: Sequence[str], size: int) -> FolderSplit:
+    """All images of the classes in a folder, in the order of the classes; what is hidden below it is left out."""
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        files = sorted(p for p in (folder / name).rglob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = [p for p in files if not any(step.startswith(".") for step in p.relative_to(folder).parts)]
+        paths += files
+        labels += [label] * len(files)
+    return FolderSplit(root, tuple(paths), np.array(labels, np.int64), size)

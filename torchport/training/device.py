@@ -1,0 +1,54 @@
+"""Where a model computes, and in which precision."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor, nn
+
+from ...common.errors import first_line
+from .run.settings import SettingsError
+
+PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def computing_device(name: str | torch.device | None) -> torch.device:
+    """The named device, or this process's GPU, or the CPU.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such device here.
+
+    Examples
+    --------
+    >>> computing_device("cpu")
+    device(type='cpu')
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda":
+            if device.index is None:
+                device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, AttributeError, NotImplementedError) as error:
+        raise SettingsError(
+            f"device {str(name)!r} cannot be used here ({first_line(error)}): try --device cpu"
+        ) from error
+    return device
+
+
+def use_precision(backbone: nn.Module, device: torch.device, precision: str) -> None:
+    """Let a backbone compute in another precision; its features, and all of the head, stay float32."""
+    if precision == "float32":
+        return
+    forward = backbone.forward
+
+    def autocast_forward(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, PRECISIONS[precision]):
+            features: Tensor = forward(images)
+        return features.float()
+
+    backbone.forward = autocast_forward  # type: ignore[method-assign]

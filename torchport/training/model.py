@@ -1,0 +1,97 @@
+"""The model of a run: backbone and head from its settings, new or with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...common.files import reading
+from ...reference.procrustes import initial_frame
+from ..heads import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead
+from .backbones.build import build_backbone
+from .run.checkpoint import CheckpointError, load_checkpoint
+from .run.reading import Run, read_run
+from .run.settings import Settings, SettingsError, settings_from
+
+
+def build_head(settings: Settings, num_features: int, num_classes: int) -> Head:
+    """The head that the settings name, for d features and K classes.
+
+    >>> build_head(Settings(head="fixed"), num_features=8, num_classes=3).weight.shape
+    torch.Size([3, 8])
+    """
+    tau = settings.temperature
+    if settings.head == "learned":
+        return LearnedHead(num_features, num_classes, tau)
+    if settings.head == "fixed":
+        return FixedETFHead(num_features, num_classes, tau)
+    initial: str | torch.Tensor = "canonical"
+    if settings.initial == "random":  # from a generator of its own: the backbone's weights do not depend on it
+        rng = np.random.default_rng(settings.seed)
+        initial = torch.tensor(initial_frame("random", np.zeros((num_features, num_classes)), rng)).float()
+    return ImplicitETFHead(
+        num_features,
+        num_classes,
+        tau,
+        delta=settings.delta,
+        formulation="gauge-free" if settings.formulation == "gauge-free" else "paper",
+        gradient=settings.gradient,
+        method=settings.method,
+        initial=initial,
+    )
+
+
+def build_model(settings: Settings, image_shape: tuple[int, int, int], num_classes: int) -> Classifier[Any]:
+    """Backbone and head for images of shape (H, W, C), with random weights.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such backbone, or head and backbone do not fit the data or each other.
+
+    Examples
+    --------
+    >>> model = build_model(Settings(backbone="mlp", num_features=16), (8, 8, 1), num_classes=10)
+    >>> model(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+    backbone = build_backbone(settings, image_shape)
+    num_features = backbone.num_features
+    if not isinstance(num_features, int):
+        raise SettingsError(f"backbone {settings.backbone} has no number of features (num_features) as an integer")
+    try:
+        return Classifier(backbone, build_head(settings, num_features, num_classes))
+    except ValueError as error:
+        raise SettingsError(f"backbone {settings.backbone}, head {settings.head}: {error}") from error
+
+
+def load_model(run: Run | str | Path, checkpoint: str | None = None) -> tuple[Classifier[Any], Settings]:
+    """The model of a run, in eval mode on the CPU, and its settings.
+
+    Parameters
+    ----------
+    run : Run or path
+        A run folder, read or not.
+    checkpoint : {"best", "last", "recalibrated"}, optional
+        Default: the run's result, see `Run.result`.
+
+    Raises
+    ------
+    RunError
+        If there is no run there.
+    CheckpointError
+        If the checkpoint is missing, damaged, or does not fit the settings that it holds.
+    """
+    if not isinstance(run, Run):
+        run = read_run(run, need_rows=False)
+    path = run.path / f"{checkpoint or run.result}.pt"
+    contents = load_checkpoint(path)
+    with reading(path, "a checkpoint of etf-train with its settings and weights", CheckpointError):
+        settings = settings_from(contents["settings"])
+        data = contents["data"]
+        model = build_model(settings, tuple(data["image_shape"]), len(data["class_names"]))
+        model.load_state_dict(contents["model"])
+    return model.eval(), settings

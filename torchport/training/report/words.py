@@ -1,0 +1,80 @@
+"""A comparison in words: when each head learned, how far it collapsed, which head is ahead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from .groups import Group, held_out_split
+from .tables import LEVELS, median_with_range, number
+
+TOLERANCES = (0.01, 0.02, 0.05, 0.1, 0.2)  # within which class means and classifier are called collapsed
+SPLIT_WORDS = {"test": "test", "val": "validation"}
+
+
+def verdict(group: Group) -> str:
+    """Training and held-out accuracy of a group, and its collapse."""
+    seeds = len(group.runs)
+    learned = "never 95 % of the training images right"
+    for level in sorted(LEVELS, reverse=True):
+        to_level = group.epochs_to(level)
+        reached = to_level[np.isfinite(to_level)]
+        if len(reached):
+            learned = f"{level:.0%} of the training images right from epoch {median_with_range(reached)}"
+            learned += "" if len(reached) == seeds else f", in {len(reached)} of {seeds} seeds only"
+            break
+    if group.held_out:
+        share = median_with_range(group.final(f"{group.held_out}_accuracy"), percent=True)
+        learned += f"; {share} % of the {SPLIT_WORDS[group.held_out]} images at the end"
+    return f"{learned} ({'one seed' if seeds == 1 else f'{seeds} seeds'}). {_collapse(group)}"
+
+
+def _collapse(group: Group) -> str:
+    """How near to a simplex ETF class means and classifier came, and from when on; nc2 and nc3 are relative."""
+    worst = np.maximum(group.over_seeds("train_nc2_means")["median"], group.over_seeds("train_nc3")["median"])
+    epochs, worst = group.epochs[~np.isnan(worst)], worst[~np.isnan(worst)]
+    if len(worst) == 0:
+        return "Neural collapse was not measured."
+    ends = {"NC1": group.final("train_nc1"), "CDNV": group.final("train_cdnv")}  # which sees spread off the means' span
+    medians = {name: float(np.median(values)) for name, values in ends.items()}
+    spread = " and ".join(f"{name} at {number(value)}" for name, value in medians.items() if not math.isnan(value))
+    spread = f", with {spread}" if spread else ""
+    reached = [tolerance for tolerance in TOLERANCES if worst[-1] <= tolerance]
+    if not reached:
+        return (
+            f"Not collapsed to within {TOLERANCES[-1]:g} yet: class means and classifier end {worst[-1]:.2g} "
+            f"from a common simplex ETF{spread}."
+        )
+    outside = np.flatnonzero(worst > reached[0])
+    since = epochs[outside[-1] + 1] if len(outside) else epochs[0]
+    return (
+        f"Class means and classifier have collapsed to within {reached[0]:g} of a common simplex ETF since epoch "
+        f"{since} ({worst[-1]:.2g} at the end){spread}."
+    )
+
+
+def comparison(groups: Sequence[Group]) -> str:
+    """The order in which heads reached 99 % (or 95 %) training accuracy, and their held-out accuracies, best first."""
+    if len(groups) < 2:
+        return ""
+    for level in (0.99, 0.95):
+        medians = [float(np.median(group.epochs_to(level))) for group in groups]
+        if min(medians) < math.inf:
+            order = sorted(zip(medians, (group.label for group in groups), strict=True))
+            epochs = ", ".join(f"{label} {number(epoch)}" for epoch, label in order)
+            first = f"Median epochs to {level:.0%} training accuracy: {epochs}."
+            break
+    else:
+        first = "No head reached 95 % training accuracy."
+    split = held_out_split(groups)
+    if split is None:
+        return first
+    scores = [
+        (float(np.median(final[~np.isnan(final)])), group.label)
+        for group in groups
+        if not np.isnan(final := group.final(f"{split}_accuracy")).all()
+    ]
+    ranked = ", ".join(f"{label} {score:.2%}" for score, label in sorted(scores, key=lambda pair: -pair[0]))
+    return f"{first} Median {SPLIT_WORDS[split]} accuracy: {ranked}."

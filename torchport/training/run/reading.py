@@ -1,0 +1,157 @@
+"""A run folder, read: settings, provenance, a line of metrics per epoch, the checkpoints that exist.
+
+Needs no torch. `etf-train --resume`, `etf-train sweep`, `etf-measure`, `etf-report` and `etf-export` all read runs by
+it. Names that earlier versions wrote are translated to the present ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ....common.errors import UserError
+from ....common.files import read_json, reading
+from ....common.old_names import present_settings
+
+FORMAT = 2  # of config.json; 1, which version 0.1.0 wrote, did not record it
+CHECKPOINTS = ("best", "last", "recalibrated")
+
+Row = dict[str, float]
+
+
+class RunError(UserError):
+    """A folder that holds no run, or an unfinished, damaged or newer one."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes
+    ----------
+    path : Path
+    settings : dict
+        By their present names; `settings_from(run.settings)` validates them.
+    config : dict
+        All of config.json: `settings`, `data`, `provenance`.
+    rows : list of dict
+        Metrics, an entry per epoch.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    config: dict[str, Any]
+    rows: list[Row] = field(repr=False)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the weights, the batches and the augmentation."""
+        return int(self.settings.get("seed", 0))
+
+    @property
+    def data_name(self) -> str:
+        """Name of the data set, or path of the image folder."""
+        return str(self.config.get("data", {}).get("name", ""))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names, in the order of the labels."""
+        return tuple(self.config.get("data", {}).get("class_names", ()))
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """Those of "best", "last" and "recalibrated" that exist, in this order."""
+        return tuple(name for name in CHECKPOINTS if (self.path / f"{name}.pt").is_file())
+
+    @property
+    def result(self) -> str:
+        """The checkpoint that stands for the run: "best" where validation data chose one, else "last"."""
+        return "best" if (self.path / "best.pt").is_file() else "last"
+
+    @property
+    def chosen_on(self) -> str | None:
+        """The split on which best.pt was chosen: "val", or "test" by version 0.1.0; None without best.pt."""
+        if self.result == "last":
+            return None
+        return "val" if any("val_accuracy" in row for row in self.rows) else "test"
+
+    @property
+    def result_row(self) -> Row:
+        """Metrics of the epoch that stands for the run."""
+        if self.chosen_on is None:
+            return self.rows[-1]
+        return max(self.rows, key=lambda row: row.get(f"{self.chosen_on}_accuracy", -1.0))  # the first of equals
+
+
+def read_run(path: str | Path, *, need_rows: bool = True) -> Run:
+    """Read a run folder.
+
+    Parameters
+    ----------
+    path : path
+    need_rows : bool
+        Refuse a run that has no metrics yet.
+
+    Raises
+    ------
+    RunError
+        If the folder has no config.json, if one of its files is damaged or written by a newer version, or if metrics
+        are needed and there are none.
+    """
+    path = Path(path)
+    config_file = check_run_folder(path)
+    config = read_json(config_file, "the settings of a run of etf-train", RunError)
+    with reading(config_file, "the settings of a run of etf-train", RunError):
+        if config.get("format", 1) > FORMAT:
+            writer = config["provenance"]["versions"]["nearest-etf"]
+            raise RunError(f"{path} was written by nearest-etf {writer}: this version cannot read it, install that one")
+        settings = present_settings(config["settings"])
+    rows = read_rows(path)
+    if need_rows and not rows:
+        raise RunError(f"{path} has no metrics yet: train it for at least one epoch")
+    return Run(path, settings, {**config, "settings": settings}, rows)
+
+
+def check_run_folder(path: Path) -> Path:
+    """The config.json of a run folder.
+
+    Raises
+    ------
+    RunError
+        If there is none.
+    """
+    config = path / "config.json"
+    if not config.is_file():
+        raise RunError(f"{path} is no run folder: it has no config.json")
+    return config
+
+
+def read_rows(run: str | Path) -> list[Row]:
+    """Metrics of a run, an entry per epoch; a line that a crash cut short is left out.
+
+    Raises
+    ------
+    RunError
+        If metrics.jsonl is damaged.
+    """
+    path = Path(run) / "metrics.jsonl"
+    with reading(path, "a JSON object with an epoch per line", RunError):
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        rows: list[Row] = [json.loads(line) for line in lines if line.endswith("\n")]
+        for row in rows:
+            if not isinstance(row["epoch"], int | float):
+                raise TypeError(f"epoch {row['epoch']!r}")
+    return rows
+
+
+def epochs_to(rows: Iterable[Mapping[str, float]], train_accuracy: float) -> int | None:
+    """The first epoch whose measured training accuracy reaches a level, or None.
+
+    >>> epochs_to([{"epoch": 1, "train_accuracy": 0.9}, {"epoch": 2, "train_accuracy": 0.96}], 0.95)
+    2
+    """
+    reached = (int(row["epoch"]) for row in rows if row.get("train_accuracy", 0.0) >= train_accuracy)
+    return next(reached, None)
