@@ -34,7 +34,8 @@ class Bound:
     Attributes
     ----------
     logits : float or None
-        Largest absolute error of a logit at τ = 5, the paper's; it grows in proportion above.
+        Largest absolute error of a logit at τ = 5, the paper's; it grows in proportion above. For features as they come
+        the largest `‖f‖·‖w‖` takes the place of τ, of the images that are compared and the rows of W.
     agreement : float
         Least share of images with the same label.
     accuracy_loss : float or None
@@ -209,6 +210,9 @@ def compare(
         )
     precision = classifier.metadata["precision"]
     expected, inputs = _torch_side(frozen, pixels, mean, std, classifier)
+    size_of_logits = frozen.temperature  # no logit is larger, but for the bias, where rows of W have unit length
+    if size_of_logits is None:
+        size_of_logits = float(expected["length"].max() * np.linalg.norm(frozen.weight, axis=1).max())
 
     worst = {name: Deviation(0.0, 0.0) for name in COMPARED}
     found = np.empty(len(pixels), np.int64)
@@ -233,7 +237,7 @@ def compare(
     accuracy = [None if truth is None else count / len(pixels) for count in right]
     largest = worst["logits"].absolute
     bound = bound or BOUNDS[precision]
-    failures = _failures(bound, frozen.temperature, largest, len(pixels), disagreements, right[0] - right[1])
+    failures = _failures(bound, size_of_logits, largest, len(pixels), disagreements, right[0] - right[1])
     return CheckReport(
         precision=precision,
         images=len(pixels),
@@ -248,9 +252,9 @@ def compare(
     )
 
 
-def _failures(bound: Bound, temperature: float, error: float, images: int, differ: int, lost: int) -> list[str]:
+def _failures(bound: Bound, size: float, error: float, images: int, differ: int, lost: int) -> list[str]:
     failures = []
-    if bound.logits is not None and not error <= (largest := bound.logits * max(1.0, temperature / 5)):
+    if bound.logits is not None and not error <= (largest := bound.logits * max(1.0, size / 5)):
         failures.append(f"a logit is off by {error:.1e}; allowed is {largest:.1e}")
     if differ > (most := _whole(1 - bound.agreement, images)):
         failures.append(f"{differ} of {images} images get another label; allowed are {most}")
@@ -287,6 +291,7 @@ def _torch_side(
         label = logits.argmax(1)
         pixels = batch if classifier.takes_images else x.permute(0, 2, 3, 1)  # (B, H, W, C)
         chunk = {"logits": logits, "probabilities": logits.softmax(1), "label": label}
+        chunk["length"] = features.norm(dim=1)
         chunk["cosine"] = torch.cosine_similarity(features, weight[label])
         chunk["inputs"] = features if classifier.image_shape is None else pixels
         chunks.append(chunk)

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto
 from torch import nn
 
-from ..torchport import ClassMeans
-from .certificate import etf_certificate
+from ..torchport import ClassMeans, Head
+from .certificate import REMEDIES, etf_certificate, require_etf
 from .check import Bound, CheckReport, compare
 from .errors import CheckError, ExportError
 from .freeze import Frozen, freeze
@@ -54,8 +54,9 @@ def export_onnx(
     Parameters
     ----------
     model : nn.Module
-        With `.backbone`, from images (N, C, H, W) to features (N, d), and `.head`, one of
-        `nearest_etf.torchport` or one with `weight` (K, d), `bias` (K,) and `temperature`. It is not changed.
+        With `.backbone`, from images (N, C, H, W) to features (N, d), and `.head`: one of `nearest_etf.torchport`, an
+        `nn.Linear`, or one with `weight` (K, d), `bias` (K,) and `temperature` (None: features are taken as they
+        come). It is not changed.
     path : path
         Ends in `.onnx`; the sidecar has the suffix `.json`.
     image_shape : (H, W, C)
@@ -89,7 +90,8 @@ def export_onnx(
     Raises
     ------
     ExportError
-        If the model cannot be exported with these options.
+        If the model cannot be exported with these options, or a fixed or implicit head is no simplex ETF, as after
+        averaging over models.
     ModelFileError
         If the target exists or cannot be written.
     CheckError
@@ -213,7 +215,10 @@ def _description(frozen: Frozen, class_names: Sequence[str] | None) -> dict[str,
     names = [str(k) for k in range(frozen.num_classes)] if class_names is None else [str(name) for name in class_names]
     if len(names) != frozen.num_classes:
         raise ExportError(f"class_names has {len(names)} names, but the model has {frozen.num_classes} classes")
-    running = getattr(frozen.head, "running", None)
+    head = frozen.head
+    if isinstance(head, Head) and head.kind in REMEDIES:  # others are no ETF on purpose: their figures inform
+        require_etf(frozen.weight, head.kind, frozen.eps)
+    running = getattr(head, "running", None)
     class_means = running.class_means.numpy() if isinstance(running, ClassMeans) else None
     packages = ("nearest-etf", "torch", "onnx", "onnxscript", "onnxruntime")
     return {

@@ -71,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["check"]:
         given = build_check_parser().parse_args(words[1:])
-        return run_command("etf-export", lambda: check(given))
+        return run_command("etf-export", lambda: check(given), extra="export")
     given = build_export_parser().parse_args(words)
-    return run_command("etf-export", lambda: export(given))
+    return run_command("etf-export", lambda: export(given), extra="export")
 
 
 def export(given: Namespace) -> int:

@@ -48,7 +48,7 @@ etf-predict model.onnx model-samples --score                 and how many are ri
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 on success, 2 with one line on standard error otherwise."""
     given = build_parser().parse_args(arguments)
-    return run_command("etf-predict", lambda: predict(given))
+    return run_command("etf-predict", lambda: predict(given), extra="deploy")
 
 
 def predict(given: Namespace) -> int:

@@ -1,7 +1,8 @@
 """Take a trained classifier apart into the constants of its file: the backbone, W, b and τ.
 
 Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3: logits `W h + b` of normalised features
-`h = τ f(x)/‖f(x)‖₂`. At inference `W` and `b` are constants, whichever head they come from.
+`h = τ f(x)/‖f(x)‖₂`, or of features as they come, `h = f(x)`, which is what `nn.Linear` computes. At inference W, b and
+τ are constants, whichever head they come from; a learned τ has its present value.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ class Frozen:
         The live head in eval mode, which the constants are checked against.
     weight : (K, d)
     bias : (K,)
-    temperature : float
-        `τ`: multiplies unit features (it does not divide logits).
+    temperature : float or None
+        `τ`: multiplies unit features (it does not divide logits). None: features are taken as they come.
+    eps : float
+        Machine epsilon of the type that the model keeps W in.
     """
 
     backbone: nn.Module
     head: nn.Module
     weight: Array
     bias: Array
-    temperature: float
+    temperature: float | None
+    eps: float
 
     @property
     def num_classes(self) -> int:
@@ -55,10 +59,10 @@ class Frozen:
         return self.weight.shape[1]
 
     def describe_head(self) -> dict[str, Any]:
-        """The entry `head` of the file's metadata."""
+        """The entry `head` of the file's metadata; `temperature` is None where features are taken as they come."""
         head = self.head
         return {
-            "kind": getattr(head, "kind", type(head).__name__),
+            "kind": "linear" if _is_linear(head) else getattr(head, "kind", type(head).__name__),
             "num_classes": self.num_classes,
             "num_features": self.num_features,
             "temperature": self.temperature,
@@ -73,13 +77,23 @@ def freeze(model: nn.Module) -> Frozen:
     Parameters
     ----------
     model : nn.Module
-        With `.backbone` and `.head`; the head has `weight` (K, d), `bias` (K,) or None, and `temperature`.
+        With `.backbone` and `.head`, wrapped or not (`DistributedDataParallel`, `AveragedModel`, `torch.compile`). The
+        head is an `nn.Linear`, or has `weight` (K, d), `bias` (K,) or None, and `temperature`: a number, or None where
+        it takes features as they come.
 
     Raises
     ------
     ExportError
         If the model has no such modules, cannot be copied, or its constants are not finite.
+
+    Examples
+    --------
+    >>> from nearest_etf.torchport import Classifier, FixedETFHead
+    >>> frozen = freeze(Classifier(nn.Flatten(), FixedETFHead(8, 3, temperature=5.0)))
+    >>> frozen.weight.shape, frozen.temperature
+    ((3, 8), 5.0)
     """
+    model = uncompiled(model)
     for name in ("backbone", "head"):
         if not isinstance(getattr(model, name, None), nn.Module):
             raise ExportError(
@@ -96,26 +110,26 @@ def freeze(model: nn.Module) -> Frozen:
     except RuntimeError as error:
         raise ExportError(f"the model cannot be copied: {first_line(error)}") from error
     for name in ("weight", "temperature"):
-        if not hasattr(head, name):
+        if not (hasattr(head, name) or _is_linear(head)):
             raise ExportError(
-                f"the head, a {type(head).__name__}, has no attribute {name!r}: expected weight (K, d), "
-                "bias (K,) and temperature, as the heads of nearest_etf.torchport have"
+                f"the head, a {type(head).__name__}, has no attribute {name!r}: expected weight (K, d), bias (K,) or "
+                "None, and temperature, the norm that it scales features to, or None where it takes them as they come"
             )
     weight = _array("weight", getattr(head, "weight", None))
-    if weight.ndim != 2:
-        raise ExportError(f"the head's weight has shape {weight.shape}: expected (K, d)")
+    if weight.ndim != 2 or len(weight) < 2:
+        raise ExportError(f"the head's weight has shape {weight.shape}: expected (K, d), a row for each class, K ≥ 2")
     bias = getattr(head, "bias", None)
     bias = np.zeros(len(weight), np.float32) if bias is None else _array("bias", bias)
     if bias.shape != weight.shape[:1]:
         raise ExportError(f"the head's bias has shape {bias.shape}: expected ({len(weight)},), one per class")
-    temperature = float(getattr(head, "temperature", math.nan))  # type: ignore[arg-type]
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ExportError(f"the head's temperature is {temperature}: expected a positive number")
-    return Frozen(backbone, head, weight, bias, temperature)
+    temperature = None if _is_linear(head) else _temperature(getattr(head, "temperature", None))
+    stored = uncompiled(model.get_submodule("head")).weight  # not yet copied to float32
+    eps = torch.finfo(stored.dtype).eps if isinstance(stored, torch.Tensor) and stored.is_floating_point() else 0.0
+    return Frozen(backbone, head, weight, bias, temperature, eps)
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The module itself where `torch.compile` or a data-parallel wrapper stands around it."""
+    """The module itself where `torch.compile`, a data-parallel wrapper or an average of models stands around it."""
     for wrapper in ("_orig_mod", "module"):
         inner = module._modules.get(wrapper)
         if inner is not None and len(module._modules) == 1:
@@ -123,10 +137,30 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return module
 
 
+def _is_linear(head: nn.Module) -> bool:
+    """Whether it is an `nn.Linear` that computes as one; its subclasses may normalise features in their own forward."""
+    return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+
+
+def _temperature(found: Any) -> float | None:
+    """τ as a positive number; None where features are taken as they come."""
+    if found is None:
+        return None
+    try:
+        tau = float(found)
+    except (TypeError, ValueError):
+        tau = math.nan
+    if not (math.isfinite(tau) and tau > 0):
+        raise ExportError(
+            f"the head's temperature is {found!r}: expected a positive number, or None for features as they come"
+        )
+    return tau
+
+
 def _array(name: str, values: object) -> Array:
     if not isinstance(values, torch.Tensor):
         raise ExportError(f"the head's {name} is a {type(values).__name__}: expected a tensor")
-    array = values.detach().numpy().astype(np.float32)
+    array: Array = values.detach().cpu().float().numpy().copy()
     if not np.isfinite(array).all():
         raise ExportError(f"the head's {name} holds NaN or infinite entries: train it first")
     return array

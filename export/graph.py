@@ -71,7 +71,8 @@ def head_piece(frozen: Frozen, features: str, dtype: type[np.floating[Any]], ops
     """Features (N, d) to logits, probabilities (N, K), label and cosine (N,), all in one floating-point type.
 
     Features are divided by their largest entry before they are squared, so that float16 neither overflows nor
-    underflows; then the length is at least 1, and only all-zero features need the `Max`.
+    underflows; then the length is at least 1, and only all-zero features need the `Max`. Without a temperature W
+    multiplies the features as they come, and only the cosine needs their length.
     """
     p = Piece()
     W, tau = frozen.weight.astype(np.float64), frozen.temperature
@@ -85,16 +86,24 @@ def head_piece(frozen: Frozen, features: str, dtype: type[np.floating[Any]], ops
     scaled = p.add("Div", [features, size], "features_scaled")
     squares = p.add("Mul", [scaled, scaled], "feature_squares")
     length = p.add("Sqrt", [p.add("ReduceSum", [squares, axis], "feature_sum", keepdims=1)], "feature_length")
-    unit = p.add("Div", [scaled, p.add("Max", [length, one], "feature_norm")], "features_unit")
-    h = p.add("Mul", [unit, p.constant("temperature", tau, dtype)], "h")  # (N, d), norm τ
+    length = p.add("Max", [length, one], "feature_norm")
+    if tau is None:
+        h = features
+    else:
+        unit = p.add("Div", [scaled, length], "features_unit")
+        h = p.add("Mul", [unit, p.constant("temperature", tau, dtype)], "h")  # (N, d), norm τ
 
     scores = p.add("MatMul", [h, p.constant("weight", frozen.weight.T, dtype)], "scores")  # (N, K)
     logits = p.add("Add", [scores, p.constant("bias", frozen.bias, dtype)], "logits")
     p.add("Softmax", [logits], "probabilities", axis=1)
     winner = p.add("ArgMax", [logits], "winner", axis=1, keepdims=1)  # (N, 1)
     p.add("Squeeze", [winner, axis], "label")
-    norms = np.maximum(np.linalg.norm(W, axis=1), np.finfo(np.float32).tiny)
-    cosines = p.add("Mul", [scores, p.constant("inverse_norms", 1 / (tau * norms), dtype)], "cosines")
+    norms = np.linalg.norm(W, axis=1) * (1.0 if tau is None else tau)
+    inverse = 1 / np.maximum(norms, np.finfo(np.float32).tiny)
+    inverse = np.minimum(inverse, np.finfo(dtype).max)  # finite for a row of zeros, whose cosine is then 0
+    if tau is None:
+        scores = p.add("Div", [p.add("Div", [scores, size], "scores_scaled"), length], "scores_unit")
+    cosines = p.add("Mul", [scores, p.constant("inverse_norms", inverse, dtype)], "cosines")
     winning = p.add("GatherElements", [cosines, winner], "winning_cosine", axis=1)
     winning = p.add("Squeeze", [winning, axis], "cosine_unclipped")
     p.add("Clip", [winning, p.constant("minus_one", -1, dtype), one], "cosine")

@@ -19,7 +19,9 @@ from ..common.errors import first_line
 from ..common.files import read_json, reading, replacing
 from .errors import InputError, ModelFileError
 
-FORMAT = 1  # of the metadata, one JSON object under METADATA_KEY; a change of meaning raises it
+# Of the metadata, one JSON object under METADATA_KEY. A change of meaning raises it; an entry or a value that only new
+# kinds of heads have (temperature null: features as they come) does not.
+FORMAT = 1
 METADATA_KEY = "nearest_etf"
 OUTPUTS = ("logits", "probabilities", "label", "cosine")
 

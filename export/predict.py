@@ -27,7 +27,8 @@ class Prediction:
         The classes' names.
     probabilities : (N, K)
     cosines : (N,)
-        Between the feature and the vertex of the predicted class: a geometric confidence, 1 at the vertex.
+        Between the feature and the predicted class's row of W, an ETF head's vertex: a geometric confidence, 1 at the
+        vertex. The bias does not enter.
     logits : (N, K)
     """
 

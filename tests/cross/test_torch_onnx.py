@@ -40,3 +40,24 @@ def test_frozen_head_is_the_reference_solution(precision, name, tolerance, tmp_p
         assert np.array_equal(prediction.labels, expected.argmax(axis=1))
         cosines = (h @ W.T)[np.arange(batch), prediction.labels] / TAU
         assert prediction.cosines == pytest.approx(cosines, abs=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "name"), [("fp32", "logits, ONNX float32"), ("fp64", "logits, ONNX float64")])
+def test_linear_head_is_numpy_s_affine_map(precision, name, tolerance, tmp_path):
+    rng = np.random.default_rng(0)
+    d, K = 12, 5
+    head = torchport.LinearHead(d, K)
+    model = torchport.Classifier(torch.nn.Flatten(), head).eval()
+    images = rng.integers(0, 256, size=(70, 1, d, 1), dtype=np.uint8)
+    path = tmp_path / "head.onnx"
+    export_head_onnx(model, path, check_images=images, mean=[0.5], std=[0.25], precision=precision)
+
+    W, b = (values.detach().double().numpy() for values in (head.weight, head.bias))
+    for batch in (1, 7, 64):
+        features = 9 * rng.standard_normal((batch, d)).astype(np.float64 if precision == "fp64" else np.float32)
+        products = features.astype(np.float64) @ W.T
+        prediction = OnnxClassifier(path).predict(features)
+        assert np.linalg.norm(prediction.logits - products - b) < tolerance(name) * np.linalg.norm(products + b)
+        assert np.array_equal(prediction.labels, (products + b).argmax(axis=1))
+        cosines = products / np.outer(np.linalg.norm(features, axis=1), np.linalg.norm(W, axis=1))
+        assert prediction.cosines == pytest.approx(cosines[np.arange(batch), prediction.labels], abs=1e-6)

@@ -64,7 +64,8 @@ def test_it_is_the_live_model_that_is_compared(files: dict[str, Path], model: Mo
     report = check_onnx(changed, files["fp32"], held_out[0])
     assert not report.passed
     assert report.outputs["logits"].absolute == pytest.approx(1e-3, rel=0.02)
-    assert "allowed is 1.0e-05" in report.failures[0]
+    assert model.head.temperature == 12
+    assert "allowed is 2.4e-05" in report.failures[0]  # 1e-5 at τ = 5, in proportion
     assert "FAILED" in str(report)
 
 

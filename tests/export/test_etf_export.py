@@ -100,6 +100,15 @@ def test_head_only(run: Path, tmp_path: Path, precision: str) -> None:
     assert classifier.input_dtype == {"fp16": np.float16, "fp64": np.float64}[precision]
 
 
+def test_a_run_with_a_linear_head(tmp_path: Path) -> None:
+    train(load_recipe("digits", {"head": "linear", "epochs": 1, "num_features": 16}), tmp_path / "run")
+    path = tmp_path / "model.onnx"
+    assert main([str(tmp_path / "run"), "--to", str(path)]) == 0
+    head = OnnxClassifier(path).metadata["head"]
+    assert (head["kind"], head["temperature"], head["num_features"]) == ("linear", None, 16)
+    assert main(["check", str(path), "--run", str(tmp_path / "run"), "--quiet"]) == 0
+
+
 def test_quiet_prints_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "head.onnx"
     assert main([str(run), "--to", str(path), "--head-only", "--quiet", "--samples", "3"]) == 0

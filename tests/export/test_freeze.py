@@ -9,7 +9,7 @@ from torch import nn
 
 from nearest_etf.export import ExportError
 from nearest_etf.export.freeze import freeze
-from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead
+from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead, LinearHead
 
 
 def parts(backbone: object = None, **head: object) -> nn.Module:
@@ -22,12 +22,22 @@ def parts(backbone: object = None, **head: object) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("head", [LearnedHead(8, 3), FixedETFHead(8, 3), ImplicitETFHead(8, 3, delta=0.01)])
+class Cosine(nn.Linear):
+    """A linear layer that normalises, with a forward of its own."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(nn.functional.normalize(features), self.weight)
+
+
+@pytest.mark.parametrize(
+    "head", [LearnedHead(8, 3), FixedETFHead(8, 3), ImplicitETFHead(8, 3, delta=0.01), LinearHead(8, 3)]
+)
 def test_takes_the_classifier_in_force(head: Head) -> None:
     model = Classifier(nn.Flatten(), head).train()
     frozen = freeze(model)
     np.testing.assert_array_equal(frozen.weight, head.weight.detach().numpy())
-    np.testing.assert_array_equal(frozen.bias, head.bias.numpy())
+    np.testing.assert_array_equal(frozen.bias, head.bias.detach().numpy())
+    assert frozen.temperature == head.temperature
     assert frozen.describe_head()["kind"] == head.kind
     assert frozen.describe_head()["delta"] == getattr(head, "delta", None)
     assert not frozen.backbone.training
@@ -54,10 +64,72 @@ def test_a_head_without_bias_has_none() -> None:
     assert (frozen.num_classes, frozen.num_features, frozen.temperature) == (3, 5, 2.0)
 
 
-def test_unwraps_compiled_backbones() -> None:
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_plain_linear_layer_is_a_linear_head(bias: bool) -> None:
+    model = parts()
+    model.head = nn.Linear(8, 3, bias)
+    frozen = freeze(model)
+    assert frozen.describe_head() == {
+        **{"kind": "linear", "num_classes": 3, "num_features": 8, "temperature": None},
+        **{"delta": None, "formulation": None},
+    }
+    np.testing.assert_array_equal(frozen.bias, model.head.bias.detach().numpy() if bias else np.zeros(3))
+
+
+def test_a_parametrised_linear_layer_is_a_linear_head() -> None:
+    model, head = parts(), nn.Linear(8, 3)
+    model.head = nn.utils.parametrizations.weight_norm(head)
+    frozen = freeze(model)
+    assert frozen.describe_head()["kind"] == "linear"
+    np.testing.assert_array_equal(frozen.weight, head.weight.detach().numpy())
+
+
+def test_a_linear_layer_with_its_own_forward_has_to_say_what_it_does() -> None:
+    model = parts()
+    model.head = Cosine(8, 3)
+    with pytest.raises(
+        ExportError, match=r"a Cosine, has no attribute 'temperature'.*None where it takes them as they"
+    ):
+        freeze(model)
+    model.head.temperature = 1.0  # type: ignore[assignment]
+    assert freeze(model).describe_head()["kind"] == "Cosine"
+
+
+def test_own_heads_on_features_as_they_come_say_temperature_none() -> None:
+    frozen = freeze(parts(weight=torch.eye(3, 5), temperature=None))
+    assert frozen.temperature is None
+    assert frozen.describe_head()["temperature"] is None
+
+
+@pytest.mark.parametrize(("log_temperature", "temperature"), [(2.0, 7.389056), (6.0, 100.0)])
+def test_a_learned_temperature_has_its_present_value(log_temperature: float, temperature: float) -> None:
+    head = LearnedHead(8, 3, "learned")
+    assert head.log_temperature is not None
+    with torch.no_grad():
+        head.log_temperature.fill_(log_temperature)
+    frozen = freeze(Classifier(nn.Flatten(), head))
+    assert frozen.temperature == head.temperature == pytest.approx(temperature, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "eps"),
+    [(torch.float64, 2**-52), (torch.float32, 2**-23), (torch.float16, 2**-10), (torch.bfloat16, 2**-7)],
+)
+def test_takes_heads_of_any_floating_type(dtype: torch.dtype, eps: float) -> None:
+    own = freeze(parts(weight=torch.eye(3, 5, dtype=dtype), temperature=2)), eps
+    ours = freeze(Classifier(nn.Flatten(), ImplicitETFHead(8, 3).to(dtype))), eps
+    for frozen, expected in (own, ours):
+        assert frozen.weight.dtype == np.float32
+        assert frozen.eps == expected
+
+
+def test_unwraps_what_stands_around_a_model() -> None:
     backbone = nn.Linear(4, 8)
     model = Classifier(torch.compile(backbone), LearnedHead(8, 3))  # type: ignore[arg-type]
-    assert type(freeze(model).backbone) is nn.Linear
+    for wrapped in (model, torch.optim.swa_utils.AveragedModel(model), nn.DataParallel(model), torch.compile(model)):
+        frozen = freeze(wrapped)  # type: ignore[arg-type]
+        assert type(frozen.backbone) is nn.Linear
+        assert type(frozen.head) is LearnedHead
 
 
 @pytest.mark.parametrize(
@@ -68,9 +140,14 @@ def test_unwraps_compiled_backbones() -> None:
         (parts(temperature=5.0), "no attribute 'weight'"),
         (parts(weight=[[1.0]], temperature=5.0), "weight is a list: expected a tensor"),
         (parts(weight=torch.ones(3), temperature=5.0), r"shape \(3,\): expected \(K, d\)"),
+        (parts(weight=torch.ones(1, 3), temperature=5.0), r"shape \(1, 3\): expected .* K ≥ 2"),
         (parts(weight=torch.full((3, 3), torch.nan), temperature=5.0), "NaN"),
         (parts(weight=torch.eye(3), bias=torch.zeros(2), temperature=5.0), r"bias has shape \(2,\)"),
         (parts(weight=torch.eye(3), temperature=0.0), "temperature is 0.0: expected a positive"),
+        (
+            parts(weight=torch.eye(3), temperature="learned"),
+            "temperature is 'learned': expected a positive number, or None",
+        ),
     ],
 )
 def test_refuses_what_is_no_classifier(model: nn.Module, message: str) -> None:

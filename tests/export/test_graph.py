@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from nearest_etf.export import ExportError, OnnxClassifier
+from nearest_etf.export import ExportError, OnnxClassifier, Prediction
 from nearest_etf.export.freeze import Frozen, freeze
 from nearest_etf.export.graph import DTYPES, backbone_model, head_model, seal
-from nearest_etf.torchport import Classifier, ImplicitETFHead
+from nearest_etf.torchport import Classifier, Head, ImplicitETFHead, LinearHead
 
 Model = Classifier[ImplicitETFHead]
 HEAD_METADATA = {
@@ -27,8 +27,15 @@ HEAD_METADATA = {
 }
 
 
-def small(backbone: nn.Module) -> Frozen:
-    return freeze(Classifier(backbone, ImplicitETFHead(16, 4)))
+def small(backbone: nn.Module, head: Head | None = None) -> Frozen:
+    return freeze(Classifier(backbone, ImplicitETFHead(16, 4, temperature=5.0) if head is None else head))
+
+
+def answers(frozen: Frozen, features: np.ndarray) -> Prediction:
+    """What the head's own graph makes of features, in their type."""
+    metadata = {**HEAD_METADATA, "input": {**HEAD_METADATA["input"], "dtype": features.dtype.name}}  # type: ignore[dict-item]
+    graph = head_model(frozen, features.dtype.type)
+    return OnnxClassifier.from_bytes(seal(graph, metadata), threads=1).predict(features)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +81,7 @@ def test_head_is_right_at_the_edges_of_its_type(precision: str, scale: str) -> N
     direction = rng.uniform(0.25, 1, (5, 16)) * rng.choice([-1, 1], (5, 16))
     frozen = small(nn.Flatten())
     frozen.bias[:] = [0.5, 0, -0.5, 0.25]
-    metadata = {**HEAD_METADATA, "input": {**HEAD_METADATA["input"], "dtype": np.dtype(dtype).name}}  # type: ignore[dict-item]
-    head = OnnxClassifier.from_bytes(seal(head_model(frozen, dtype), metadata), threads=1)
-    answer = head.predict((factor * direction).astype(dtype))
+    answer = answers(frozen, (factor * direction).astype(dtype))
 
     h = 5 * direction / np.linalg.norm(direction, axis=1, keepdims=True) if factor else 0 * direction
     logits = h @ frozen.weight.T + frozen.bias
@@ -88,13 +93,46 @@ def test_head_is_right_at_the_edges_of_its_type(precision: str, scale: str) -> N
     np.testing.assert_allclose(answer.probabilities.sum(1), 1, atol=tolerance)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp32", "fp64"])
+@pytest.mark.parametrize("scale", ["tiny", "one", "huge", "zero"])
+def test_linear_head_is_right_at_the_edges_of_its_type(precision: str, scale: str) -> None:
+    """Logits of features as they come, and the cosine without squares that overflow or underflow."""
+    dtype = DTYPES[precision]
+    info = np.finfo(dtype)
+    factor = {"tiny": 32 * float(info.tiny), "one": 1.0, "huge": float(info.max) / 16, "zero": 0.0}[scale]
+    rng = np.random.default_rng(0)
+    direction = (rng.uniform(0.25, 1, (5, 16)) * rng.choice([-1, 1], (5, 16))).astype(dtype)
+    frozen = small(nn.Flatten(), LinearHead(16, 4))
+    frozen.weight[:] = rng.uniform(-0.5, 0.5, (4, 16)).astype(dtype)
+    frozen.bias[:] = [0.5, 0, -0.5, 0.25] if factor in (0.0, 1.0) else 0
+    answer = answers(frozen, (factor * direction).astype(dtype))
+
+    x, W = direction.astype(np.float64), frozen.weight.astype(np.float64)
+    logits = (x @ W.T if factor else 0) + frozen.bias  # over the factor
+    tolerance = 40 * float(info.eps)
+    np.testing.assert_allclose(answer.logits / (factor or 1), np.broadcast_to(logits, (5, 4)), rtol=0, atol=tolerance)
+    lengths = np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(W, axis=1)
+    cosines = (x @ W.T / lengths)[np.arange(5), answer.labels] if factor else np.zeros(5)
+    np.testing.assert_allclose(answer.cosines, cosines, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32", "fp64"])
+def test_a_row_of_zeros_has_the_cosine_zero(precision: str) -> None:
+    frozen = small(nn.Flatten(), LinearHead(16, 4))
+    frozen.weight[2] = 0
+    frozen.bias[:] = [0, 0, 100, 0]
+    answer = answers(frozen, np.ones((3, 16), DTYPES[precision]))
+    assert answer.labels.tolist() == [2, 2, 2]
+    assert answer.cosines.tolist() == [0, 0, 0]
+
+
 def test_metadata_is_complete(files: dict[str, Path]) -> None:
     properties = onnx.load(files["int8"]).metadata_props
     found = json.loads(properties[0].value)
     assert found["input"] == {"name": "images", "dtype": "uint8", "layout": "NHWC", "shape": [8, 8, 1]}
     assert found["preprocessing"]["mean"] == [0.3]
     assert found["precision"] == "int8"
-    assert found["head"]["temperature"] == 5.0
+    assert found["head"]["temperature"] == 12.0
     assert found["head"]["kind"] == "implicit"
     assert found["certificate"]["etf_error"] < 1e-6
     assert found["certificate"]["row_norm_error"] < 1e-6

@@ -51,7 +51,7 @@ class NormalisedHead(Head):
     @property
     def temperature(self) -> float:
         """τ; of a learned one, its present value."""
-        return self._temperature if self.log_temperature is None else float(self._tau())
+        return self._temperature if self.log_temperature is None else float(self._tau().detach())
 
     def _tau(self) -> Tensor | float:
         if self.log_temperature is None:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from ...common.command import Parser, fail, printer, run_command
@@ -28,7 +29,7 @@ def build_parser(sweeping: bool = False) -> Parser:
     """All flags; those of the settings are made from the fields of `Settings`."""
     parser = Parser(
         "etf-train sweep" if sweeping else "etf-train",
-        "Train a network with a learned, a fixed ETF or a nearest-ETF classifier head.",
+        "Train a network with a linear, a learned, a fixed ETF or a nearest-ETF classifier head.",
         EXAMPLES,
     )
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a recipe's name, or a TOML file")
@@ -62,8 +63,19 @@ def build_parser(sweeping: bool = False) -> Parser:
             group.add_argument(*flags, action=argparse.BooleanOptionalAction, **options)
         else:
             metavar = {int: "N", float: "X"}.get(kind, "NAME")
-            group.add_argument(*flags, type=kind, metavar=metavar, **options)
+            group.add_argument(*flags, type=partial(read_value, kind, f.metadata["words"]), metavar=metavar, **options)
     return parser
+
+
+def read_value(kind: type, words: Sequence[str], text: str) -> Any:
+    """The value of a flag: of that type, or one of the words that may stand in its place."""
+    if text in words:
+        return text
+    try:
+        return kind(text)
+    except ValueError:
+        alternatives = "".join(f" or {word!r}" for word in words)
+        raise argparse.ArgumentTypeError(f"{text!r} is not of type {kind.__name__}{alternatives}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

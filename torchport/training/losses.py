@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def training_loss(kind: str, logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+def training_loss(kind: str, logits: Tensor, labels: Tensor, temperature: float | None = None) -> Tensor:
     """Mean loss of a batch.
 
     Parameters
@@ -16,8 +16,8 @@ def training_loss(kind: str, logits: Tensor, labels: Tensor, temperature: float)
         value that unit weights allow, (z_y − τ)² / 2τ, and pushes nothing away.
     logits : (N, K)
     labels : (N,)
-    temperature : float
-        τ, the norm of the features.
+    temperature : float, optional
+        τ, the norm of the features; for dot regression.
 
     Examples
     --------
@@ -27,5 +27,6 @@ def training_loss(kind: str, logits: Tensor, labels: Tensor, temperature: float)
     """
     if kind == "cross-entropy":
         return F.cross_entropy(logits, labels)
+    assert temperature is not None
     true_class = logits.gather(1, labels[:, None])[:, 0]
     return (true_class - temperature).square().mean() / (2 * temperature)

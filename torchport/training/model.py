@@ -10,7 +10,7 @@ import torch
 
 from ...common.files import reading
 from ...reference.procrustes import initial_frame
-from ..heads import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead
+from ..heads import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead, LinearHead
 from .backbones.build import build_backbone
 from .run.checkpoint import CheckpointError, load_checkpoint
 from .run.reading import Run, read_run
@@ -23,15 +23,18 @@ def build_head(settings: Settings, num_features: int, num_classes: int) -> Head:
     >>> build_head(Settings(head="fixed"), num_features=8, num_classes=3).weight.shape
     torch.Size([3, 8])
     """
-    tau = settings.temperature
+    if settings.head == "linear":
+        return LinearHead(num_features, num_classes)
+    tau: Any = settings.temperature
+    averaging: Any = settings.averaging
     if settings.head == "learned":
         return LearnedHead(num_features, num_classes, tau)
-    if settings.head == "fixed":
-        return FixedETFHead(num_features, num_classes, tau)
     initial: str | torch.Tensor = "canonical"
     if settings.initial == "random":  # from a generator of its own: the backbone's weights do not depend on it
         rng = np.random.default_rng(settings.seed)
         initial = torch.tensor(initial_frame("random", np.zeros((num_features, num_classes)), rng)).float()
+    if settings.head == "fixed":
+        return FixedETFHead(num_features, num_classes, tau, initial=initial, averaging=averaging)
     return ImplicitETFHead(
         num_features,
         num_classes,
@@ -41,6 +44,7 @@ def build_head(settings: Settings, num_features: int, num_classes: int) -> Head:
         gradient=settings.gradient,
         method=settings.method,
         initial=initial,
+        averaging=averaging,
     )
 
 

@@ -1,4 +1,4 @@
-"""Optimizers, with weight decay on the backbone's matrices and kernels only, and learning rates."""
+"""Optimizers, with weight decay on matrices and kernels only, and learning rates."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .run.settings import Settings
 def build_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that the settings name.
 
-    Weight decay leaves out vectors (biases, batch-norm scales) and the head: a learned head's rows are re-normalised
-    after every step, so that decay could not change them. Automatic gradient descent has no decay.
+    Weight decay leaves out vectors (biases, batch-norm scales) and a learned head's rows, of which only the direction
+    counts. Automatic gradient descent has no decay.
 
     >>> build_optimizer(Settings(optimizer="adamw"), nn.ModuleDict({"backbone": nn.Linear(2, 2)})).defaults["lr"]
     0.1
     """
     if settings.optimizer == "agd":
         return AGD(model, gain=settings.lr)
-    decayed = [p for p in model.get_submodule("backbone").parameters() if p.ndim > 1]
+    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and name != "head.rows"]
     known = {id(p) for p in decayed}
     plain = [p for p in model.parameters() if id(p) not in known]
     groups = [

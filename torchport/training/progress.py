@@ -98,7 +98,7 @@ def result_line(run: Run) -> str:
     'result: last.pt (epoch 2)  train 90.00 %  test 80.00 %'
     """
     row = run.result_row
-    reason = f", chosen on {SPLIT_NAMES[run.chosen_on]} data" if run.chosen_on else ""
+    reason = ", chosen on validation data" if run.result == "best" else ""
     return "  ".join([f"result: {run.result}.pt (epoch {int(row['epoch'])}{reason})", *accuracies(row)])
 
 

@@ -138,6 +138,7 @@ def train(
     model = build_model(settings, data.image_shape, data.num_classes).to(device)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    tau = model.head.temperature
     optimizer = build_optimizer(settings, model)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
     use_precision(model.backbone, device, settings.precision)
@@ -164,8 +165,6 @@ def train(
         if not folder.resumed:
             folder.write_config(settings, data.to_dict(), provenance(str(device)))
         folder.truncate(start_epoch - 1)
-        if data.val is None and start_epoch <= settings.epochs:
-            (folder.path / "best.pt").unlink(missing_ok=True)  # version 0.1.0 chose it on test data
 
     def save(name: str, epoch: int, step: int) -> None:
         """Write a checkpoint from which the run goes on with step `step` of epoch `epoch`."""
@@ -217,7 +216,7 @@ def train(
                         logits = network(microbatch, microbatch_labels)
                     except ValueError as error:  # the head refuses features that are not finite
                         raise diverged(epoch, folder.path) from error
-                    loss = training_loss(settings.loss, logits, microbatch_labels, settings.temperature)
+                    loss = training_loss(settings.loss, logits, microbatch_labels, tau)
                     # The gradient reaches the features through h and, in closed form, through U as well.
                     scaler.scale(loss * len(microbatch) / len(images)).backward()
                     totals += batch_totals(loss, logits, microbatch_labels)

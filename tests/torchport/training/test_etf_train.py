@@ -25,7 +25,7 @@ QUICK = ["digits", "--samples-per-class", "10", "--batch-size", "50", "--epochs"
         ([*QUICK, "--head", "implict"], "did you mean 'implicit'"),
         ([*QUICK, "--headd", "fixed"], "unknown flag '--headd': did you mean '--head'"),
         ([*QUICK, "more"], "unexpected argument 'more'"),
-        ([*QUICK, "--epochs", "many"], "invalid int value: 'many'"),
+        ([*QUICK, "--epochs", "many"], "'many' is not of type int"),
         ([*QUICK, "--data", "cifar11"], "did you mean 'cifar10'"),
         ([*QUICK, "--device", "abacus"], "device 'abacus' cannot be used here"),
         ([*QUICK, "--num-features", "4"], "10 classes with 4 features"),

@@ -69,10 +69,14 @@ def run(tmp_path: Path) -> Path:
 
 def test_the_result_of_a_run_is_loaded_by_default(run: Path) -> None:
     images = torch.randn(3, 1, 8, 8)
-    best, settings = load_model(run)
+    best, settings = load_model(run, "best")
     last, _ = load_model(run, "last")
     assert settings == SETTINGS
     assert not best.training
+    assert torch.equal(load_model(run)[0](images), last(images))  # no validation data chose the best
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as rows:
+        rows.write('{"epoch": 1, "val_accuracy": 0.5}\n')
+    assert torch.equal(load_model(run)[0](images), best(images))
     assert not torch.equal(best(images), last(images))
     assert torch.equal(best(images), load_model(read_run(run, need_rows=False), "best")[0](images))
     (run / "best.pt").unlink()

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from nearest_etf.torchport.heads import ImplicitETFHead
+from nearest_etf.torchport.heads import ImplicitETFHead, default_temperature
 from nearest_etf.torchport.training import train as loop
 from nearest_etf.torchport.training.model import load_model
 from nearest_etf.torchport.training.run.checkpoint import load_checkpoint
 from nearest_etf.torchport.training.run.reading import read_rows, read_run
-from nearest_etf.torchport.training.run.settings import Settings
+from nearest_etf.torchport.training.run.settings import Settings, SettingsError
 from nearest_etf.torchport.training.train import train
 
 TINY = Settings(
@@ -54,7 +54,7 @@ def test_clipping_bounds_the_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_half_precision_is_near_single(tmp_path: Path, precision: str) -> None:
-    settings = replace(TINY, head="implicit", precision=precision, channels_last=True)
+    settings = replace(TINY, head="implicit", precision=precision, channels_last=True, temperature=5.0)
     trained(tmp_path / "half", settings)
     trained(tmp_path / "single", replace(settings, precision="float32"))
     half, single = (read_rows(tmp_path / name)[0]["running_loss"] for name in ("half", "single"))
@@ -130,3 +130,31 @@ def test_a_run_goes_on_without_its_picture(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(loop, "draw_curves", lambda rows, path: f"{path.name} could not be drawn: {len(rows)} rows")
     train(TINY, tmp_path / "run", device="cpu")
     assert "curves.png could not be drawn: 2 rows" in (tmp_path / "run" / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head": "linear"},
+        {"head": "learned", "temperature": "learned"},
+        {"head": "fixed", "initial": "random"},
+        {"head": "implicit", "averaging": "class", "temperature": "learned"},
+    ],
+)
+def test_every_head_trains_resumes_and_loads(tmp_path: Path, changes: dict[str, str]) -> None:
+    settings = replace(TINY, epochs=3, **changes)  # type: ignore[arg-type]
+    row = train(settings, tmp_path / "run", device="cpu", recalibrate=False)
+    assert row["running_loss"] < read_rows(tmp_path / "run")[0]["running_loss"]
+    assert row["train_accuracy"] > 0.3
+    model, loaded = load_model(tmp_path / "run")
+    assert loaded == settings
+    assert model.head.kind == settings.head
+    if settings.temperature == "learned":
+        assert model.head.temperature != default_temperature(10)
+    train(settings, tmp_path / "run", device="cpu", resume=True, recalibrate=False)
+
+
+@pytest.mark.parametrize("changes", [{"head": "linear"}, {"head": "implicit", "temperature": "learned"}])
+def test_dot_regression_needs_a_fixed_temperature(changes: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match="dot-regression"):
+        replace(TINY, loss="dot-regression", **changes)  # type: ignore[arg-type]

@@ -68,22 +68,19 @@ class Run:
 
     @property
     def result(self) -> str:
-        """The checkpoint that stands for the run: "best" where validation data chose one, else "last"."""
-        return "best" if (self.path / "best.pt").is_file() else "last"
+        """The checkpoint that stands for the run: "best" where validation data chose one, else "last".
 
-    @property
-    def chosen_on(self) -> str | None:
-        """The split on which best.pt was chosen: "val", or "test" by version 0.1.0; None without best.pt."""
-        if self.result == "last":
-            return None
-        return "val" if any("val_accuracy" in row for row in self.rows) else "test"
+        Version 0.1.0 chose its best.pt on test data, and it stands for nothing; it can still be named.
+        """
+        validated = any("val_accuracy" in row for row in self.rows)
+        return "best" if validated and (self.path / "best.pt").is_file() else "last"
 
     @property
     def result_row(self) -> Row:
         """Metrics of the epoch that stands for the run."""
-        if self.chosen_on is None:
+        if self.result == "last":
             return self.rows[-1]
-        return max(self.rows, key=lambda row: row.get(f"{self.chosen_on}_accuracy", -1.0))  # the first of equals
+        return max(self.rows, key=lambda row: row.get("val_accuracy", -1.0))  # the first of equals
 
 
 def read_run(path: str | Path, *, need_rows: bool = True) -> Run:

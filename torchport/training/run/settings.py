@@ -42,8 +42,12 @@ def _option(
     most: float | None = None,
     type_if_given: type | None = None,
     default_text: str | None = None,
+    words: tuple[str, ...] = (),
 ) -> Any:
-    """A field with its help text, its values or bounds and its type; one whose default is None may stay None."""
+    """A field with its help text, its values or bounds and its type.
+
+    One whose default is None may stay None; `words` stand beside the numbers of a numeric one.
+    """
     metadata = {
         "help": help,
         "choices": choices,
@@ -51,6 +55,7 @@ def _option(
         "most": most,
         "type": type_if_given or type(default),
         "default": str(default) if default_text is None else default_text,
+        "words": words,
     }
     return field(default=default, metadata=metadata)
 
@@ -104,9 +109,23 @@ class Settings:
     stem: str = _option("cifar", "resnet: 7x7 stride 2 with pooling, or 3x3 stride 1", choices=("imagenet", "cifar"))
     features: str = _option("relu", "the last activation before pooling, or none", choices=("relu", "signed"))
 
-    head: str = _option("implicit", "the classifier on the features", choices=("learned", "fixed", "implicit"))
-    temperature: float = _option(
-        5.0, "tau, which multiplies the unit features: logits = tau W f/|f|; larger is sharper", least=1e-6
+    head: str = _option(
+        "implicit",
+        "the classifier on the features; linear takes them as they come, the others at unit length",
+        choices=("linear", "learned", "fixed", "implicit"),
+    )
+    temperature: float | str | None = _option(
+        None,
+        "tau, which multiplies the unit features: logits = tau W f/|f|, larger is sharper; a number, or learned",
+        least=1e-6,
+        type_if_given=float,
+        default_text="by the number of classes: 12 for 10, 16 for 100, 20 for 1000; the paper's is 5",
+        words=("learned",),
+    )
+    averaging: str = _option(
+        "step",
+        "fixed, implicit: the rate of the running class means, the paper's or one per class",
+        choices=("step", "class"),
     )
     delta: float = _option(1e-3, "implicit: weight of the proximal term", least=0)
     formulation: str = _option("paper", "implicit: the problem that is solved", choices=("paper", "gauge-free"))
@@ -118,7 +137,7 @@ class Settings:
     )
     initial: str = _option(
         "canonical",
-        "implicit: the frame that the first step starts from, random by the seed",
+        "fixed: the frame; implicit: the one that the first step starts from; random by the seed",
         choices=("canonical", "random"),
     )
 
@@ -128,7 +147,7 @@ class Settings:
     )
     lr: float = _option(0.1, "peak learning rate (for agd: its gain)", least=0)
     momentum: float = _option(0.9, "sgd: Nesterov momentum", least=0, most=1)
-    weight_decay: float = _option(5e-4, "on matrices and kernels of the backbone, nothing else", least=0)
+    weight_decay: float = _option(5e-4, "on matrices and kernels, of the backbone and of a linear head", least=0)
     schedule: str = _option("none", "learning rate over the run", choices=("none", "step", "cosine", "one-cycle"))
     epochs: int = _option(200, "passes over the training set (ufm: iterations)", least=1)
     batch_size: int = _option(256, "images per step, over all processes together", least=2)
@@ -153,10 +172,13 @@ class Settings:
             kind: type = f.metadata["type"]
             if value is None and f.default is None:
                 continue
+            if value in f.metadata["words"]:
+                continue
             if kind is float and type(value) is int:
                 object.__setattr__(self, f.name, value := float(value))
             if type(value) is not kind:
-                raise SettingsError(f"{f.name} is {value!r}, but has to be of type {kind.__name__}")
+                words = "".join(f" or {word!r}" for word in f.metadata["words"])
+                raise SettingsError(f"{f.name} is {value!r}, but has to be of type {kind.__name__}{words}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise SettingsError(f"{f.name} is {value}, but has to be finite")
             choices, least, most = (f.metadata[k] for k in ("choices", "least", "most"))
@@ -168,6 +190,11 @@ class Settings:
                 raise SettingsError(f"{f.name} is {value}, but has to be at most {most}")
         if self.backbone not in BACKBONES and not self.backbone.startswith(FOREIGN_BACKBONES):
             raise SettingsError(nearest_name("backbone", self.backbone, BACKBONES))
+        if self.loss == "dot-regression" and (self.head == "linear" or self.temperature == "learned"):
+            raise SettingsError(
+                "loss dot-regression pulls logits to the temperature, which has to be fixed: not for head linear or "
+                "temperature learned"
+            )
         if self.batch_size % self.grad_accum_steps:
             raise SettingsError(
                 f"grad_accum_steps {self.grad_accum_steps} does not divide the batch size {self.batch_size}"

@@ -28,7 +28,8 @@ def test_an_old_run_is_read(head: str) -> None:
     run = read_run(FIXTURES / f"{head}-run")
     settings = settings_from(run.settings)
     assert (settings.head, settings.optimizer, settings.grad_accum_steps) == (head, "adamw", 2)
-    assert (run.result, run.chosen_on) == ("best", "test")  # as that version chose it
+    assert run.result == "last"  # best.pt was chosen on test data, and stands for nothing
+    assert run.checkpoints[:2] == ("best", "last")
     assert run.class_names == tuple("0123456789")
     assert [row["epoch"] for row in run.rows] == [1, 2]
 
@@ -68,7 +69,7 @@ def test_a_finished_old_run_has_nothing_left_to_do(
     assert {name: (run / name).read_bytes() for name in before} == before
     assert read_run(run).rows == rows
     assert "resumed in epoch 3 of 2" in capsys.readouterr().err
-    assert "result: best.pt (epoch 2, chosen on test data)" in (run / "log.txt").read_text()
+    assert "result: last.pt (epoch 2)" in (run / "log.txt").read_text()
     assert (run / "recalibrated.pt").exists() == (head == "implicit")
 
 
@@ -80,7 +81,8 @@ def test_an_old_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert main(["--resume", "--quiet", "--no-recalibrate", "--output", str(run)]) == 0
     finished = read_run(run)
     assert [row["epoch"] for row in finished.rows] == [1, 2]
-    assert finished.checkpoints == ("last", "recalibrated")  # the old best.pt was chosen on test data
+    assert finished.checkpoints == ("best", "last", "recalibrated")  # nothing is lost,
+    assert finished.result == "last"  # but what was chosen on test data stands for nothing
     assert load_checkpoint(run / "last.pt")["format"].endswith("version 2")
 
 
@@ -88,6 +90,7 @@ def test_a_sweep_skips_old_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for head in HEADS:
         shutil.copytree(FIXTURES / f"{head}-run", tmp_path / f"{head}-seed0")
     flags = ["--epochs", "2", "--num-features", "16", "--grad-accum-steps", "2", "--batch-size", "128", "--seeds", "1"]
+    flags += ["--temperature", "5"]  # the default of that version
     assert main(["sweep", "digits", *flags, "--output", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sorted(lines) == sorted(f"{tmp_path}/{head}-seed0: done before" for head in HEADS)

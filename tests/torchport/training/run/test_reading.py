@@ -37,9 +37,9 @@ def test_a_run_and_its_result(tmp_path: Path) -> None:
     assert (run.seed, run.data_name, run.class_names) == (3, "digits", ("0", "1"))
     assert run.rows == ROWS
     assert run.checkpoints == ("best", "last", "recalibrated")
-    assert (run.result, run.chosen_on, run.result_row["epoch"]) == ("best", "val", 1)  # the first of equals
+    assert (run.result, run.result_row["epoch"]) == ("best", 1)  # the first of equals
     run = read_run(write_run(tmp_path / "without", checkpoints=("last",)))
-    assert (run.result, run.chosen_on, run.result_row["epoch"]) == ("last", None, 3)
+    assert (run.result, run.result_row["epoch"]) == ("last", 3)
 
 
 def test_a_run_without_metrics(tmp_path: Path) -> None:
