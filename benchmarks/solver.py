@@ -2,6 +2,7 @@
 
     python benchmarks/solver.py                 all sizes, about five minutes on two cores
     python benchmarks/solver.py --quick         small sizes only, seconds
+    python benchmarks/solver.py --threads 1     on a machine that others use too: threads that wait for a core spin
     python benchmarks/solver.py --json solver.json
 
 All solvers have the same problem (P), start U₀ (the previous step's solution) and tolerance on the Riemannian
@@ -21,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
 from nearest_etf.common.files import write_file
-from nearest_etf.common.machine import provenance
+from nearest_etf.common.machine import available_cores, provenance
 from nearest_etf.reference import NearestETF, nearest_etf
 from nearest_etf.reference.stiefel import Array, project
 
@@ -80,7 +83,6 @@ def solvers(H: Array, U0: Array) -> dict[str, Callable[[], tuple[Array, int]]]:
 
     def geoopt_adam() -> tuple[Array, int]:
         import geoopt
-        import torch
 
         target = torch.tensor(A)
         U = geoopt.ManifoldParameter(torch.tensor(U0), manifold=geoopt.Stiefel())
@@ -151,16 +153,26 @@ def measure(d: int, K: int, rounds: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="leave (2048, 1000) out")
+    parser.add_argument("--threads", type=int, default=available_cores(), help="of BLAS and torch [all cores]")
     parser.add_argument("--rounds", type=int, default=7, help="problems per size [7]; 3 at the largest size")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)  # geoopt's
+    with threadpool_limits(options.threads):
+        rows = table(options.quick, options.rounds)
+    if options.json is not None:
+        report = {"provenance": provenance(), "rows": rows}
+        write_file(options.json, json.dumps(report, indent=1) + "\n")
 
+
+def table(quick: bool, rounds: int) -> list[dict[str, Any]]:
+    """Print a line per size and solver, and return the figures."""
     rows = []
     print(
         f"{'(d, K)':>12}  {'solver':22}  {'median ms':>10}  {'min … max':>21}  steps  {'gap/‖A‖_*':>9}  pymanopt / it"
     )
-    for d, K in SIZES[:2] if options.quick else SIZES:
-        for row in measure(d, K, min(options.rounds, 3) if K >= 1000 else options.rounds):
+    for d, K in SIZES[:2] if quick else SIZES:
+        for row in measure(d, K, min(rounds, 3) if K >= 1000 else rounds):
             rows.append(row)
             spread = f"{row['min_ms']:9.2f} … {row['max_ms']:9.2f}"
             ratio = f"{row['pymanopt_over_it']:7.1f}×  ({row['ratio_min']:.1f} … {row['ratio_max']:.1f})"
@@ -169,9 +181,7 @@ def main() -> None:
                 f"  {row['gap']:9.1e}  {ratio}",
                 flush=True,
             )
-    if options.json is not None:
-        report = {"provenance": provenance(), "rows": rows}
-        write_file(options.json, json.dumps(report, indent=1) + "\n")
+    return rows
 
 
 if __name__ == "__main__":

@@ -73,10 +73,7 @@ def matrix_like(name: str, value: ArrayLike, shape: tuple[int, int], owner: str)
 def frame_like(name: str, value: ArrayLike, shape: tuple[int, int]) -> Array:
     """A frame of either formulation, (d, K): the Gram matrix of its ETF `U M` is M."""
     U = matrix_like(name, value, shape, "class_means")
-    etf = centred(U)
-    gram = etf.T @ etf
-    gram[np.diag_indices(shape[1])] -= 1.0
-    error = float(np.abs(gram + 1.0 / shape[1]).max())
+    error = float(np.abs(centred(centred(U.T @ U - np.eye(shape[1])).T)).max())
     if error > 1e-3:
         raise ValueError(
             f"{name} is not a frame: (U M)ᵀ(U M) differs from M by {error:.1e}. Pass the `frame` of a solution "

@@ -5,11 +5,14 @@ The closed form is checked against the dense declarative form and against finite
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
 import numpy as np
 
 from .claims import Case, Claim, relative
-from .implicit import nearest_etf_jvp, nearest_etf_vjp
-from .procrustes import nearest_etf
+from .implicit import IllConditionedWarning, nearest_etf_jvp, nearest_etf_vjp
+from .procrustes import NearestETF, nearest_etf
 from .stiefel import Array, project
 
 DENSE_UNKNOWNS = 150  # the dense declarative form is built up to here
@@ -37,26 +40,53 @@ def _adjoint(case: Case) -> float:
 def _finite_differences(case: Case) -> float | None:
     """jvp against central differences of `method="svd"`, for class means and proximal point together."""
     problem = case.problem
-    smallest = float(case.solution.singular_values[-1])
     H_dot = case.rng.standard_normal(problem.class_means.shape)
     H_dot /= np.linalg.norm(H_dot)
     U0_dot = None
     if problem.proximal is not None:
         U0_dot = project(problem.proximal, case.rng.standard_normal(H_dot.shape))
         U0_dot /= np.linalg.norm(U0_dot)
-    step = 3e-3 * smallest
 
     def frame_at(t: float) -> Array:
         U0 = None if problem.proximal is None or U0_dot is None else problem.proximal + t * U0_dot
         H = problem.class_means + t * H_dot
         return nearest_etf(H, U0, problem.delta, method="svd", formulation=problem.formulation).frame
 
-    difference = (8 * (frame_at(step) - frame_at(-step)) - (frame_at(2 * step) - frame_at(-2 * step))) / (12 * step)
+    difference = _central(frame_at, 3e-3 * float(case.solution.singular_values[-1]))
     return relative(nearest_etf_jvp(case.solution, H_dot, U0_dot), difference)
+
+
+def _absent_class(case: Case) -> float | None:
+    """jvp against central differences where no batch has held the first class yet, along other such batches' means."""
+    problem = case.problem
+    d, K = problem.class_means.shape
+    if problem.delta > 0 or K < 3:
+        return None
+
+    def batch(rows: Array) -> Array:  # one sample of every class but the first
+        return np.column_stack([np.zeros(d), rows - rows.mean(axis=1, keepdims=True)])
+
+    H, H_dot = batch(problem.class_means[:, 1:]), batch(case.rng.standard_normal((d, K - 1)))
+    H_dot /= np.linalg.norm(H_dot)
+
+    def solution_at(t: float) -> NearestETF:
+        return nearest_etf(H + t * H_dot, method="svd", formulation=problem.formulation)
+
+    solution = solution_at(0.0)
+    difference = _central(lambda t: solution_at(t).frame, 3e-3 * float(solution.singular_values[K - 3]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IllConditionedWarning)  # the minimiser is not unique
+        return relative(nearest_etf_jvp(solution, H_dot), difference)
+
+
+def _central(f: Callable[[float], Array], step: float) -> Array:
+    """The derivative of f at 0 by central differences of fourth order."""
+    return (8 * (f(step) - f(-step)) - (f(2 * step) - f(-2 * step))) / (12 * step)
 
 
 GRADIENT_CLAIMS = (
     Claim("vjp: closed form ↔ dense declarative", 1e-9, _dense_vjp),
     Claim("vjp ↔ jvp: adjoint", 1e-12, _adjoint),
     Claim("jvp ↔ finite differences", 1e-6, _finite_differences),
+    Claim("jvp ↔ finite differences, class absent", 1e-6, _absent_class),
 )

@@ -5,17 +5,25 @@ Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3; design, sect
     H_t = α_t · (batch class means − batch global mean) + (1 − α_t) · H_{t−1},    α_t = max(2/(t+1), 1e-4),
 
 and the same average for the global mean. The input of (P) is `H_t/‖H_t‖_F`. A class that is absent from a batch
-keeps its column; one never seen has a zero column (the authors' code has the uncentred global mean there).
+keeps its column; one never seen has a zero column (the authors' code has the uncentred global mean there); one seen
+for the first time takes the batch's column whole, at rate 1, where α_t would leave it short for thousands of steps.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .checks import check_choice
+from .riemannian import EPS
 from .stiefel import Array
 
+Averaging = Literal["step", "class"]
+AVERAGING: tuple[Averaging, ...] = ("step", "class")
 SMALLEST_RATE = 1e-4
+MEANS_AS_OLD_AS = 30  # batches: the age at which means that were set go on being averaged
 
 
 class ClassMeans:
@@ -25,17 +33,26 @@ class ClassMeans:
     ----------
     num_features, num_classes : int
         d and K.
+    averaging : {"step", "class"}
+        The rate of a class that the batch holds. "step": the paper's, `α_t` for every class, and 1 at first sight.
+        "class": `α_c = max(2/(n_c+1), 1e-4)`, with n_c the batches that held class c, this one included; truer means
+        where most batches lack most classes, and noisier ones. Both are the same where every batch holds every class.
 
     Attributes
     ----------
     class_means : (d, K)
         `H_t`, not normalised; columns are classes.
     global_mean : (d,)
-        `μ_G`, the running mean of all samples.
-    seen : (K,) bool
-        Classes with a sample in any batch so far.
+        `μ_G`, the running mean of all samples, at the rate α_t.
+    batches : (K,) int64
+        n_c, the number of batches that held the class.
     steps : int
         t, the number of batches.
+
+    Raises
+    ------
+    ValueError
+        If `averaging` is unknown.
 
     Examples
     --------
@@ -46,11 +63,18 @@ class ClassMeans:
            [-1.,  1.]])
     """
 
-    def __init__(self, num_features: int, num_classes: int) -> None:
+    def __init__(self, num_features: int, num_classes: int, *, averaging: Averaging = "step") -> None:
+        check_choice("averaging", averaging, AVERAGING)
+        self.averaging = averaging
         self.class_means: Array = np.zeros((num_features, num_classes))
         self.global_mean: Array = np.zeros(num_features)
-        self.seen = np.zeros(num_classes, dtype=bool)
+        self.batches = np.zeros(num_classes, dtype=np.int64)
         self.steps = 0
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Classes with a sample in any batch so far, (K,) bool."""
+        return self.batches > 0
 
     def update(self, features: ArrayLike, labels: ArrayLike) -> None:
         """Average one batch in.
@@ -77,15 +101,72 @@ class ClassMeans:
         centred = sums[:, present] / counts[present] - batch_mean[:, None]
 
         self.steps += 1
-        rate = max(2.0 / (self.steps + 1), SMALLEST_RATE)
-        self.class_means[:, present] += rate * (centred - self.class_means[:, present])
-        self.global_mean += rate * (batch_mean - self.global_mean)
-        self.seen |= present
+        self.batches += present
+        step_rate = max(2.0 / (self.steps + 1), SMALLEST_RATE)  # α_t
+        if self.averaging == "step":
+            rates = np.where(self.batches == 1, 1.0, step_rate)
+        else:
+            rates = np.maximum(2.0 / (self.batches + 1), SMALLEST_RATE)
+        self.class_means[:, present] += rates[present] * (centred - self.class_means[:, present])
+        self.global_mean += step_rate * (batch_mean - self.global_mean)
+
+    def set_means(
+        self, class_mean_rows: ArrayLike, counts: ArrayLike | None = None, global_mean: ArrayLike | None = None
+    ) -> None:
+        """Put exact means in place of the running ones; averaging goes on from there, as if after thirty batches.
+
+        Parameters
+        ----------
+        class_mean_rows : (K, d)
+            Means per class, not centred; rows are classes.
+        counts : (K,), optional
+            Samples of each class: a class without samples counts as never seen, and the global mean is weighted by
+            them. Default: every class was seen, equally often.
+        global_mean : (d,), optional
+            Default: the weighted mean of the class means.
+
+        Raises
+        ------
+        ValueError
+            If a shape is wrong, an entry is not finite, or no class has samples.
+
+        Examples
+        --------
+        >>> running = ClassMeans(num_features=3, num_classes=2)
+        >>> running.set_means([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> running.global_mean, running.steps
+        (array([0.5, 0.5, 0. ]), 30)
+        """
+        rows = np.asarray(class_mean_rows, dtype=np.float64)
+        d, K = self.class_means.shape
+        if rows.shape != (K, d):
+            remedy = " Pass class_mean_rows.T: its rows have to be the classes." if rows.shape == (d, K) else ""
+            raise ValueError(
+                f"class_mean_rows has shape {rows.shape}; expected ({K}, {d}), a row for each class.{remedy}"
+            )
+        n = np.ones(K) if counts is None else np.asarray(counts, dtype=np.float64)
+        if n.shape != (K,) or not np.isfinite(n).all() or (n < 0).any() or not n.sum() > 0:
+            raise ValueError(
+                f"counts has shape {n.shape} and sum {n.sum():g}; expected ({K},) numbers of samples, not negative "
+                "and not all zero."
+            )
+        seen = n > 0
+        rows = np.where(seen[:, None], rows, 0.0)
+        mean = n / n.sum() @ rows if global_mean is None else np.asarray(global_mean, dtype=np.float64)
+        if mean.shape != (d,):
+            raise ValueError(f"global_mean has shape {mean.shape}; expected ({d},).")
+        if not (np.isfinite(rows).all() and np.isfinite(mean).all()):
+            raise ValueError("class_mean_rows or global_mean hold NaN or infinite entries of classes with samples.")
+        self.class_means = np.where(seen, rows.T - mean[:, None], 0.0)
+        self.global_mean = mean.copy()
+        self.batches = np.where(seen, np.maximum(self.batches, MEANS_AS_OLD_AS), 0)
+        self.steps = max(self.steps, MEANS_AS_OLD_AS)
 
     def normalised(self) -> Array:
-        """`H/‖H‖_F` (d, K), the input of (P); zero as long as all means are."""
-        norm = float(np.linalg.norm(self.class_means))
-        return self.class_means / norm if norm > 0 else self.class_means.copy()
+        """`H/‖H‖_F` (d, K), the input of (P); zero as long as all means are equal, up to the rounding of `μ_G`."""
+        norm, K = float(np.linalg.norm(self.class_means)), len(self.batches)
+        rounding = 16 * EPS * float(np.linalg.norm(self.global_mean)) * np.sqrt(K)
+        return self.class_means / norm if norm > rounding else np.zeros_like(self.class_means)
 
     def _checked(self, features: ArrayLike, labels: ArrayLike) -> tuple[Array, np.ndarray]:
         h, y = np.asarray(features, dtype=np.float64), np.asarray(labels)

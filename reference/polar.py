@@ -7,14 +7,15 @@ rank m; else A fixes it on its range only, as `X right = left` with orthonormal 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.linalg import eigh, qr, svd
+from scipy.linalg import qr, svd
 
 from .riemannian import EPS, Iteration, Status, truncated_cg, trust_region
 from .spectral import escape, exact_step, is_positive_definite
-from .stiefel import Array, frobenius, retract_polar, sym
+from .stiefel import Array, eigh, frobenius, retract_polar, sym
 
 Subproblem = Literal["exact", "truncated-cg"]
 
@@ -28,8 +29,12 @@ class LinearCost:
     def cost(self, X: Array) -> float:
         return -float(np.vdot(X, self.A))
 
-    def gradient(self, X: Array) -> Array:
+    @cached_property
+    def _gradient(self) -> Array:
         return -self.A
+
+    def gradient(self, X: Array) -> Array:
+        return self._gradient
 
     def hessian(self, X: Array, V: Array) -> float:
         return 0.0
@@ -107,5 +112,5 @@ def complete_frame(left: Array, right: Array, nearest_to: Array) -> Array:
 
 
 def rank_tolerance(shape: tuple[int, ...]) -> float:
-    """Singular values below this share of the largest are zero: the rule of numpy.linalg.matrix_rank."""
-    return max(shape) * EPS
+    """Singular values below this share of the largest are zero: numpy.linalg.matrix_rank's, but for small matrices."""
+    return max(*shape, 16) * EPS

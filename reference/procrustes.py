@@ -61,7 +61,6 @@ class NearestETF:
     """
 
     frame: Array
-    classifier: Array
     status: Status
     formulation: Formulation
     delta: float
@@ -69,7 +68,8 @@ class NearestETF:
     proximal: Array | None = field(repr=False)  # U₀ (d, K), None where there is no proximal term
     variable: Array = field(repr=False)  # X (d, m): m = K, or K−1 where the gauge is left out
     linear_term: Array = field(repr=False)  # A (d, m)
-    gauge_start: Array | None = field(repr=False)  # the initial frame's U·1/√K (d,), where it chose the gauge
+    row_space: Array | None = field(repr=False)  # (m, r), orthonormal, of an A of rank r < m; None if r = m
+    initial: Array = field(repr=False)  # (d, K): the frame that decides what A leaves open
     history: tuple[Iteration, ...] = field(default=(), repr=False)
 
     @property
@@ -80,6 +80,12 @@ class NearestETF:
     def gauge_free(self) -> bool:
         """Whether `variable` lives in the K−1 dimensions of (R)."""
         return self.variable.shape[1] < self.frame.shape[1]
+
+    @cached_property
+    def classifier(self) -> Array:
+        """`W = √(K/(K−1)) M Uᵀ`, (K, d), unit rows."""
+        K = self.frame.shape[1]
+        return np.sqrt(K / (K - 1)) * centred(self.frame).T
 
     @cached_property
     def objective(self) -> float:
@@ -222,19 +228,16 @@ def nearest_etf(
     if not unique:
         X = complete_frame(left, right, start)
         status = Status.NOT_UNIQUE if status.ok else status
-    gauge_start = None
     if Q is None:
-        frame = X
+        frame, decided_by = X, start
     elif formulation == "gauge-free":
-        frame = X @ Q.T
+        frame, decided_by = X @ Q.T, start @ Q.T
     else:
-        gauge_start = C @ ones
-        frame = complete_frame(left, Q @ right, C) if not unique else complete_frame(X, Q, C)
+        frame, decided_by = complete_frame(left, Q @ right, C) if not unique else complete_frame(X, Q, C), C
         X = frame @ Q
 
     return NearestETF(
         frame=frame,
-        classifier=np.sqrt(K / (K - 1)) * centred(frame).T,
         status=status,
         formulation=formulation,
         delta=0.0 if U0 is None else float(delta),
@@ -242,7 +245,8 @@ def nearest_etf(
         proximal=U0,
         variable=X,
         linear_term=A,
-        gauge_start=gauge_start,
+        row_space=None if unique else right,
+        initial=decided_by,
         history=history,
     )
 

@@ -144,7 +144,7 @@ def trust_region(
     problem : Problem
         Cost, Euclidean gradient and Hessian-vector product.
     initial : (d, K)
-        A point of the manifold: orthonormal columns, so d ≥ K.
+        A point of the manifold: orthonormal columns, so d ≥ K; one that is so up to 1e-3 is moved onto it.
     subproblem : callable, optional
         Minimises the model in a ball, `(LocalModel, radius) -> Step`; default `truncated_cg`.
     escape : callable, optional
@@ -184,11 +184,14 @@ def trust_region(
     """
     solve = truncated_cg if subproblem is None else subproblem
     U = np.array(initial, dtype=np.float64)
-    on_manifold, reason = check_point(U, tolerance=1e-3) if U.ndim == 2 else (False, f"shape {U.shape} is no matrix")
+    on_manifold, reason = check_point(U) if U.ndim == 2 else (False, f"shape {U.shape} is no matrix")
     if not on_manifold:
-        raise ValueError(
-            f"initial is not a point of the Stiefel manifold: {reason}. Pass a matrix (d, K) with orthonormal columns."
-        )
+        if U.ndim != 2 or not check_point(U, tolerance=1e-3)[0]:
+            raise ValueError(
+                f"initial is not a point of the Stiefel manifold: {reason}. Pass a matrix (d, K) with orthonormal "
+                "columns."
+            )
+        U = retract_polar(U, np.zeros_like(U))  # a single-precision point: no step reduces the gradient's normal part
     largest = 2.0 * np.sqrt(U.shape[1])  # the manifold's own diameter in the Frobenius norm
     delta = largest / 4 if radius is None else min(radius, largest)
     cost, model = problem.cost(U), local_model(problem, U)
@@ -242,11 +245,13 @@ def local_model(problem: Problem, U: Array) -> LocalModel:
     euclidean = problem.gradient(U)
     frame_gradient = U.T @ euclidean
     S = sym(frame_gradient)
+    gradient = U @ S
+    np.subtract(euclidean, gradient, out=gradient)  # a new (d, K) array costs as much as a product that fills it
 
     def hessian(V: Array) -> Array:
         return project(U, problem.hessian(U, V) - V @ S)
 
-    return LocalModel(U, euclidean - U @ S, frame_gradient, hessian)
+    return LocalModel(U, gradient, frame_gradient, hessian)
 
 
 def truncated_cg(model: LocalModel, radius: float, *, kappa: float = 0.1, theta: float = 1.0) -> Step:

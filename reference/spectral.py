@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .riemannian import EPS, LocalModel, Step
-from .stiefel import Array, frobenius, skew, sym
+from .stiefel import Array, eigh, frobenius, skew, sym
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Spectrum:
 def hessian_spectrum(model: LocalModel) -> Spectrum:
     """The eigendecomposition of the Hessian at `model.point`, from the one of `sym(UᵀA)`."""
     d, K = model.point.shape
-    eigenvalues, Q = np.linalg.eigh(-sym(model.frame_gradient))
+    eigenvalues, Q = eigh(-sym(model.frame_gradient))
     pairs = 0.5 * (eigenvalues[:, None] + eigenvalues[None, :])
     np.fill_diagonal(pairs, np.inf)
     return Spectrum(eigenvalues, Q, pairs, d > K)
@@ -54,11 +54,14 @@ def exact_step(model: LocalModel, radius: float) -> Step:
     # g = U frame_part + normal. The normal part will be divided by singular values, so it is made orthogonal to U to
     # the rounding of g itself, not of A: a remainder along U would become a rotation in stiff directions.
     frame_part = U.T @ g
-    omega_rotated = Q.T @ skew(frame_part) @ Q
+    frame_rotated = Q.T @ frame_part @ Q
+    omega_rotated = skew(frame_rotated)
     if spectrum.lowest > 1e-6 * values[-1]:  # convex: Newton's step, if it stays in the ball
-        rotation = Q @ (omega_rotated / pairs) @ Q.T
-        inverse = (Q / values) @ Q.T if spectrum.has_normal else np.zeros_like(Q)
-        V = U @ (frame_part @ inverse - rotation) - g @ inverse
+        if spectrum.has_normal:
+            V = U @ (Q @ (frame_rotated / values - omega_rotated / pairs) @ Q.T)
+            V -= g @ ((Q / values) @ Q.T)
+        else:
+            V = U @ (Q @ (-omega_rotated / pairs) @ Q.T)
         if frobenius(V) <= radius:
             return Step(V, -0.5 * float(np.vdot(g, V)), False, 1)
     normal_rotated = (g - U @ frame_part) @ Q if spectrum.has_normal else np.zeros_like(g)

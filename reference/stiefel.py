@@ -13,9 +13,12 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cholesky, qr, solve_triangular
+from scipy.linalg import eigh as scipy_eigh
 from scipy.special import binom
 
 Array = NDArray[np.float64]
+
+BINOMIAL = binom(-0.5, np.arange(15))  # the coefficients of (1 + x)^{-1/2}
 
 
 def sym(B: Array) -> Array:
@@ -42,6 +45,20 @@ def safe_frobenius(B: Array) -> float:
     return largest * float(np.linalg.norm(B / largest)) if 0.0 < largest < np.inf else largest
 
 
+def eigh(S: Array) -> tuple[Array, Array]:
+    """Eigenvalues, ascending, and eigenvectors of the symmetric S.
+
+    By divide and conquer, the quickest, and by QR iterations where that does not converge (three times in the 31,000
+    problems of benchmarks/sweep.py). Both bases are orthonormal to rounding; SciPy's default ("evr") loses up to two
+    digits of that where eigenvalues cluster.
+    """
+    try:
+        eigenvalues, Q = np.linalg.eigh(S)
+    except np.linalg.LinAlgError:
+        eigenvalues, Q = scipy_eigh(S, driver="ev", check_finite=False)
+    return eigenvalues, Q
+
+
 def project(U: Array, Z: Array) -> Array:
     """The orthogonal projection of Z (d, K) onto the tangent space at U: `Z − U sym(UᵀZ)`."""
     return Z - U @ sym(U.T @ Z)
@@ -51,22 +68,33 @@ def retract_polar(U: Array, V: Array) -> Array:
     """The polar factor of U + V, (d, K): a second-order retraction, and the nearest point of the manifold.
 
     For a tangent V, `(U+V)ᵀ(U+V) = I + X` with `X = VᵀV`, so the inverse square root is well conditioned: by eigh,
-    or for short steps by the binomial series of `(I + X)^{-1/2}`, with as many terms as the norm of X requires.
+    or for short steps by the binomial series of `(I + X)^{-1/2}`, with as many terms as the norm of X requires and
+    three of them for each product with X³.
     """
     Y = U + V
-    gram = Y.T @ Y
-    identity = np.eye(len(gram))
-    X = gram - identity
+    X = Y.T @ Y
+    diagonal = np.einsum("ii->i", X)
+    diagonal -= 1.0
     size = frobenius(X)
     if size > 0.1:
-        eigenvalues, Q = np.linalg.eigh(gram)
-        return Y @ ((Q / np.sqrt(eigenvalues)) @ Q.T)
-    terms = int(np.ceil(-12 / np.log10(max(size, 1e-12))))  # until sizeᵏ < 1e-12
-    coefficients = binom(-0.5, np.arange(terms + 1))
-    root = coefficients[-1] * identity
-    for coefficient in coefficients[-2::-1]:
-        root = X @ root + coefficient * identity
+        eigenvalues, Q = eigh(X)
+        return Y @ ((Q / np.sqrt(1.0 + eigenvalues)) @ Q.T)
+    threes = int(np.ceil(-5 / np.log10(max(size, 1e-15))))  # until size^(3·threes) < 1e-15
+    X2 = X @ X
+    root, X3 = _three_terms(X, X2, 3 * threes - 3), X @ X2 if threes > 1 else X2
+    for first in range(3 * threes - 6, -1, -3):
+        root = X3 @ root
+        root += _three_terms(X, X2, first)
     return Y @ root
+
+
+def _three_terms(X: Array, X2: Array, first: int) -> Array:
+    """Three terms of the binomial series of `(I + X)^{-1/2}` from X^first on, divided by that power."""
+    a, b, c = BINOMIAL[first : first + 3]
+    terms = c * X2
+    terms += b * X
+    np.einsum("ii->i", terms)[...] += a
+    return terms
 
 
 def retract_qr(U: Array, V: Array) -> Array:

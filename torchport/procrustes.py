@@ -31,6 +31,7 @@ from .simplex import (
 )
 
 Formulation = Literal["paper", "gauge-free"]
+_NOTHING: AbstractContextManager[Any] = nullcontext()
 INITIAL = ("canonical", "random", "feature-polar")
 
 
@@ -195,7 +196,7 @@ def solve(
     device = class_means.device
     dtype = torch.promote_types(class_means.dtype, torch.float32)
     with without_autocast(device):
-        H = class_means.to(dtype)
+        H = class_means if class_means.dtype == dtype else class_means.to(dtype)
         U0 = proximal.to(dtype) if proximal is not None and delta > 0 else None
         given = initial if initial is not None else proximal if proximal is not None else "canonical"
         C = initial_frame_named(given, H) if isinstance(given, str) else given.detach().to(dtype)
@@ -203,7 +204,7 @@ def solve(
         if U0 is not None:
             start = C if formulation == "paper" else to_coordinates(C)[0]
             found = nearest_frame(H, U0, start, method, basis, formulation, delta)
-            return _solution(found.frame.to(class_means.dtype), found)
+            return _solution(found.frame, found, class_means.dtype)
 
         # Nothing but the start decides what the class means leave open: in the paper's form the direction U·1 at least.
         A = 2.0 / math.sqrt(class_means.shape[1] - 1) * to_coordinates(H)[0]
@@ -213,11 +214,13 @@ def solve(
         whole = completed(found, A, start)
         K = class_means.shape[1]
         frame = from_coordinates(whole[:, : K - 1], whole[:, K - 1 :] if formulation == "paper" else None)
-        return _solution(frame.to(class_means.dtype), found)
+        return _solution(frame, found, class_means.dtype)
 
 
-def _solution(frame: Tensor, found: Found) -> Solution:
-    return Solution(frame, found.variable.detach(), found.linear_term.detach(), found.fallbacks, found.basis)
+def _solution(frame: Tensor, found: Found, dtype: torch.dtype) -> Solution:
+    frame = frame if frame.dtype == dtype else frame.to(dtype)
+    X, A = (x.detach() if x.requires_grad else x for x in (found.variable, found.linear_term))
+    return Solution(frame, X, A, found.fallbacks, found.basis)
 
 
 def initial_frame_named(initial: str, H: Tensor) -> Tensor:
@@ -254,8 +257,9 @@ def named_or_given_frame(initial: str | Tensor, num_features: int, num_classes: 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which products keep their operands' precision."""
     available = torch.amp.autocast_mode.is_autocast_available(device.type)
-    active = available and torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if active else nullcontext()
+    if available and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return _NOTHING
 
 
 def check_problem(
@@ -275,7 +279,7 @@ def check_problem(
     if isinstance(initial, str) and initial not in INITIAL:
         raise ValueError(f"initial = {initial!r}; expected a frame (d, K) or one of {', '.join(map(repr, INITIAL))}.")
     for name, frame in (("proximal", proximal), ("initial", initial)):
-        if isinstance(frame, Tensor) and frame.shape != class_means.shape:
+        if isinstance(frame, Tensor) and tuple(frame.shape) != tuple(class_means.shape):  # quicker than torch's own
             raise ValueError(
                 f"{name} has shape {tuple(frame.shape)}; expected {tuple(class_means.shape)}, as class_means."
             )

@@ -107,9 +107,88 @@ def test_meaningless_derivatives_warn_with_the_remedy():
     with pytest.warns(IllConditionedWarning, match="Use a larger delta"):
         H_bar, _ = nearest_etf_vjp(solution, np.ones((6, 4)))
     assert np.isfinite(H_bar).all()
+    with pytest.raises(ValueError, match="rank 2 of 3"):
+        nearest_etf_vjp(solution, np.ones((6, 4)), form="dense")
     nearly = nearest_etf(class_means_of_condition(6, 4, 1e14, rng))
     with pytest.warns(IllConditionedWarning, match=r"condition number \d\.\de\+1[345]"):
         nearest_etf_jvp(nearly, H)
+
+
+def batch_of(d, K, absent, seed):
+    """Class means minus batch mean, as a function of the step t along one direction that data can take."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(1, 4, size=K)
+    counts[list(absent)] = 0
+    rows, along = rng.standard_normal((2, K, d))
+
+    def class_means(t):
+        means = (rows + t * along).T * (counts > 0)
+        return (means - means @ counts[:, None] / counts.sum()) * (counts > 0)
+
+    return class_means
+
+
+LACKING = [(9, 4, [0]), (7, 5, [1, 3]), (6, 6, [2]), (6, 6, [2, 4, 5]), (20, 10, [0, 3, 4, 5])]
+
+
+@pytest.mark.filterwarnings("ignore::nearest_etf.reference.IllConditionedWarning")
+@pytest.mark.parametrize("method", ["trust-region", "svd"])
+@pytest.mark.parametrize("initial", ["canonical", "random"])
+@pytest.mark.parametrize(
+    ("d", "K", "absent", "formulation"),
+    [(*case, "paper") for case in LACKING]
+    + [(*case, "gauge-free") for case in [*LACKING, (3, 4, [1]), (5, 6, [1, 2])]],
+)
+def test_first_step_without_some_classes_has_the_derivative_of_the_data(d, K, absent, initial, method, formulation):
+    """By finite differences along class means that such a batch can have, for the frame and for the classifier."""
+    class_means = batch_of(d, K, absent, seed=1)
+
+    def solve(t):
+        return nearest_etf(class_means(t), formulation=formulation, method=method, initial=initial)
+
+    solution, step = solve(0.0), 1e-5
+    assert solution.status is Status.NOT_UNIQUE
+    H_dot, after, before = class_means(1.0) - class_means(0.0), solve(step), solve(-step)
+    frame_dot = nearest_etf_jvp(solution, H_dot)
+    assert relative(frame_dot, (after.frame - before.frame) / (2 * step)) < 1e-6
+    classifier_dot = np.sqrt(K / (K - 1)) * (frame_dot - frame_dot.mean(axis=1, keepdims=True)).T
+    assert relative(classifier_dot, (after.classifier - before.classifier) / (2 * step)) < 1e-6
+    G = np.random.default_rng(0).standard_normal((d, K))
+    H_bar = nearest_etf_vjp(solution, G)[0]
+    assert np.vdot(G, frame_dot) == pytest.approx(np.vdot(H_bar, H_dot), rel=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore::nearest_etf.reference.IllConditionedWarning")
+@pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
+@pytest.mark.parametrize(("d", "K"), [(7, 4), (4, 4)])
+def test_proximal_point_that_leaves_a_direction_open_is_completed_too(formulation, d, K):
+    """`H M = −(δ/c) U₀ M` in one direction: A loses a rank although there is a proximal term."""
+    rng = np.random.default_rng(0)
+    U0, delta = random_point(d, K, rng), 0.5
+    v = np.zeros(K)
+    v[:2] = 0.5**0.5, -(0.5**0.5)
+    kept = np.eye(K) - np.outer(v, v)
+    base = class_means_of_condition(d, K, 3, rng) @ kept - delta * np.sqrt(K - 1) / 2 * U0 @ np.outer(v, v)
+    H_dot, C = rng.standard_normal((d, K)) @ kept, random_point(d, K, rng)
+
+    def solve(t):
+        return nearest_etf(base + t * H_dot, U0, delta, formulation=formulation, method="svd", initial=C)
+
+    solution, step = solve(0.0), 1e-5
+    assert solution.row_space is not None
+    found = nearest_etf_jvp(solution, H_dot)
+    assert relative(found, (solve(step).frame - solve(-step).frame) / (2 * step)) < 1e-6
+    G = rng.standard_normal((d, K))
+    assert np.vdot(G, found) == pytest.approx(np.vdot(nearest_etf_vjp(solution, G)[0], H_dot), rel=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore::nearest_etf.reference.IllConditionedWarning")
+@pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
+def test_equal_class_means_have_a_finite_derivative(formulation):
+    """One class per batch, or features that are constant: H = 0, the frame is the start, and nothing moves it."""
+    solution = nearest_etf(np.zeros((6, 3)), formulation=formulation)
+    assert not nearest_etf_vjp(solution, np.ones((6, 3)))[0].any()
+    assert not nearest_etf_jvp(solution, np.ones((6, 3))).any()
 
 
 def test_square_problems_need_only_sums_of_singular_values():

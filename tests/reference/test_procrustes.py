@@ -265,6 +265,24 @@ def test_a_start_off_the_manifold_is_moved_onto_it(length):
     assert nearest_etf(H, start).status is Status.CONVERGED
 
 
+@FORMULATIONS
+def test_single_precision_proximal_point_that_is_the_solution_already_converges(formulation):
+    """Its columns are orthonormal up to 1e-8 only, and no step reduces the part of the gradient that comes from it."""
+    U0 = random_point(82, 2, np.random.default_rng(0)).astype(np.float32)
+    for delta in (0.04, 3.0):
+        assert nearest_etf(np.zeros((82, 2)), U0, delta, formulation=formulation).status is Status.CONVERGED
+
+
+def test_both_methods_find_the_same_rank_of_small_matrices():
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        H = rng.standard_normal((3, 4)) * [1, 1, 0, 1]
+        H = (H - H.sum(axis=1, keepdims=True) / 3) * [1, 1, 0, 1]
+        ours, oracle = (nearest_etf(H, formulation="gauge-free", method=m) for m in ("trust-region", "svd"))
+        assert ours.status is oracle.status is Status.NOT_UNIQUE, seed
+        assert ours.frame == pytest.approx(oracle.frame, abs=1e-9), seed
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [

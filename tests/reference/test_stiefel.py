@@ -5,6 +5,7 @@ from scipy.linalg import polar
 from nearest_etf.reference.stiefel import (
     check_point,
     check_tangent,
+    eigh,
     project,
     random_point,
     random_tangent,
@@ -55,11 +56,25 @@ def test_retractions_stay_on_the_manifold_and_keep_their_order(retraction, order
     assert slope.ok, slope
 
 
-def test_polar_retraction_is_the_polar_factor():
+@pytest.mark.parametrize(("d", "K"), [(12, 1), (7, 4)])
+@pytest.mark.parametrize("length", [*10.0 ** np.arange(-9, 0.5, 0.5), 2.0])
+def test_polar_retraction_is_the_polar_factor_to_rounding(d, K, length):
+    """With 1e-12 in its place the trust region ends in a gradient that no step reduces: 2 problems of 31,000."""
     rng = np.random.default_rng(0)
-    U = random_point(7, 4, rng)
-    V = random_tangent(U, rng)
-    assert retract_polar(U, V) == pytest.approx(polar(U + V)[0], abs=1e-14)
+    U = random_point(d, K, rng)
+    V = length * random_tangent(U, rng)
+    assert retract_polar(U, V) == pytest.approx(polar(U + V)[0], abs=3e-15)
+    assert check_point(retract_polar(U, V), tolerance=3e-15)[0]
+
+
+def test_eigenvectors_come_from_elsewhere_where_divide_and_conquer_fails(monkeypatch):
+    def fails(_):
+        raise np.linalg.LinAlgError("Eigenvalues did not converge")
+
+    monkeypatch.setattr(np.linalg, "eigh", fails)
+    values, Q = eigh(np.diag([3.0, 1.0, 2.0]))
+    assert values == pytest.approx([1, 2, 3])
+    assert np.abs(Q) == pytest.approx(np.eye(3)[[1, 2, 0]].T)
 
 
 def test_checks_say_why():

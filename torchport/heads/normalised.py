@@ -42,7 +42,7 @@ class NormalisedHead(Head):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(start))) if learned else None
         if not learned:
             warn_of_unreachable_loss(self._temperature, num_classes)
-        made_with = {"temperature": math.nan if learned else self._temperature, **(settings or {})}
+        made_with = {"temperature": 0.0 if learned else self._temperature, **(settings or {})}  # 0: learned
         self._names = tuple(made_with)
         self.made_with: Tensor
         self.register_buffer("made_with", torch.tensor(list(made_with.values()), dtype=torch.float32))
@@ -51,7 +51,10 @@ class NormalisedHead(Head):
     @property
     def temperature(self) -> float:
         """τ; of a learned one, its present value."""
-        return self._temperature if self.log_temperature is None else float(self._tau().detach())
+        if self.log_temperature is None:
+            return self._temperature
+        with torch.no_grad():
+            return float(self._tau())
 
     def _tau(self) -> Tensor | float:
         if self.log_temperature is None:
@@ -74,7 +77,7 @@ def _notice_other_settings(module: nn.Module, state_dict: dict[str, Any], prefix
     if own.is_meta:  # deferred construction: the values are still to come
         return
     if loaded.shape == own.shape and not loaded.is_meta:
-        same = torch.isclose(loaded.to(own), own, equal_nan=True).tolist()
+        same = torch.isclose(loaded.to(own), own).tolist()
         if not all(same):
             names = [name for name, equal in zip(module._names, same, strict=True) if not equal]
             stored, here = (dict(zip(module._names, values.tolist(), strict=True)) for values in (loaded, own))

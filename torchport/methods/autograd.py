@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +69,9 @@ def nearest_frame(
         method = choose(H, start) if method == "auto" else method
         frame, A, X, gauge, fallbacks, *known = _CompiledFrame.apply(H, U0, start, basis, method, problem, delta)
         kind = expected_kind(H.dtype, basis, method)
+    elif type(H) is Tensor and H.device.type != "meta" and not torch._C._are_functorch_transforms_active():
+        frame, (A, X, gauge, fallbacks, known) = _PlainFrame.apply(H, U0, start, basis, method, problem, delta)
+        return Found(frame, A, X, gauge, fallbacks, known)
     else:
         results = _EagerFrame.apply(H, U0, start, basis, method, problem, delta)
         frame, A, X, gauge, fallbacks, kind, *known = results
@@ -81,22 +85,60 @@ def linear_term(H: Tensor, U0: Tensor | None, problem: str, delta: float) -> Ten
     scale = 2.0 / math.sqrt(H.shape[1] - 1)
     assert U0 is not None
     if problem == "paper":
-        return torch.add(delta * U0, centred(H), alpha=scale)
-    return to_coordinates(torch.add(delta * U0, H, alpha=scale))[0]
+        return (centred(H) * scale).add(U0, alpha=delta)
+    return to_coordinates((H * scale).add(U0, alpha=delta))[0]
 
 
-def _pulled_back(A_bar: Tensor, problem: str, delta: float, K: int) -> tuple[Tensor, Tensor | None]:
-    """From Ā to H̄ and Ū₀."""
+def _pulled_back(A_bar: Tensor, problem: str, delta: float, proximal: bool) -> tuple[Tensor, Tensor | None]:
+    """From Ā to H̄ and, if it is asked for, Ū₀."""
     if problem == "polar":
         return A_bar, None
-    scale = 2.0 / math.sqrt(K - 1)
-    if problem == "paper":
-        return scale * centred(A_bar), delta * A_bar
-    whole = from_coordinates(A_bar)
-    return scale * whole, delta * whole
+    whole = A_bar if problem == "paper" else from_coordinates(A_bar)
+    scale = 2.0 / math.sqrt(whole.shape[1] - 1)
+    return scale * (centred(whole) if problem == "paper" else whole), delta * whole if proximal else None
 
 
-class _CompiledFrame(torch.autograd.Function):
+class _Frame(torch.autograd.Function):
+    """The derivatives that all of the following share, from what `_save` has kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        G = cotangents[0]
+        if G is None:
+            return (None,) * 7
+        A_bar = _adjoint(ctx, to_coordinates(G)[0] if ctx.problem == "gauge-free" else G)
+        H_bar, U0_bar = _pulled_back(A_bar, ctx.problem, ctx.delta, ctx.needs_input_grad[1])
+        return H_bar, U0_bar, None, None, None, None, None
+
+
+class _FrameWithTangents(_Frame):
+    """Forward mode as well, which compilers do not trace."""
+
+    @staticmethod
+    def jvp(ctx: Any, H_dot: Tensor | None, U0_dot: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        like = H_dot if H_dot is not None else U0_dot
+        assert like is not None
+        H_dot, U0_dot = (torch.zeros_like(like) if dot is None else dot for dot in (H_dot, U0_dot))
+        X_dot = _adjoint(ctx, linear_term(H_dot, U0_dot, ctx.problem, ctx.delta))
+        frame_dot = from_coordinates(X_dot) if ctx.problem == "gauge-free" else X_dot
+        return (frame_dot, *(None for _ in range(ctx.others)))
+
+
+class _PlainFrame(_FrameWithTangents):
+    """Outside of compilers and `torch.func`: the frame, and what else was found as one object."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, tuple[Any, ...]]:
+        H, U0, start, basis, method, problem, delta = inputs
+        A = linear_term(H, U0, problem, delta)
+        X, known, gauge, fallbacks = decompose(A, start, basis, method)
+        frame = from_coordinates(X) if problem == "gauge-free" else X
+        others = (A, X if frame is not X else X.detach(), gauge, fallbacks, known)
+        _save(ctx, inputs, (frame, A, X if frame is not X else None), type(known), _tensors(known), others=1)
+        return frame, others
+
+
+class _CompiledFrame(_Frame):
     """Tensors in, tensors out: the frame, and without gradient A, X (None: the frame), gauge, fallbacks, known."""
 
     @staticmethod
@@ -112,22 +154,13 @@ class _CompiledFrame(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         H, _, _, basis, method, *_ = inputs
-        _save(ctx, inputs, output[:5], expected_kind(H.dtype, basis, method), output[5:])
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        G = cotangents[0]
-        if G is None:
-            return (None,) * 7
-        if ctx.problem == "gauge-free":
-            G = to_coordinates(G)[0]
-        A_bar = _adjoint(ctx, G)
-        H_bar, U0_bar = _pulled_back(A_bar, ctx.problem, ctx.delta, ctx.K)
-        return H_bar, U0_bar if ctx.needs_input_grad[1] else None, None, None, None, None, None
+        frame, A, X, _, _, *known = output
+        ctx.mark_non_differentiable(*(x for x in output[1:] if x is not None))
+        _save(ctx, inputs, (frame, A, X), expected_kind(H.dtype, basis, method), known, others=len(output) - 1)
 
 
-class _EagerFrame(_CompiledFrame):
-    """The same, and the kind of decomposition among the results: it may depend on values."""
+class _EagerFrame(_FrameWithTangents):
+    """Under `torch.func`, on the meta device and for subclasses: the kind, which may depend on values, is a result."""
 
     @staticmethod
     def forward(
@@ -148,19 +181,9 @@ class _EagerFrame(_CompiledFrame):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        _save(ctx, inputs, output[:5], output[5], output[6:])
-
-    @staticmethod
-    def jvp(ctx: Any, H_dot: Tensor | None, U0_dot: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        like = H_dot if H_dot is not None else U0_dot
-        assert like is not None
-        zero = torch.zeros_like(like)
-        A_dot = linear_term(
-            zero if H_dot is None else H_dot, zero if U0_dot is None else U0_dot, ctx.problem, ctx.delta
-        )
-        X_dot = _adjoint(ctx, A_dot)
-        frame_dot = from_coordinates(X_dot) if ctx.problem == "gauge-free" else X_dot
-        return (frame_dot, *(None for _ in range(5 + ctx.count)))
+        frame, A, X, _, _, kind, *known = output
+        ctx.mark_non_differentiable(*(x for x in output[1:] if isinstance(x, Tensor)))
+        _save(ctx, inputs, (frame, A, X), kind, known, others=len(output) - 1)
 
     @staticmethod
     def vmap(
@@ -192,15 +215,19 @@ for _function in (_CompiledFrame, _EagerFrame):
 
 
 def _save(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...], kind: type[Decomposition], known: tuple[Tensor, ...]
+    ctx: Any,
+    inputs: tuple[Any, ...],
+    results: tuple[Tensor, Tensor, Tensor | None],
+    kind: type[Decomposition],
+    known: Sequence[Tensor],
+    others: int,
 ) -> None:
+    """Keep what the derivatives need: results are frame, A and X (None: the frame); `others` follow the frame."""
     H, U0, _, _, _, ctx.problem, ctx.delta = inputs
-    frame, A, X, gauge, fallbacks = output
-    ctx.kind, ctx.K, ctx.count = kind, H.shape[1], len(known)
-    ctx.mark_non_differentiable(*(x for x in (A, X, gauge, fallbacks, *known) if isinstance(x, Tensor)))
+    ctx.kind, ctx.others = kind, others
     ctx.set_materialize_grads(False)
     # A proximal point without gradient may be a buffer, which the next step overwrites; A holds what is needed of it.
-    saved = (H, U0 if U0 is not None and U0.requires_grad else None, frame, A, X, *known)
+    saved = (H, U0 if U0 is not None and U0.requires_grad else None, *results, *known)
     ctx.save_for_backward(*saved)
     ctx.save_for_forward(*saved)
 
@@ -216,7 +243,7 @@ def _adjoint(ctx: Any, G: Tensor) -> Tensor:
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return found
     moving = linear_term(H, torch.zeros_like(H) if U0 is None else U0, ctx.problem, ctx.delta)
-    A = A + (moving - moving.detach())
+    A = A.detach() + (moving - moving.detach())
     X = to_coordinates(frame)[0] if ctx.problem == "gauge-free" else frame  # with the frame's own derivative
     P = X.mT @ A
     P = 0.5 * (P + P.mT)
@@ -316,7 +343,7 @@ def _tensors(known: Decomposition) -> tuple[Tensor, ...]:
 def _polar_operator(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> list[Tensor]:
     X, known, gauge, fallbacks = decompose(A, start, basis, method)
     known = as_kind(known, expected_kind(A.dtype, basis, method), A.device)
-    return [X, *_as_tensors(A, gauge, fallbacks), *_tensors(known)]
+    return [x.contiguous() for x in (X, *_as_tensors(A, gauge, fallbacks), *_tensors(known))]
 
 
 @_polar_operator.register_fake

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .autograd import Found, polar
-from .spectral import Spectral
+from .spectral import Deficient
 
 
 def completed(found: Found, A: Tensor, start: Tensor) -> Tensor:
@@ -22,14 +22,14 @@ def completed(found: Found, A: Tensor, start: Tensor) -> Tensor:
     """
     m, columns = A.shape[1], start.shape[1]
     value = found.frame if found.gauge is None or columns == m else torch.cat([found.frame, found.gauge], 1)
-    deficient = isinstance(found.known, Spectral) and _deficient(found.known)
+    deficient = isinstance(found.known, Deficient) and not (torch.compiler.is_compiling() or A.is_meta)
     if not deficient and columns == m:
         return value
     if deficient:
-        assert isinstance(found.known, Spectral)
+        assert isinstance(found.known, Deficient)
         kept = found.known.sigma > 0
         if not bool(kept.any()):  # nothing but the start
-            return value.detach()
+            return value  # its derivative is zero
         V = found.known.basis
         R = torch.cat([V[:, kept], V.new_zeros(columns - m, int(kept.sum()))])  # (m+g, r)
         N = torch.block_diag(V[:, ~kept], V.new_ones(columns - m, columns - m))[:, : columns - R.shape[1]]
@@ -47,7 +47,3 @@ def completed(found: Found, A: Tensor, start: Tensor) -> Tensor:
         E = polar(B, value.detach() @ N, "svd").frame
     formula = L @ R.mT + E @ N.mT
     return value.detach() + (formula - formula.detach())
-
-
-def _deficient(known: Spectral) -> bool:
-    return not torch.compiler.is_compiling() and known.sigma.device.type != "meta" and not bool(known.sigma.all())

@@ -13,10 +13,11 @@ from torch import Tensor
 from .factor import Decomposition, Polar
 from .linalg import complete_by_one, pseudo_inverse, without_rounding
 from .matmul import Products, by_matmul
-from .spectral import Spectral, by_eigh, by_svd
+from .spectral import Deficient, Spectral, by_eigh, by_svd
 from .trust_region import by_trust_region
 from .warm import Warm, by_basis
 
+Kind = type[Deficient | Warm | Products]
 METHODS = ("auto", "svd", "eigh", "matmul", "trust-region")
 
 _warned: set[str] = set()
@@ -44,7 +45,7 @@ def decompose(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Po
         method = choose(A, start)
     try:
         found = _attempt(A, start, basis, method)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         found = None
     if found is None:
         if A.device.type == "cpu" and not A.isfinite().all():
@@ -67,22 +68,24 @@ def _attempt(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Pol
     return by_svd(A, start)
 
 
-def expected_kind(dtype: torch.dtype, basis: Tensor | None, method: str) -> type[Spectral | Warm | Products]:
+def expected_kind(dtype: torch.dtype, basis: Tensor | None, method: str) -> Kind:
     """The kind of decomposition that `as_kind` makes of every result: compilers need shapes before values."""
     if method == "matmul":
         return Products
-    return Warm if method == "eigh" and (basis is not None or dtype == torch.float64) else Spectral
+    return Warm if method == "eigh" and (basis is not None or dtype == torch.float64) else Deficient
 
 
-def as_kind(known: Decomposition, kind: type[Spectral | Warm | Products], device: torch.device) -> Decomposition:
+def as_kind(known: Decomposition, kind: Kind, device: torch.device) -> Decomposition:
     """The same decomposition as one of that kind."""
     if isinstance(known, kind):
         return known
     if kind is Products:  # singular values stepped in: a frame without gradient
         return Products(torch.zeros((), dtype=torch.bool, device=device))
-    assert isinstance(known, Spectral)
+    assert isinstance(known, Spectral | Deficient)
+    if kind is Deficient:
+        return Deficient(*known)
     inverse = pseudo_inverse(known.sigma).diag_embed()
-    return Warm(*known, coupling=torch.zeros_like(inverse), inverse=inverse)
+    return Warm(known.left, known.sigma, known.basis, torch.zeros_like(inverse), inverse)
 
 
 def _warn_once(method: str, A: Tensor) -> None:

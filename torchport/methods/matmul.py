@@ -36,7 +36,8 @@ def by_matmul(A: Tensor) -> Polar | None:
     None on the CPU where the result is not orthonormal enough, A being nearly rank-deficient; elsewhere it is made NaN,
     on the device.
     """
-    X = A / torch.linalg.vector_norm(A)
+    X = A / A.abs().amax()  # first, so that no square underflows
+    X = X / torch.linalg.vector_norm(X)
     for a, b, c in COEFFICIENTS[A.dtype]:
         B = X.mT @ X
         X = a * X + X @ (b * B + c * (B @ B))

@@ -17,7 +17,7 @@ from .warm import by_basis
 
 
 class Spectral(NamedTuple):
-    """`A = L diag(σ) Vᵀ`, with exact zeros among σ where A is rank-deficient."""
+    """`A = L diag(σ) Vᵀ` of full rank."""
 
     left: Tensor  # L = U V (d, m)
     sigma: Tensor  # (m,)
@@ -26,11 +26,27 @@ class Spectral(NamedTuple):
     def adjoint(self, A: Tensor, U: Tensor, G: Tensor) -> Tensor:
         """`Ā = (L Φ + (G V − L T) diag(σ)⁻¹) Vᵀ` with `T = LᵀG V` and `Φ = (T − Tᵀ)/(σᵢ + σⱼ)`."""
         L, sigma, V = self
+        GV = G @ V
+        T = L.mT @ GV
+        Phi = (T - T.mT).div_(sigma[:, None] + sigma)
+        return GV.div_(sigma).addmm_(L, Phi.sub_(T.div_(sigma))) @ V.mT
+
+
+class Deficient(NamedTuple):
+    """The same with exact zeros among σ: a curvature of zero counts as infinite, and passes no derivative on."""
+
+    left: Tensor
+    sigma: Tensor
+    basis: Tensor
+
+    def adjoint(self, A: Tensor, U: Tensor, G: Tensor) -> Tensor:
+        """As for `Spectral`, with pseudo-inverses."""
+        L, sigma, V = self
         inverse = pseudo_inverse(sigma)
         GV = G @ V
         T = L.mT @ GV
         Phi = (T - T.mT) * pseudo_inverse(sigma[:, None] + sigma)
-        return GV.mul_(inverse).addmm_(L, Phi.sub_(T * inverse)) @ V.mT
+        return (GV * inverse + L @ (Phi - T * inverse)) @ V.mT
 
 
 def by_svd(A: Tensor, start: Tensor) -> Polar:
@@ -52,19 +68,21 @@ def by_svd(A: Tensor, start: Tensor) -> Polar:
 def by_eigh(A: Tensor) -> Polar | None:
     """From the eigendecomposition of AᵀA, formed and decomposed in float64; None where that is not exact enough.
 
-    The Gram matrix squares the condition number: float64 leaves float32 problems enough digits up to 3e5, the left
+    The Gram matrix squares the condition number: float64 leaves float32 problems enough digits up to 1e5, the left
     factor included, and for float64 ones the eigenbasis is taken as a stale one, which restores them.
     """
     A64 = A.double()
     squares, V = torch.linalg.eigh(gram(A64))
-    if not squares[0].item() > 1e-11 * squares[-1].item():
+    least, most = squares[0].item(), squares[-1].item()
+    if not (least > 1e-10 * most and 1e-250 < most < 1e250):  # where squares neither underflow nor overflow
         return None
     if A.dtype == torch.float64:
         return by_basis(A, V)
     left = A64 @ V
-    sigma = torch.linalg.vector_norm(left, dim=0)  # which has more digits than the root of `squares`
+    # The lengths of its columns have more digits than the roots of `squares`, which are quicker to come by.
+    sigma = squares.sqrt_() if least > 1e-8 * most else torch.linalg.vector_norm(left, dim=0)
     left = left.div_(sigma).to(A.dtype)
-    V = V.to(A.dtype, memory_format=torch.contiguous_format)
+    V = V.to(A.dtype)  # its strides are LAPACK's, which products take as they are
     return Polar(left @ V.mT, Spectral(left, sigma.to(A.dtype), V))
 
 
@@ -73,4 +91,5 @@ def in_dtype_of(A: Tensor, U: Tensor, left: Tensor, sigma: Tensor, V: Tensor, ga
     U, left, V = (x.to(A.dtype, memory_format=torch.contiguous_format) for x in (U, left, V))
     if gauge is not None:
         gauge = gauge.to(A.dtype, memory_format=torch.contiguous_format, copy=True) if gauge.shape[1] else None
-    return Polar(U.contiguous(), Spectral(left.contiguous(), sigma.to(A.dtype), V.contiguous()), gauge)
+    kind = Spectral if int(sigma.count_nonzero()) == len(sigma) else Deficient
+    return Polar(U.contiguous(), kind(left.contiguous(), sigma.to(A.dtype), V.contiguous()), gauge)
