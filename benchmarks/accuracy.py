@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nearest_etf.torchport.methods.autograd import polar
-from nearest_etf.torchport.methods.factor import Polar
+from nearest_etf.torchport.methods.autograd import Found, polar
 
 CONDITIONS = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6]
 METHODS = ("svd", "eigh", "matmul", "trust-region")
@@ -35,7 +34,7 @@ def conditioned(d: int, m: int, condition: float, generator: torch.Generator) ->
     return ((left * sigma) @ right).float().double()
 
 
-def solved(A: Tensor, G: Tensor, method: str, basis: Tensor | None = None) -> tuple[Polar, Tensor]:
+def solved(A: Tensor, G: Tensor, method: str, basis: Tensor | None = None) -> tuple[Found, Tensor]:
     """The decomposition, and the gradient for the cotangent G of its frame."""
     A = A.detach().requires_grad_()
     found = polar(A, torch.eye(*A.shape, dtype=A.dtype), method, basis)
@@ -71,7 +70,9 @@ def line(d: int, m: int, condition: float) -> list[str]:
     for method in METHODS:
         found, found_gradient = solved(A, cotangent, method)
         cells.append(cell(found.frame, found_gradient, int(found.fallbacks)))
-    basis = solved(moved, G, "svd")[0].known.basis.float()
+    basis = solved(moved, G, "svd")[0].basis
+    assert basis is not None
+    basis = basis.float()
     found, found_gradient = solved(A, cotangent, "eigh", basis)
     used = found.basis is not None and torch.equal(found.basis, basis)
     return [*cells, cell(found.frame, found_gradient) if used else "anew", cell(*autograd_svd(A, cotangent))]

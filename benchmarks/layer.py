@@ -96,7 +96,7 @@ def linear_term(H: Tensor, U0: Tensor) -> Tensor:
 Answer = tuple[Tensor, Tensor | None]  # the frame, and the class means' gradient where there is one
 
 
-def ours(problem: Problem, method: str, basis: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def ours(problem: Problem, method: str, basis: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
     """The frame, the gradient, and the eigenbasis for the next problem."""
     H = problem.H.detach().requires_grad_()
     solution = solve(H, problem.U0, DELTA, method=method, basis=basis)

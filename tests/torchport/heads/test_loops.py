@@ -116,4 +116,4 @@ def test_data_parallel_replicas_are_refused(kind: type[Head]) -> None:
 def test_devices_without_float64_are_refused(kind: type[Head]) -> None:
     head = kind(16, 6)
     with pytest.raises(RuntimeError, match="MPS lacks"):
-        head._refuse_what_cannot_work("mps")  # type: ignore[attr-defined]
+        head._refuse_what_cannot_work("mps")  # type: ignore[operator]

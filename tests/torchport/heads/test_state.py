@@ -88,6 +88,7 @@ def test_heads_in_half_precision_follow_the_single_one(kind: type[Head], K: int)
         assert float((logits.float() - wanted).norm() / wanted.norm()) < 0.02
     if isinstance(half, FixedETFHead | ImplicitETFHead):
         assert half.running.class_means.dtype == torch.float32
+        assert isinstance(single, FixedETFHead | ImplicitETFHead)
         torch.testing.assert_close(half.running.class_means, single.running.class_means, rtol=0.01, atol=0.01)
     if isinstance(half, ImplicitETFHead):
         assert half.frame.dtype == torch.float32

@@ -75,9 +75,11 @@ def test_a_stale_basis_gives_the_same_factor_and_gradient() -> None:
     old, new = conditioned(30, 10, 50.0), conditioned(30, 10, 50.0) + 1e-7 * conditioned(30, 10, 2.0, seed=3)
     start, G = torch.eye(30, 10, dtype=F64), conditioned(30, 10, 2.0, seed=4)
     basis = polar(old, start, "svd").basis
+    assert basis is not None
     for dtype, bound in ((torch.float32, 1e-4), (F64, 1e-10)):
         A = new.to(dtype).requires_grad_()
         warm = polar(A, start.to(dtype), "eigh", basis.to(dtype))
+        assert warm.basis is not None
         assert torch.equal(warm.basis, basis.to(dtype))  # it was used, and no new one was made
         warm.frame.backward(G.to(dtype))
         assert A.grad is not None
@@ -99,6 +101,7 @@ def test_a_basis_of_another_problem_is_replaced() -> None:
     A, start = conditioned(30, 10, 100.0), torch.eye(30, 10, dtype=F64)
     found = polar(A, start, "eigh", torch.eye(10, dtype=F64))
     assert by_basis(A, torch.eye(10, dtype=F64)) is None
+    assert found.basis is not None
     assert not torch.equal(found.basis, torch.eye(10, dtype=F64))
     torch.testing.assert_close(found.frame, polar(A, start, "svd").frame)
 
@@ -144,6 +147,7 @@ def test_gauge_completes_the_frame(start_is_in_the_way: bool) -> None:
         start[:, 4] = polar(A, start[:, :4], "svd").frame[:, 0]
     for method in METHODS:
         found = polar(A, start, method)
+        assert found.gauge is not None
         whole = torch.cat([found.frame, found.gauge], 1)
         torch.testing.assert_close(whole.T @ whole, torch.eye(5, dtype=F64))
         if not start_is_in_the_way:
