@@ -107,7 +107,7 @@ def test_warm_starts_stay_exact_over_many_steps() -> None:
         head.running.set_means(head.normalise(centres))
         head.running.steps.fill_(2000)
     reused = 0
-    for step in range(60):
+    for _ in range(60):
         labels = torch.randint(K, (256,), generator=generator)
         f = centres[labels] + 0.3 * torch.randn(256, d, generator=generator)
         f32, f64, basis = f.clone().requires_grad_(), f.double().requires_grad_(), warm.warm_start
