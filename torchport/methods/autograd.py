@@ -63,8 +63,12 @@ def nearest_frame(
 ) -> Found:
     """The decomposition of A, with the frame (d, K) of the problem in place of its polar factor; both differentiable.
 
-    `start` has A's shape, or for "polar" one column more.
+    `start` has A's shape, or for "polar" one column more. A `basis` of a problem of another size or precision, as the
+    first step without proximal point leaves it, is not used.
     """
+    m = H.shape[1] - (problem == "gauge-free")
+    if basis is not None and (basis.shape[-1] != m or basis.dtype != H.dtype or basis.device != H.device):
+        basis = None
     if torch.compiler.is_compiling():
         method = choose(H, start) if method == "auto" else method
         frame, A, X, gauge, fallbacks, *known = _CompiledFrame.apply(H, U0, start, basis, method, problem, delta)
