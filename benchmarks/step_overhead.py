@@ -1,4 +1,5 @@
-"""What the implicit head adds to a training step, over the fixed head: with its exact gradient, and without.
+"""What the implicit head adds to a training step, over the fixed head: with its exact gradient, and without; and how long
+a step of each head alone takes beside the learned one's.
 
     python benchmarks/step_overhead.py --quick
     python benchmarks/step_overhead.py --json overhead.json --plot overhead.png
@@ -24,7 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from nearest_etf.common.machine import provenance
-from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead
+from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead
 from nearest_etf.torchport.training.backbones.resnet import ResNet
 
 CASES = {
@@ -43,11 +44,13 @@ class Row:
     layer_ms: float
     overhead: float  # of the step, over the fixed head's
     layer_overhead: float  # the layer's own time beyond the fixed head's, as a share of the fixed head's step
+    layer_to_learned: float  # the layer's own time over the learned head's
     runs: int
 
 
 def heads(num_features: int, num_classes: int) -> dict[str, Head]:
     return {
+        "learned": LearnedHead(num_features, num_classes),
         "fixed": FixedETFHead(num_features, num_classes),
         "implicit": ImplicitETFHead(num_features, num_classes),
         "implicit, gradient off": ImplicitETFHead(num_features, num_classes, gradient=False),
@@ -122,6 +125,7 @@ def measure(case: str, device: str, runs: int) -> list[Row]:
             layer_ms[key],
             step_ms[key] / base - 1,
             (layer_ms[key] - layer_ms["fixed"]) / base,
+            layer_ms[key] / layer_ms["learned"],
             runs,
         )
         for key in steps
@@ -173,11 +177,12 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     rows: list[Row] = []
-    print(f"{'case':26}{'head':26}{'step ms':>10}{'overhead':>10}{'layer ms':>10}{'its share':>11}")
+    print(f"{'case':26}{'head':26}{'step ms':>10}{'overhead':>10}{'layer ms':>10}{'its share':>11}{'to learned':>12}")
     for case in options.cases:
         for r in measure(case, options.device, options.runs):
             rows.append(r)
             times = f"{r.step_ms:10.1f}{100 * r.overhead:9.1f}%{r.layer_ms:10.2f}{100 * r.layer_overhead:10.2f}%"
+            times += f"{r.layer_to_learned:11.2f}x"
             print(f"{r.case:26}{r.head:26}{times}", flush=True)
     if options.json:
         report = {"provenance": provenance(options.device), "rows": [asdict(r) for r in rows]}

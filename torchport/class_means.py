@@ -133,6 +133,7 @@ class ClassMeans(nn.Module):
             store(self, **only_finite(self, values, H, global_mean))
         return H, global_mean
 
+    @torch.no_grad()
     def set_means(
         self, class_mean_rows: Tensor, counts: Tensor | None = None, global_mean: Tensor | None = None
     ) -> None:
