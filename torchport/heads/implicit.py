@@ -196,8 +196,8 @@ class ImplicitETFHead(AveragingHead):
     def _norm(self, H: Tensor) -> Tensor:
         """`‖H‖_F`, or infinity where the means differ by no more than the rounding of features of norm τ."""
         norm = torch.linalg.vector_norm(H)
-        rounding = 16 * torch.finfo(H.dtype).eps * self.temperature * self.num_classes**0.5
-        return torch.where(norm > rounding, norm, torch.inf)
+        rounding = 16 * torch.finfo(H.dtype).eps * self.num_classes**0.5  # of features of norm 1
+        return torch.where(norm.detach() > rounding * self._tau(), norm, torch.inf)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImplicitETFHead:
         """`.to(bfloat16)` and `.half()` leave the frame in float32: it is what the next step starts from."""
