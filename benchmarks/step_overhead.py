@@ -1,5 +1,5 @@
-"""What the implicit head adds to a training step, over the fixed head: with its exact gradient, and without; and how long
-a step of each head alone takes beside the learned one's.
+"""What the implicit head adds to a training step over the fixed head, with its exact gradient and without; and how
+long a step of each head alone takes, beside the learned one's.
 
     python benchmarks/step_overhead.py --quick
     python benchmarks/step_overhead.py --json overhead.json --plot overhead.png

@@ -23,7 +23,7 @@ from .stiefel import Array
 Averaging = Literal["step", "class"]
 AVERAGING: tuple[Averaging, ...] = ("step", "class")
 SMALLEST_RATE = 1e-4
-MEANS_AS_OLD_AS = 30  # batches: the age at which means that were set go on being averaged
+MEANS_AS_OLD_AS = 10  # batches: the age at which means that were set go on being averaged (results/kept-means.json)
 
 
 class ClassMeans:
@@ -113,7 +113,7 @@ class ClassMeans:
     def set_means(
         self, class_mean_rows: ArrayLike, counts: ArrayLike | None = None, global_mean: ArrayLike | None = None
     ) -> None:
-        """Put exact means in place of the running ones; averaging goes on from there, as if after thirty batches.
+        """Put exact means in place of the running ones; averaging goes on from there, as if after ten batches.
 
         Parameters
         ----------
