@@ -1,15 +1,29 @@
 """The data directory, and the official files in it: downloaded once, checked by their MD5 sums.
 
-An interrupted download leaves NAME.part, from which the next one goes on.
+An interrupted download leaves NAME.part, from which the next one goes on. Of an archive only the files that the data
+set consists of are taken, each to its own name, whatever names the archive has for them. What was fetched is listed
+with its SHA-256 sums beside it, and is compared with them whenever it is used: a file that changed on the disk is
+noticed. What somebody put there has no sums, and is checked by size and structure only.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ....common.files import reading, write_file
 from .split import DataError
+
+SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
+LARGEST_FILE = (
+    2**30
+)  # bytes of one official file; the largest there is, of STL-10, has 2.7e8 without its unlabelled part
 
 
 @dataclass(frozen=True)
@@ -86,31 +100,48 @@ def data_root(given: str | Path | None = None) -> Path:
 def fetch(name: str, source: Source, root: Path) -> Path:
     """The folder with a data set's official files, after downloading what is missing.
 
+    Processes that want the same files wait for one another.
+
     Raises
     ------
     DataError
-        If files are missing and cannot be downloaded; the message names the file and where to put it.
+        If files are missing and cannot be downloaded, or are no longer what was downloaded; the message names the
+        file, and where to put it.
     """
     folder = root / source.folder
-    missing = missing_files(folder, source)
-    if not missing:
-        return folder
+    if missing_files(folder, source):
+        from filelock import FileLock
+
+        with reading(root, "a data directory that can be written", DataError):
+            root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(root / f".{source.folder}.lock")
+            lock.acquire()
+        try:
+            if missing_files(folder, source):
+                _download(name, source, root)
+        finally:
+            lock.release()
+    still = missing_files(folder, source)
+    if still:
+        raise DataError(f"{name}: {folder / still[0]} is missing: expected {', '.join(source.files)} in {folder}")
+    check_sums(folder, [official_file(folder, file) for file in source.files])
+    return folder
+
+
+def _download(name: str, source: Source, root: Path) -> None:
+    """Fill the folder of a data set."""
     import pooch
 
+    folder = root / source.folder
     for address, md5 in source.downloads:
-        file = address.rpartition("/")[2]
+        missing, file = missing_files(folder, source), address.rpartition("/")[2]
         archive = file.endswith(".tar.gz")
-        if not archive and file not in missing:
+        if not missing or not (archive or file in missing):
             continue
         target = root if archive else folder
         try:
-            pooch.retrieve(
-                address,
-                known_hash=f"md5:{md5}",
-                fname=file,
-                path=target,
-                processor=pooch.Untar(extract_dir=".") if archive else None,
-                downloader=resuming_download,
+            fetched = pooch.retrieve(
+                address, known_hash=f"md5:{md5}", fname=file, path=target, downloader=resuming_download
             )
         except (OSError, ValueError) as error:
             broken_off = f"{type(error).__name__}; trying again goes on where it stopped"
@@ -119,10 +150,82 @@ def fetch(name: str, source: Source, root: Path) -> Path:
                 f"{name}: {folder / missing[0]} is missing and {address} could not be fetched ({reason}): "
                 f"download it elsewhere (MD5 {md5}) and put it at {target / file}"
             ) from error
-    still = missing_files(folder, source)
-    if still:
-        raise DataError(f"{name}: {folder / still[0]} is missing: expected {', '.join(source.files)} in {folder}")
-    return folder
+        if archive:
+            unpack(Path(fetched), folder, missing)
+        else:
+            write_sums(folder, [folder / file])
+
+
+def unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:
+    """Take the files FOLDER/NAME out of a tar archive, to a folder of that name: each appears whole, or not at all.
+
+    Raises
+    ------
+    DataError
+        If the archive is damaged, or has such a file as a link or larger than LARGEST_FILE.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as beside:
+        taken = []
+        with reading(archive, "a tar archive, whole", DataError), tarfile.open(archive) as contents:
+            for name in names:
+                try:
+                    member = contents.getmember(f"{folder.name}/{name}")
+                except KeyError:
+                    continue  # reported as missing
+                content = contents.extractfile(member) if member.isreg() else None
+                if content is None or member.size > LARGEST_FILE:
+                    raise DataError(
+                        f"{archive} has {member.name} as a link or with {member.size} bytes: expected a file of at "
+                        f"most {LARGEST_FILE} bytes"
+                    )
+                with open(Path(beside) / name, "wb") as file:
+                    shutil.copyfileobj(content, file, 2**20)
+                    file.flush()
+                    os.fsync(file.fileno())
+                taken.append(Path(beside) / name)
+        write_sums(folder, taken)  # first: a file without its sum would never be compared
+        for path in taken:
+            os.replace(path, folder / path.name)
+
+
+def write_sums(folder: Path, files: Iterable[Path]) -> None:
+    """Note the SHA-256 sums of files that lie, or will lie, in the folder."""
+    sums = read_sums(folder) | {path.name: sha256(path) for path in files}
+    write_file(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Sums by file name; empty where nothing was fetched."""
+    path = folder / SUMS
+    if not path.exists():
+        return {}
+    with reading(path, "SHA-256 sums, a line for each file", DataError):
+        pairs = (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines())
+        return {name: digest for digest, name in pairs}
+
+
+def check_sums(folder: Path, files: Iterable[Path]) -> None:
+    """Compare files with the sums of what was fetched, where there are some.
+
+    Raises
+    ------
+    DataError
+        For the first file that has changed since.
+    """
+    sums = read_sums(folder)
+    for path in files:
+        if path.name in sums and sha256(path) != sums[path.name]:
+            raise DataError(
+                f"{path} has changed since it was downloaded: expected SHA-256 {sums[path.name]}. Delete it, and it is "
+                f"fetched again; if the change is meant, delete its line in {folder / SUMS}"
+            )
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 sum of a file, in hexadecimal digits."""
+    with reading(path, "a file of a data set", DataError), open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def official_file(folder: Path, name: str) -> Path:

@@ -10,12 +10,15 @@ import gzip
 import math
 import struct
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ....common.files import reading
 from .split import DataError
+
+LARGEST = 2**31  # bytes; the official files have 4.7e7
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -26,23 +29,33 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     DataError
         If the file is no idx file of unsigned bytes, or its length does not fit its header.
     """
-    with reading(path, "an idx file, whole, gzipped or not", DataError):
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
-    if len(content) < 4 or content[:3] != b"\0\0\x08" or not 1 <= content[3] <= 4:
+    with reading(path, "an idx file, whole, gzipped or not", DataError), open(path, "rb") as raw:
+        gzipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        with gzip.open(raw) if gzipped else raw as file:
+            content, shape = _content(path, file)
+    return np.frombuffer(content, np.uint8).reshape(shape).copy()  # writable
+
+
+def _content(path: Path, file: IO[bytes]) -> tuple[bytes, tuple[int, ...]]:
+    """The data after the header, and its shape; no more is read than the header promises, and one byte."""
+    header = file.read(4)
+    if header[:3] != b"\0\0\x08" or len(header) < 4 or not 1 <= header[3] <= 4:
         raise DataError(
-            f"{path} is no idx file of unsigned bytes: expected 00 00 08 at its start, found {content[:4].hex(' ')}"
+            f"{path} is no idx file of unsigned bytes: expected 00 00 08 at its start, found {header.hex(' ')}"
         )
-    start = 4 + 4 * content[3]
-    if len(content) < start:
-        raise DataError(f"{path} is cut short: expected a header of {start} bytes, found {len(content)}")
-    shape = struct.unpack(f">{content[3]}I", content[4:start])
-    if len(content) - start != math.prod(shape):
-        raise DataError(
-            f"{path} is damaged: its header promises {shape}, {math.prod(shape)} bytes, found {len(content) - start}"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()  # writable
+    sizes = file.read(4 * header[3])
+    if len(sizes) < 4 * header[3]:
+        raise DataError(f"{path} is cut short: expected a header of {4 + 4 * header[3]} bytes, found {4 + len(sizes)}")
+    shape = struct.unpack(f">{header[3]}I", sizes)
+    promised = math.prod(shape)
+    if promised > LARGEST:
+        raise DataError(f"{path} promises {shape}, {promised} bytes: expected at most {LARGEST}")
+    content = file.read(promised + 1)
+    if len(content) != promised:
+        found = "more" if len(content) > promised else str(len(content))
+        raise DataError(f"{path} is damaged: its header promises {shape}, {promised} bytes, found {found}")
+    return content, shape
 
 
 def read_mnist(images: Path, labels: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import random
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -15,10 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from nearest_etf.torchport.training.data.download import Source, data_root, fetch
+from nearest_etf.torchport.training.data import download
+from nearest_etf.torchport.training.data.download import Source, data_root, fetch, unpack
 from nearest_etf.torchport.training.data.split import DataError
 
 CONTENT = random.Random(0).randbytes(300_000)
+
+
+def visible(folder: Path) -> list[str]:
+    """Names in a folder, but for the lock."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -61,6 +69,115 @@ def test_a_wrong_checksum_is_refused(tmp_path: Path, source: Source) -> None:
 def test_an_archive_without_the_files_is_refused(tmp_path: Path, source: Source) -> None:
     with pytest.raises(DataError, match=r"folder/other\.bin is missing: expected other\.bin in"):
         fetch("set", replace(source, files=("other.bin",)), tmp_path / "cache")
+
+
+def tar(path: Path, *members: tuple[str, bytes | str]) -> Path:
+    """An archive of files, and of links where the content is a path."""
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                entry.type, entry.linkname = tarfile.SYMTYPE, content
+            entry.size = 0 if isinstance(content, str) else len(content)
+            archive.addfile(entry, None if isinstance(content, str) else io.BytesIO(content))
+    return path
+
+
+def test_an_archive_writes_nothing_outside_its_folder_nor_what_was_not_asked_for(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    archive = tar(
+        tmp_path / "evil.tar.gz",
+        ("../x", b"evil"),
+        ("cache/../../x", b"evil"),
+        (str(outside), b"evil"),
+        ("cache/other", b"evil"),
+        ("cache/data.bin", b"good"),
+    )
+    unpack(archive, tmp_path / "cache", ["data.bin"])
+    assert visible(tmp_path) == ["cache", "evil.tar.gz"]
+    assert visible(tmp_path / "cache") == ["SHA256SUMS", "data.bin"]
+
+
+def test_a_link_in_an_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    archive = tar(tmp_path / "evil.tar.gz", ("cache/data.bin", str(tmp_path / "secret")))
+    with pytest.raises(DataError, match=r"evil\.tar\.gz has cache/data\.bin as a link"):
+        unpack(archive, tmp_path / "cache", ["data.bin"])
+    assert visible(tmp_path / "cache") == []
+
+
+def test_a_file_of_an_archive_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "LARGEST_FILE", 1000)
+    with pytest.raises(DataError, match="with 1001 bytes: expected a file of at most 1000 bytes"):
+        unpack(tar(tmp_path / "bomb.tar.gz", ("cache/data.bin", bytes(1001))), tmp_path / "cache", ["data.bin"])
+
+
+def test_an_archive_that_ends_early_leaves_no_file(tmp_path: Path) -> None:
+    archive = tar(tmp_path / "cut.tar.gz", ("cache/a.bin", CONTENT), ("cache/b.bin", CONTENT))
+    archive.write_bytes(archive.read_bytes()[:400_000])
+    with pytest.raises(DataError, match=r"cut\.tar\.gz is damaged"):
+        unpack(archive, tmp_path / "cache", ["a.bin", "b.bin"])
+    assert visible(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("point", ["copyfileobj", "replace"])
+def test_unpacking_that_is_killed_begins_anew(tmp_path: Path, source: Source, point: str) -> None:
+    root, where = tmp_path / "cache", {"copyfileobj": "shutil", "replace": "os"}[point]
+    if point == "copyfileobj":
+        killed = "file.write(content.read(1000)); file.flush(); os._exit(9)"
+    else:
+        killed = "os._exit(9) if str(content).endswith('data.bin') else replace(content, file)"
+    code = (
+        f"import os, shutil; from pathlib import Path; from nearest_etf.torchport.training.data import download\n"
+        f"replace = os.replace\n"
+        f"def stop(content, file, *_):\n    {killed}\n"
+        f"{where}.{point} = stop\n"
+        f"download.fetch('set', download.Source('folder', ('data.bin',), {source.downloads!r}), Path({str(root)!r}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert not (root / "folder" / "data.bin").exists()
+    assert (fetch("set", source, root) / "data.bin").read_bytes() == CONTENT
+
+
+def test_a_file_that_changed_after_it_was_fetched_is_noticed(tmp_path: Path, source: Source) -> None:
+    folder = fetch("set", source, tmp_path / "cache")
+    changed = bytearray(CONTENT)
+    changed[1234] ^= 1
+    (folder / "data.bin").write_bytes(changed)
+    with pytest.raises(DataError, match=r"data\.bin has changed since it was downloaded.*Delete it"):
+        fetch("set", source, tmp_path / "cache")
+    (folder / "data.bin").unlink()
+    assert (fetch("set", source, tmp_path / "cache") / "data.bin").read_bytes() == CONTENT
+
+
+def test_a_file_that_somebody_put_there_needs_no_sum(tmp_path: Path, source: Source) -> None:
+    (tmp_path / "cache" / "folder").mkdir(parents=True)
+    (tmp_path / "cache" / "folder" / "data.bin").write_bytes(b"mine")
+    assert (fetch("set", source, tmp_path / "cache") / "data.bin").read_bytes() == b"mine"
+
+
+def test_sums_that_are_damaged_are_named(tmp_path: Path, source: Source) -> None:
+    folder = fetch("set", source, tmp_path / "cache")
+    for damaged in (b"abc\n", b"\xff\xfe\n"):
+        (folder / "SHA256SUMS").write_bytes(damaged)
+        with pytest.raises(DataError, match="SHA256SUMS is damaged"):
+            fetch("set", source, tmp_path / "cache")
+
+
+def test_processes_that_fill_one_cache_wait_for_one_another(tmp_path: Path, source: Source) -> None:
+    root = tmp_path / "cache"
+    code = (
+        "from pathlib import Path; from nearest_etf.torchport.training.data.download import Source, fetch\n"
+        f"print(fetch('set', Source('folder', ('data.bin',), {source.downloads!r}), Path({str(root)!r})))"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for process in processes:
+        out, errors = process.communicate(timeout=60)
+        assert (process.returncode, out.strip()) == (0, str(root / "folder")), errors
+    assert visible(root / "folder") == ["SHA256SUMS", "data.bin"]
 
 
 @pytest.fixture
@@ -110,7 +227,7 @@ def test_a_foreign_part_is_refused_and_removed(tmp_path: Path, source: Source, a
     part_of_a_download(tmp_path / "cache", b"foreign")
     with pytest.raises(DataError, match="MD5 sum is wrong"):
         fetch("set", source, tmp_path / "cache")
-    assert not list((tmp_path / "cache").iterdir())
+    assert visible(tmp_path / "cache") == []
     assert (fetch("set", source, tmp_path / "cache") / "data.bin").is_file()
     assert asked == ["bytes=7-", None]
 
