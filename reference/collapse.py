@@ -125,6 +125,13 @@ def neural_collapse(
     (True, True, 1.333333)
     """
     X, y, W, b = _checked(features, labels, weight, bias)
+    # Only the bias knows about sizes: in units of their own no square of features or weights overflows or underflows.
+    unit_of_features, unit_of_weight = _power_of_two(X), _power_of_two(W)
+    X, W = X / unit_of_features, W / unit_of_weight
+    with np.errstate(over="ignore"):
+        b = b / unit_of_features / unit_of_weight
+    if not np.isfinite(b).all():
+        raise ValueError("bias outweighs W x by more than float64 can compare: rescale features or weight.")
     present = np.unique(y)
     K = len(present)
     class_mean_rows = np.stack([X[y == c].mean(axis=0) for c in present])  # (K, d)
@@ -152,7 +159,7 @@ def neural_collapse(
         nc2_means=_etf_error(H.T @ H),
         nc3=_etf_error(W_present @ H),
         nc4=float(np.mean(nearest != np.argmax(X @ W.T + b, axis=1))),
-        bias_offset=float(np.linalg.norm(W @ global_mean + b)),
+        bias_offset=float(np.linalg.norm(W @ global_mean + b)) * unit_of_features * unit_of_weight,
         equinorm_weight=equinorm_weight,
         equinorm_means=equinorm_means,
         equinorm_difference=abs(equinorm_weight - equinorm_means),
@@ -166,6 +173,11 @@ def neural_collapse(
         cdnv=_cdnv(H.T, variances),
         margin_histogram=np.histogram(margins, MARGIN_EDGES)[0],
     )
+
+
+def _power_of_two(values: Array) -> float:
+    """The largest one that is not above the largest entry; 1 where all are zero."""
+    return float(np.ldexp(0.5, np.frexp(np.abs(values).max(initial=0.0))[1])) if values.any() else 1.0
 
 
 def _trace_ratio(sigma_w: Array, sigma_b: Array) -> float:

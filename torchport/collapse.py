@@ -5,7 +5,8 @@ is how covariances are accumulated without cancellation: every class has an *ori
 and sums are taken of the residuals `r = x − origin` alone. `Σ_W = (Σ r rᵀ − Σ_c n_c δ_c δ_cᵀ)/N`, δ_c the
 mean residual of class c, then subtracts numbers of the size of the spread within a class, however far the
 classes are apart; it is exactly zero for features that have collapsed exactly. Products of a batch are
-taken in the precision of the features, everything that outlives the batch is float64.
+taken in the precision of the features, everything that outlives the batch is float64. Lengths are measured in a *unit*,
+the power of two below the largest entry of the first batch, so that squares neither overflow nor underflow.
 
 What depends on single samples and on the class means (NC4, the cosine margins) takes a second pass over the
 data.
@@ -13,7 +14,6 @@ data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..reference.collapse import CUTOFF, MARGIN_EDGES, NeuralCollapse
+from .collapse_batches import check_batch, chunks, moved, unit_of
 from .collapse_metrics import (
     between_class_spectrum,
     cdnv,
@@ -78,6 +79,8 @@ class NeuralCollapseMeter:
         self.sums = torch.zeros_like(self.origins)  # Σ r per class
         self.squares = torch.zeros(K, dtype=torch.float64, device=device)  # Σ ‖r‖² per class
         self.scatter = torch.zeros(d, d, dtype=torch.float64, device=device)  # Σ r rᵀ
+        self.unit = torch.zeros((), dtype=torch.float64, device=device)  # of all of these; 0 before the first batch
+        self._begun = False  # what `unit > 0` says, without waiting for the device
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
@@ -94,9 +97,11 @@ class NeuralCollapseMeter:
         ValueError
             If shapes disagree or a label is not in 0…K−1.
         """
-        _check(features, labels, self.num_classes, self.num_features)
+        check_batch(features, labels, self.num_classes, self.num_features)
+        if not self._begun and len(labels):
+            self.unit, self._begun = unit_of(features), True
         with torch.autocast(features.device.type, enabled=False):
-            for x, y in _chunks(features, labels):
+            for x, y in chunks(features, labels, self.unit):
                 self._add(x, y)
 
     def _add(self, x: Tensor, labels: Tensor) -> None:
@@ -123,11 +128,20 @@ class NeuralCollapseMeter:
                 f"a meter for K = {other.num_classes}, d = {other.num_features} cannot be merged into one "
                 f"for K = {self.num_classes}, d = {self.num_features}."
             )
+        if not other._begun:
+            return
         device = self.counts.device
-        counts, theirs = other.counts.to(device), other.origins.to(device)
+        unit = torch.maximum(self.unit, other.unit.to(device))
+        ratio = other.unit.to(device) / unit
+        self._measure_in(unit)
+        counts, theirs = other.counts.to(device), ratio * other.origins.to(device)
         common = torch.where(self.counts[:, None] > 0, self.origins, theirs)
-        sums, squares, scatter = _moved(
-            counts, theirs - common, other.sums.to(device), other.squares.to(device), other.scatter.to(device)
+        sums, squares, scatter = moved(
+            counts,
+            theirs - common,
+            ratio * other.sums.to(device),
+            ratio**2 * other.squares.to(device),
+            ratio**2 * other.scatter.to(device),
         )
         self.origins = common
         self.counts += counts
@@ -139,18 +153,28 @@ class NeuralCollapseMeter:
         """Merge the meters of all processes, so that each holds the whole; alone, do nothing."""
         if not dist.is_initialized():
             return
+        unit = self.unit.clone()
+        dist.all_reduce(unit, dist.ReduceOp.MAX, group)
+        self._measure_in(unit)
         # Every class takes its origin from the first process that has seen it.
         rank, size = dist.get_rank(group), dist.get_world_size(group)
         owner = torch.where(self.counts > 0, rank, size)
         dist.all_reduce(owner, dist.ReduceOp.MIN, group)
         common = torch.where((owner == rank)[:, None], self.origins, 0.0)
         dist.all_reduce(common, group=group)
-        self.sums, self.squares, self.scatter = _moved(
+        self.sums, self.squares, self.scatter = moved(
             self.counts, self.origins - common, self.sums, self.squares, self.scatter
         )
         self.origins = common
         for total in (self.counts, self.sums, self.squares, self.scatter):
             dist.all_reduce(total, group=group)
+
+    def _measure_in(self, unit: Tensor) -> None:
+        """Change the unit, to one that is not smaller."""
+        ratio = self.unit / unit.where(unit > 0, 1.0)
+        self.origins, self.sums = ratio * self.origins, ratio * self.sums
+        self.squares, self.scatter = ratio**2 * self.squares, ratio**2 * self.scatter
+        self.unit, self._begun = unit, bool(unit > 0)
 
     @torch.no_grad()
     def compute(self, weight: Tensor, bias: Tensor | None = None) -> NeuralCollapse:
@@ -170,7 +194,7 @@ class NeuralCollapseMeter:
             If shapes disagree, W is zero, an entry or a feature seen is not finite, or fewer than two
             classes have been seen.
         """
-        W, b = self._classifier(weight, bias)
+        W, b, unit_of_logits = self._classifier(weight, bias)
         present = self.counts > 0
         n = self.counts[present].double()
         global_mean, H = self._centred_means()
@@ -196,7 +220,7 @@ class NeuralCollapseMeter:
             nc2_means=etf_error(H, H),
             nc3=etf_error(W_present, H),
             nc4=float("nan"),
-            bias_offset=float((W @ global_mean + b).norm()),
+            bias_offset=float((W @ global_mean + b).norm() * unit_of_logits),
             equinorm_weight=equinorm_weight,
             equinorm_means=equinorm_means,
             equinorm_difference=abs(equinorm_weight - equinorm_means),
@@ -221,7 +245,8 @@ class NeuralCollapseMeter:
         """
         return SecondPass(self, weight, bias)
 
-    def _classifier(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _classifier(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """W in a unit of its own, b in that of the logits, which is the product of both units, and this unit."""
         K, d = self.num_classes, self.num_features
         W = weight.detach().to(self.scatter)
         b = W.new_zeros(len(W)) if bias is None else bias.detach().to(self.scatter)
@@ -233,10 +258,19 @@ class NeuralCollapseMeter:
             raise ValueError("weight or bias holds NaN or infinite entries.")
         if not W.any():
             raise ValueError("weight is zero; its angles and its nearest ETF are undefined.")
-        return W, b
+        unit_of_weight = unit_of(W)
+        unit_of_logits = unit_of_weight * self.unit
+        b = b / unit_of_logits.where(unit_of_logits > 0, 1.0)
+        if not b.isfinite().all():
+            raise ValueError("bias outweighs W x by more than float64 can compare: rescale features or weight.")
+        return W / unit_of_weight, b, unit_of_logits
 
     def class_mean_rows(self) -> Tensor:
         """Means of the classes, not centred, (K, d) in float64; zero for a class that has not been seen."""
+        return self.unit * self._class_mean_rows()
+
+    def _class_mean_rows(self) -> Tensor:
+        """The same in the meter's unit."""
         return self.origins + self.sums / self.counts.clamp_min(1)[:, None]
 
     def _centred_means(self) -> tuple[Tensor, Tensor]:
@@ -245,8 +279,11 @@ class NeuralCollapseMeter:
         if int(present.sum()) < 2:
             raise ValueError(f"{int(present.sum())} class(es) have been seen; neural collapse compares at least two.")
         if not self.squares.isfinite().all():
-            raise ValueError("the features seen hold NaN or infinite entries.")
-        means = self.class_mean_rows()[present]
+            raise ValueError(
+                "the features seen hold NaN or infinite entries, or grew beyond the range of their type after the "
+                f"first batch, whose largest entry was about {float(self.unit):.0e}."
+            )
+        means = self._class_mean_rows()[present]
         global_mean = means.mean(0)
         H = means - global_mean
         return global_mean, H if H.norm() > CUTOFF * means.norm() else torch.zeros_like(H)
@@ -259,12 +296,13 @@ class SecondPass:
     """
 
     def __init__(self, first: NeuralCollapseMeter, weight: Tensor, bias: Tensor | None = None) -> None:
-        W, b = first._classifier(weight, bias)
+        W, b, _ = first._classifier(weight, bias)
+        self.unit = first.unit
         self.global_mean, _ = first._centred_means()
         self.measured = first.compute(weight, bias)
         self.num_classes, self.num_features = first.num_classes, first.num_features
         self.expected_counts = first.counts.clone()
-        self.class_mean_rows = first.class_mean_rows()
+        self.class_mean_rows = first._class_mean_rows()
         spread = first.squares.sum() / (first.counts.sum() * self.num_features)
         self.size = float((self.class_mean_rows.square().mean() + spread).sqrt())
         # With x̃ = x − μ_G logits are `W x̃ + shifted_bias`; h_cᵀx̃ − ‖h_c‖²/2 is largest at the nearest mean.
@@ -289,9 +327,9 @@ class SecondPass:
         ValueError
             If shapes disagree or a label is not in 0…K−1.
         """
-        _check(features, labels, self.num_classes, self.num_features)
+        check_batch(features, labels, self.num_classes, self.num_features)
         with torch.autocast(features.device.type, enabled=False):
-            for x, y in _chunks(features, labels):
+            for x, y in chunks(features, labels, self.unit):
                 self._add(x, y)
 
     def _add(self, x: Tensor, labels: Tensor) -> None:
@@ -340,9 +378,10 @@ class SecondPass:
             )
         change = float((self.deviations / self.counts.clamp_min(1)[:, None]).abs().max())
         if not change <= SAME_DATA * self.size:
+            moved, size = change * float(self.unit), self.size * float(self.unit)
             raise ValueError(
-                f"the second pass was over other data: a class mean moved by {change:.1e}, where features "
-                f"are of size {self.size:.1e}. Feed both the same samples, in eval mode, not augmented."
+                f"the second pass was over other data: a class mean moved by {moved:.1e}, where features are of size "
+                f"{size:.1e}. Feed both the same samples, in eval mode, not augmented."
             )
         count = int(self.counts.sum())
         mismatch, mean, square = (self.totals / count).tolist()
@@ -356,34 +395,3 @@ class SecondPass:
 
     def _accumulators(self) -> tuple[Tensor, ...]:
         return self.counts, self.deviations, self.totals, self.histogram
-
-
-def _moved(
-    counts: Tensor, shift: Tensor, sums: Tensor, squares: Tensor, scatter: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of residuals, of their squares and of their products, for origins moved back by `shift` (K, d)."""
-    shift = torch.where(counts[:, None] > 0, shift, 0.0)
-    n = counts[:, None].double()
-    cross = (sums + 0.5 * n * shift).T @ shift
-    squares = squares + ((2 * sums + n * shift) * shift).sum(1)
-    return sums + n * shift, squares, scatter + cross + cross.T
-
-
-def _chunks(features: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch in float32 or float64, in pieces of d rows or so: what is made of one needs O(d²)."""
-    rows = max(features.shape[1], 256)
-    for x, y in zip(features.detach().split(rows), labels.split(rows), strict=True):
-        yield x if x.dtype == torch.float64 else x.float(), y
-
-
-def _check(features: Tensor, labels: Tensor, num_classes: int, num_features: int) -> None:
-    if features.ndim != 2 or features.shape[1] != num_features or not features.is_floating_point():
-        raise ValueError(
-            f"features are {features.dtype} {tuple(features.shape)}; expected floating (B, {num_features})."
-        )
-    if labels.shape != features.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(f"labels are {labels.dtype} {tuple(labels.shape)}; expected int64 ({len(features)},).")
-    if len(labels):
-        least, most = (int(label) for label in labels.aminmax())
-        if least < 0 or most >= num_classes:
-            raise ValueError(f"labels span {least}…{most}; expected 0…{num_classes - 1}, the classes.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..reference.collapse import CUTOFF
+from .collapse_batches import unit_of
 from .procrustes import nearest_etf
 
 
@@ -108,6 +109,7 @@ def squared_distance(a: Tensor, b: Tensor) -> float:
 
 def unit(G: Tensor) -> Tensor:
     """G divided by its Frobenius norm; a zero matrix stays zero."""
+    G = G / unit_of(G)  # so that no square overflows or underflows
     norm = G.norm()
     return G / norm if norm > 0 else G
 

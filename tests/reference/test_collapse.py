@@ -172,3 +172,23 @@ def test_bad_input_is_named(changed: dict[str, Array], message: str) -> None:
     given: dict[str, Any] = {"features": features, "labels": labels, "weight": weight, "bias": bias}
     with pytest.raises(ValueError, match=message):
         neural_collapse(**(given | changed))
+
+
+@pytest.mark.parametrize("of_features", [1e-150, 1e-30, 1e30, 1e150, 1e200])
+@pytest.mark.parametrize("of_weight", [1e-100, 1.0, 1e100])
+def test_metrics_do_not_depend_on_the_scale_of_features_and_weight(of_features: float, of_weight: float) -> None:
+    features, labels, W, b = random_data(3)
+    expected = neural_collapse(features, labels, W)
+    measured = neural_collapse(of_features * features, labels, of_weight * W)
+    np.testing.assert_allclose(measured.bias_offset / of_features / of_weight, expected.bias_offset, rtol=1e-12)
+    np.testing.assert_allclose(
+        figures(replace(measured, bias_offset=0.0)), figures(replace(expected, bias_offset=0.0)), rtol=1e-9, atol=1e-14
+    )
+    with_bias = neural_collapse(of_features * features, labels, W, of_features * b)
+    assert with_bias.nc4 == neural_collapse(features, labels, W, b).nc4
+
+
+def test_a_bias_beyond_comparison_is_refused() -> None:
+    features, labels, W, _ = random_data(3)
+    with pytest.raises(ValueError, match="bias outweighs"):
+        neural_collapse(1e-200 * features, labels, 1e-200 * W, np.ones(4))

@@ -228,5 +228,46 @@ def test_what_cannot_be_measured_is_named() -> None:
         meter.compute(W)
 
 
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [(1e-30, torch.float32), (1e30, torch.float32), (1e-200, torch.float64), (1e200, torch.float64)],
+)
+def test_metrics_do_not_depend_on_the_scale_of_features(scale: float, dtype: torch.dtype) -> None:
+    problem = make_problem(5)._replace(bias=torch.zeros(5, dtype=torch.float64))
+    scaled = problem._replace(features=scale * problem.features)
+    measured, expected = (measure_stream(p, 50, dtype) for p in (scaled, problem))
+    np.testing.assert_allclose(measured.bias_offset / scale, expected.bias_offset, rtol=1e-5)
+    assert_agrees(replace(measured, bias_offset=0.0), replace(expected, bias_offset=0.0), 1e-4)
+
+
+def test_meters_of_different_units_merge() -> None:
+    X, y, W, b = make_problem(6)
+    X[60:] *= 1e-20  # another unit, and nothing beside the first half
+    for first_half, second_half in ((slice(0, 60), slice(60, 120)), (slice(60, 120), slice(0, 60))):
+        first, second = NeuralCollapseMeter(*W.T.shape), NeuralCollapseMeter(*W.T.shape)
+        first.update(X[first_half], y[first_half])
+        second.update(X[second_half], y[second_half])
+        assert first.unit != second.unit
+        first.merge(second)
+        first.merge(NeuralCollapseMeter(*W.T.shape))
+        empty = NeuralCollapseMeter(*W.T.shape)
+        empty.merge(first)
+        for merged in (first, empty):
+            torch.testing.assert_close(
+                merged.class_mean_rows(), torch.stack([X[y == c].mean(0) for c in range(5)]), rtol=1e-12, atol=1e-14
+            )
+            unknown = (*SECOND_PASS, "numerical_rank", "margin_histogram")
+            assert_agrees(merged.compute(W, b), neural_collapse(X, y, W, b), 1e-9, skip=unknown)
+
+
+def test_features_that_leave_the_range_of_the_first_batch_are_refused() -> None:
+    meter = NeuralCollapseMeter(4, 2)
+    labels = torch.tensor([0, 1])
+    meter.update(1e-30 * torch.ones(2, 4), labels)
+    meter.update(1e30 * torch.ones(2, 4), labels)
+    with pytest.raises(ValueError, match=r"grew beyond the range of their type after the first batch.*8e-31"):
+        meter.compute(torch.eye(2, 4))
+
+
 if __name__ == "__main__":
     reduce_in_process(int(sys.argv[1]), sys.argv[2])
