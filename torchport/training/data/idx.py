@@ -7,10 +7,10 @@ big-endian 32-bit integer, and then the data.
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8).reshape(shape).copy()  # writable
 
 
-def _content(path: Path, file: IO[bytes]) -> tuple[bytes, tuple[int, ...]]:
+def _content(path: Path, file: io.BufferedIOBase) -> tuple[bytes, tuple[int, ...]]:
     """The data after the header, and its shape; no more is read than the header promises, and one byte."""
     header = file.read(4)
     if header[:3] != b"\0\0\x08" or len(header) < 4 or not 1 <= header[3] <= 4:
