@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An editable install links the package file by file: it is made again when one of these comes or goes.
 SOURCES := $(sort $(shell find root common reference torchport export -type f -not -name '*.pyc'))
 
-.PHONY: help setup demo verify test lint bench clean
+.PHONY: help setup demo verify test lint bench release clean
 
 help:           ## show the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
@@ -49,6 +49,11 @@ bench: setup    ## every speed claim, against its peers (see benchmarks/)
 	$(BIN)/python benchmarks/training.py --quick
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/export.py
+
+release:        ## build what would be published into dist/, the same bytes from the same commit, and check it
+	$(PYTHON) -m venv build/release
+	build/release/bin/pip install --quiet --disable-pip-version-check build
+	build/release/bin/python .ci/release.py dist
 
 clean:          ## remove what the targets made, runs/ excepted
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -55,8 +55,8 @@ def names(content: bytes, wheel: bool) -> set[str]:
     """Files in an archive; of an sdist, below its top folder."""
     if wheel:
         return set(zipfile.ZipFile(io.BytesIO(content)).namelist())
-    members = tarfile.open(fileobj=io.BytesIO(content)).getmembers()
-    return {member.name.partition("/")[2] for member in members if member.isfile()}
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        return {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
 
 
 def expected(wheel: bool) -> set[str]:
