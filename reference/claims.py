@@ -1,6 +1,7 @@
 """What a claim of `etf-verify` is, and the case that it is measured on: one problem with its solutions.
 
-The claims themselves stand in `claims_problem`, `claims_solution`, `claims_gradient` and `claims_metrics`.
+The claims themselves stand in `claims_problem`, `claims_solution`, `claims_gradient`, `claims_tight_frame`
+and `claims_metrics`.
 """
 
 from __future__ import annotations

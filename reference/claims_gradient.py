@@ -52,7 +52,7 @@ def _finite_differences(case: Case) -> float | None:
         H = problem.class_means + t * H_dot
         return nearest_etf(H, U0, problem.delta, method="svd", formulation=problem.formulation).frame
 
-    difference = _central(frame_at, 3e-3 * float(case.solution.singular_values[-1]))
+    difference = central(frame_at, 3e-3 * float(case.solution.singular_values[-1]))
     return relative(nearest_etf_jvp(case.solution, H_dot, U0_dot), difference)
 
 
@@ -73,13 +73,13 @@ def _absent_class(case: Case) -> float | None:
         return nearest_etf(H + t * H_dot, method="svd", formulation=problem.formulation)
 
     solution = solution_at(0.0)
-    difference = _central(lambda t: solution_at(t).frame, 3e-3 * float(solution.singular_values[K - 3]))
+    difference = central(lambda t: solution_at(t).frame, 3e-3 * float(solution.singular_values[K - 3]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IllConditionedWarning)  # the minimiser is not unique
         return relative(nearest_etf_jvp(solution, H_dot), difference)
 
 
-def _central(f: Callable[[float], Array], step: float) -> Array:
+def central(f: Callable[[float], Array], step: float) -> Array:
     """The derivative of f at 0 by central differences of fourth order."""
     return (8 * (f(step) - f(-step)) - (f(2 * step) - f(-2 * step))) / (12 * step)
 

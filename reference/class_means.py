@@ -135,7 +135,7 @@ class ClassMeans:
         >>> running = ClassMeans(num_features=3, num_classes=2)
         >>> running.set_means([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
         >>> running.global_mean, running.steps
-        (array([0.5, 0.5, 0. ]), 30)
+        (array([0.5, 0.5, 0. ]), 10)
         """
         rows = np.asarray(class_mean_rows, dtype=np.float64)
         d, K = self.class_means.shape

@@ -38,7 +38,7 @@ def class_means_of_condition(d: int, K: int, condition: float, rng: np.random.Ge
     """Random centred class means (d, K) of unit norm whose nonzero singular values span `condition`, evenly in log."""
     Q = centred_basis(K)
     left, _, right = svd(rng.standard_normal((d, K)) @ Q, full_matrices=False)
-    H = (left * np.geomspace(1.0, 1.0 / condition, K - 1)) @ right @ Q.T
+    H = (left * np.geomspace(1.0, 1.0 / condition, min(d, K - 1))) @ right @ Q.T
     return H / np.linalg.norm(H)
 
 

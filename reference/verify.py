@@ -17,9 +17,10 @@ from .claims_gradient import GRADIENT_CLAIMS
 from .claims_metrics import METRIC_CLAIMS
 from .claims_problem import PROBLEM_CLAIMS
 from .claims_solution import SOLUTION_CLAIMS
+from .claims_tight_frame import TIGHT_FRAME_CLAIMS
 from .problems import NearestETFProblem
 
-CLAIMS = (*PROBLEM_CLAIMS, *SOLUTION_CLAIMS, *GRADIENT_CLAIMS, *METRIC_CLAIMS)
+CLAIMS = (*PROBLEM_CLAIMS, *SOLUTION_CLAIMS, *GRADIENT_CLAIMS, *TIGHT_FRAME_CLAIMS, *METRIC_CLAIMS)
 
 
 @dataclass(frozen=True)

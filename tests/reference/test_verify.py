@@ -14,6 +14,8 @@ import nearest_etf.reference
 from nearest_etf.reference.problems import problem_bank
 from nearest_etf.reference.verify import CLAIMS, table, verify
 
+GRADIENT = "tight_frame_gradient.py"
+
 # (file, formula, broken formula)
 MUTANTS = {
     "sign of Ω in the gradient": ("implicit.py", "2.0 * skew(X.T @ G)", "-2.0 * skew(X.T @ G)"),
@@ -33,6 +35,22 @@ MUTANTS = {
     "symmetric part in the projection": ("stiefel.py", "return Z - U @ sym(U.T @ Z)", "return Z - U @ (U.T @ Z)"),
     "multiplier in the Hessian": ("riemannian.py", "problem.hessian(U, V) - V @ S", "problem.hessian(U, V) + V @ S"),
     "curvature of the exact step": ("spectral.py", "pairs = 0.5 * (eigen", "pairs = 1.0 * (eigen"),
+    "coordinates of the transposed problem": ("frames.py", "B[:, -1:] / (np.sqrt(K) - 1.0)", "B[:, -1:] / np.sqrt(K)"),
+    "… and back": ("frames.py", "total / (root * (root - 1.0))", "total / root"),
+    "factor 2 of A, tight frame": (
+        "tight_frame.py",
+        "A = (2.0 / np.sqrt(self.rank))",
+        "A = (1.0 / np.sqrt(self.rank))",
+    ),
+    "sign of Ω, tight frame": (GRADIENT, "Omega = (inner - inner.T)", "Omega = (inner.T - inner)"),
+    "I − FᵀF left out": (GRADIENT, "L @ (outside_rows / sigma[:, None])", "L @ (LV / sigma[:, None])"),
+    "completed part of the cotangent, tight frame": (GRADIENT, "W_bar = G - (E + E.T) @ W", "W_bar = G"),
+    "completed part of the tangent, tight frame": (GRADIENT, "B_dot = -(turn + turn.T)", "B_dot = -turn"),
+    "proximal cotangent, tight frame": (GRADIENT, "solution.delta * A_bar", "0.0 * A_bar"),
+    "scale of the tight rows": ("equal_norm.py", "np.sqrt(K / min(d, K - 1)) * F.T", "np.sqrt(K / d) * F.T"),
+    "norms of the alternating projections": ("equal_norm.py", "F / np.where(zero, 1.0, lengths)", "F"),
+    "rank of a tight frame": ("geometry.py", "rank = min(d, K - 1)", "rank = d"),
+    "Welch's bound": ("geometry.py", "(K - d) / (d * (K - 1))", "(K - d) / (d * K)"),
     "scale of the simplex": ("simplex.py", "np.sqrt(num_classes / (num_classes - 1)) * M", "1.0 * M"),
     "rate of the moving average": ("class_means.py", "2.0 / (self.steps + 1)", "1.0 / (self.steps + 1)"),
     "rate at first sight": ("class_means.py", "self.batches == 1, 1.0", "self.batches == 1, step_rate"),

@@ -1,0 +1,109 @@
+"""What a frame is: how tight, how equal its norms, how wide its angles, and the bounds that they are measured by.
+
+Source: Welch 1974 (the bound on absolute cosines); Rankin 1955 (signed ones: simplex and orthoplex); Conway, Hardin &
+Sloane 1996 (both as packings); Strohmer & Heath 2003 (equality in Welch's bound: equiangular tight frames); Benedetto
+& Fickus 2003 (tight frames as minimisers of the frame potential).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import svdvals
+
+from .stiefel import Array
+
+BLOCK = 1024  # rows of the Gram matrix at a time
+
+
+@dataclass(frozen=True)
+class FrameGeometry:
+    """The figures of `frame_geometry`.
+
+    Attributes
+    ----------
+    tightness_error : float
+        `min ‖WᵀW − c Π‖_F / ‖WᵀW‖_F` over c and the orthogonal projectors Π of rank r = min(d, K−1): zero exactly for
+        tight frames of rank r, and so for a simplex ETF; below 1. The same for `WWᵀ`, whose eigenvalues are W's too.
+    norm_spread : float
+        std/mean of the rows' norms.
+    largest_cosine, largest_absolute_cosine : float
+        Over pairs of different rows; a row of zeros has cosine 0 to every other.
+    cosine_bound : float
+        No K vectors in R^d have a smaller largest cosine: −1/(K−1) for K ≤ d+1, attained by the simplex ETF alone,
+        and 0 for more, attained for K ≤ 2d (by the orthoplex, among others) and for no K above.
+    welch_bound : float
+        No K vectors in R^d have a smaller largest absolute cosine: `√((K−d)/(d(K−1)))`, and 0 for K ≤ d. Attained by
+        equiangular tight frames alone.
+    """
+
+    tightness_error: float
+    norm_spread: float
+    largest_cosine: float
+    largest_absolute_cosine: float
+    cosine_bound: float
+    welch_bound: float
+
+
+def frame_geometry(weight: ArrayLike) -> FrameGeometry:
+    """How far the rows of W are from a tight, equal-norm and equiangular frame.
+
+    Parameters
+    ----------
+    weight : (K, d)
+        Rows are classes, any number of them, so that a transposed matrix is not recognised.
+
+    Raises
+    ------
+    ValueError
+        If W is not a finite matrix of at least two rows, or is zero.
+
+    Examples
+    --------
+    >>> from nearest_etf.reference import simplex_etf
+    >>> simplex = frame_geometry(simplex_etf(5))
+    >>> round(simplex.tightness_error, 12), round(simplex.norm_spread, 12), round(simplex.largest_cosine, 12)
+    (0.0, 0.0, -0.25)
+    >>> orthoplex = frame_geometry(np.vstack([np.eye(3), -np.eye(3)]))
+    >>> orthoplex.largest_cosine, orthoplex.cosine_bound, round(orthoplex.tightness_error, 12)
+    (0.0, 0.0, 0.0)
+    """
+    W = np.asarray(weight, dtype=np.float64)
+    if W.ndim != 2 or W.shape[0] < 2 or W.shape[1] < 1:
+        raise ValueError(
+            f"weight has shape {W.shape}; expected a matrix (K, d) whose rows are classes, at least two of them."
+        )
+    scale = float(np.abs(W).max())
+    if not np.isfinite(scale) or scale == 0.0:
+        raise ValueError(f"weight has largest entry {scale}; expected finite entries that are not all zero.")
+    W = W / scale
+    K, d = W.shape
+    values = np.square(svdvals(W, check_finite=False))  # the eigenvalues of WᵀW and WWᵀ, descending
+    rank = min(d, K - 1)
+    ideal = np.where(np.arange(len(values)) < rank, values[:rank].mean(), 0.0)
+    norms = np.linalg.norm(W, axis=1)
+    largest, absolute = _largest_cosines(W / np.where(norms > 0, norms, 1.0)[:, None])
+    return FrameGeometry(
+        tightness_error=float(np.linalg.norm(values - ideal) / np.linalg.norm(values)),
+        norm_spread=float(norms.std() / norms.mean()),
+        largest_cosine=largest,
+        largest_absolute_cosine=absolute,
+        cosine_bound=-1.0 / (K - 1) if d >= K - 1 else 0.0,
+        welch_bound=float(np.sqrt((K - d) / (d * (K - 1)))) if d < K else 0.0,
+    )
+
+
+def _largest_cosines(unit_rows: Array) -> tuple[float, float]:
+    """The largest signed and the largest absolute inner product of different rows, a block of rows at a time."""
+    largest, absolute = -1.0, 0.0
+    for start in range(0, len(unit_rows), BLOCK):
+        cosines = unit_rows[start : start + BLOCK] @ unit_rows.T  # (block, K)
+        absolute_cosines = np.abs(cosines)
+        own = np.arange(len(cosines))
+        cosines[own, start + own] = -1.0
+        absolute_cosines[own, start + own] = 0.0
+        largest = max(largest, float(cosines.max()))
+        absolute = max(absolute, float(absolute_cosines.max()))
+    return min(largest, 1.0), min(absolute, 1.0)
