@@ -79,7 +79,7 @@ def test_invariances(seed: int) -> None:
     np.testing.assert_allclose(neco_score(X @ Q, rotated, mean @ Q), neco, rtol=1e-12)
     np.testing.assert_allclose(nci_score(X @ Q, W @ Q, b, global_mean=mean @ Q), nci, rtol=1e-10)
     both = [nci_score(X @ q, W @ q, b, global_mean=mean @ q, norm_weight=1, order=2) for q in (np.eye(9), Q)]
-    np.testing.assert_allclose(*both, rtol=1e-10)
+    np.testing.assert_allclose(both[0], both[1], rtol=1e-10)
     of_axes = [nci_score(X @ q, W @ q, b, global_mean=mean @ q, norm_weight=1, order=1) for q in (np.eye(9), Q)]
     assert np.abs(of_axes[0] - of_axes[1]).max() > 0.1
     for scale in (1e-180, 1e180):

@@ -1,0 +1,224 @@
+"""Scores for out-of-distribution data from W, b and the class means, on their device.
+
+They are those of `reference.ood`, which has formulas, sources and the figures `auroc` and `fpr95`: larger is more
+in-distribution. Half precision is computed with as float32. Entries that are not finite give NaN: a check would make
+the host wait.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..reference.collapse import CUTOFF
+from .class_means import at_least_single
+from .hyperspherical import unit_rows
+
+
+def max_softmax_score(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The largest probability of a class, (N,), for logits `W h + b`: the baseline of all others.
+
+    Parameters
+    ----------
+    features : (N, d)
+        What enters the classifier: of a head on a sphere, `head.normalise(features)`.
+    weight : (K, d)
+    bias : (K,), optional
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree.
+
+    Examples
+    --------
+    >>> max_softmax_score(torch.zeros(1, 2), torch.eye(2))
+    tensor([0.5000])
+    """
+    logits = _logits(features, weight, bias)
+    return (logits.amax(1) - logits.logsumexp(1)).exp()
+
+
+def max_logit_score(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The largest logit, (N,); arguments and errors as for `max_softmax_score`.
+
+    >>> max_logit_score(torch.tensor([[3.0, 1.0]]), torch.eye(2))
+    tensor([3.])
+    """
+    return _logits(features, weight, bias).amax(1)
+
+
+def energy_score(features: Tensor, weight: Tensor, bias: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    """The negative energy `T log Σ exp(logit/T)`, (N,).
+
+    Parameters
+    ----------
+    features, weight, bias
+        As for `max_softmax_score`.
+    temperature : float
+        T > 0.
+
+    Raises
+    ------
+    ValueError
+        As `max_softmax_score`, and if T is not a positive number.
+
+    Examples
+    --------
+    >>> energy_score(torch.zeros(1, 2), torch.eye(2))
+    tensor([0.6931])
+    """
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature = {temperature}; expected a positive finite number.")
+    return temperature * (_logits(features, weight, bias) / temperature).logsumexp(1)
+
+
+@torch.no_grad()
+def class_subspace(rows: Tensor) -> Tensor:
+    """An orthonormal basis (d, r) of the span of the centred class means, or of W's centred rows; r ≤ min(d, K−1).
+
+    Computed in float64, returned in the dtype of the rows, float32 at least.
+
+    Parameters
+    ----------
+    rows : (K, d)
+        Class means or W, not centred; rows are classes.
+
+    Raises
+    ------
+    ValueError
+        If the shape is wrong, or all rows coincide.
+
+    Examples
+    --------
+    >>> class_subspace(torch.eye(3, 5)).shape
+    torch.Size([5, 2])
+    """
+    if rows.ndim != 2 or 0 in rows.shape:
+        raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (K, d), rows are classes.")
+    X = rows.double()
+    top = X.abs().amax()
+    X = X / top.where(top > 0, 1.0)
+    _, values, right = torch.linalg.svd(X - X.mean(0), full_matrices=False)
+    kept = values > torch.maximum(CUTOFF**0.5 * values[0], CUTOFF * X.norm())
+    if not kept.any():
+        raise ValueError("all rows coincide; they span no subspace.")
+    return right[kept].T.to(at_least_single(rows.dtype))
+
+
+@torch.no_grad()
+def principal_subspace(features: Tensor, rank: int) -> Tensor:
+    """The first principal components of features, (d, rank): the subspace that the paper of NECO takes.
+
+    Parameters
+    ----------
+    features : (N, d)
+        Of training data.
+    rank : int
+        In 1…min(N, d); K−1 at full collapse.
+
+    Raises
+    ------
+    ValueError
+        If the shape or the rank is wrong.
+
+    Examples
+    --------
+    >>> principal_subspace(torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 0.0]]), 1).abs()
+    tensor([[1.],
+            [0.]])
+    """
+    if features.ndim != 2 or not 1 <= rank <= min(features.shape):
+        raise ValueError(f"features {tuple(features.shape)}, rank = {rank}; expected (N, d) and 1…min(N, d).")
+    X = features.double()
+    return torch.linalg.svd(X - X.mean(0), full_matrices=False)[2][:rank].T.to(at_least_single(features.dtype))
+
+
+def neco_score(features: Tensor, subspace: Tensor, centre: Tensor | None = None) -> Tensor:
+    """NECO: the share `‖Vᵀz‖/‖z‖` of a feature that lies in a subspace, `z = h − centre`, (N,) in 0…1.
+
+    Parameters
+    ----------
+    features : (N, d)
+    subspace : (d, r)
+        V, orthonormal columns (not checked): `class_subspace` or `principal_subspace`.
+    centre : (d,), optional
+        The global mean, for one of these; zero by default.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree.
+
+    Examples
+    --------
+    >>> neco_score(torch.tensor([[3.0, 0.0, 4.0]]), torch.eye(3, 2))
+    tensor([0.6000])
+    """
+    if features.ndim != 2 or subspace.ndim != 2 or features.shape[1] != len(subspace):
+        raise ValueError(
+            f"features {tuple(features.shape)} and subspace {tuple(subspace.shape)}; expected (N, d) and (d, r)."
+        )
+    z = unit_rows(_centred(features, centre, "centre"))
+    return (z @ subspace.to(z)).norm(dim=1).clamp(max=1.0)
+
+
+def nci_score(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    global_mean: Tensor,
+    norm_weight: float = 0.0,
+    order: float = 1,
+) -> Tensor:
+    """NCI: `w_cᵀz/‖z‖ + α‖h‖_p`, (N,), c the predicted class and `z = h − μ_G`.
+
+    Parameters
+    ----------
+    features, weight, bias
+        As for `max_softmax_score`.
+    global_mean : (d,)
+        μ_G, the mean of training features.
+    norm_weight : float
+        α; the paper tunes it. With features of one length and p = 2 the second term is a constant.
+    order : float
+        p ≥ 1.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, or p < 1.
+
+    Examples
+    --------
+    >>> nci_score(torch.tensor([[3.0, 1.0]]), torch.eye(2), global_mean=torch.tensor([0.0, 1.0]))
+    tensor([1.])
+    """
+    if not order >= 1:
+        raise ValueError(f"order = {order}; expected p ≥ 1, of a norm.")
+    predicted = _logits(features, weight, bias).argmax(1)
+    z = unit_rows(_centred(features, global_mean, "global_mean"))
+    proximity = (z * weight.to(z)[predicted]).sum(1)
+    return proximity + norm_weight * features.to(z).norm(p=order, dim=1)
+
+
+def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Logits (N, K) in the dtype of the features, float32 at least."""
+    if features.ndim != 2 or weight.ndim != 2 or features.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"features {tuple(features.shape)} and weight {tuple(weight.shape)}; expected (N, d) and (K, d) with one d."
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: shape {tuple(bias.shape)}; expected ({len(weight)},), one entry per row of weight.")
+    h = features.to(at_least_single(features.dtype))
+    return torch.nn.functional.linear(h, weight.to(h), None if bias is None else bias.to(h))
+
+
+def _centred(features: Tensor, centre: Tensor | None, name: str) -> Tensor:
+    h = features.to(at_least_single(features.dtype))
+    if centre is None:
+        return h
+    if centre.shape != h.shape[1:]:
+        raise ValueError(f"{name}: shape {tuple(centre.shape)}; expected ({h.shape[1]},).")
+    return h - centre.to(h)
