@@ -180,6 +180,14 @@ class ClassMeans(nn.Module):
         steps = self.steps.clamp(min=MEANS_AS_OLD_AS)
         store(self, class_means=H, global_mean=mean, batches=batches, steps=steps)
 
+    @torch.no_grad()
+    def add_classes(self, n: int) -> None:
+        """Make room for n more classes, never seen so far, behind the others, whose means and counts stay."""
+        d = self.num_features
+        self.class_means = torch.cat([self.class_means, self.class_means.new_zeros(d, n)], 1)
+        self.batches = torch.cat([self.batches, self.batches.new_zeros(n)])
+        self.num_classes += n
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassMeans:
         """`.to(bfloat16)` and `.half()` stop at float32: an average that moves by 1e-4 would stand still in less."""
         super()._apply(fn, recurse)

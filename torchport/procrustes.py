@@ -113,13 +113,14 @@ def nearest_etf(
     formulation: Formulation = "paper",
     initial: Tensor | str | None = None,
 ) -> Tensor:
-    """The frame U (d, K) whose ETF `U M/√(K−1)` is nearest to the class means H (d, K).
+    """The frame U (d, K) whose ETF `U M/√(K−1)` is nearest to the class means H (d, K), or those of a batch.
 
     Parameters
     ----------
-    class_means : (d, K)
-        `H`: columns are class means minus the global mean, as a rule divided by `‖H‖_F`.
-    proximal : (d, K), optional
+    class_means : (…, d, K)
+        `H`: columns are class means minus the global mean, as a rule divided by `‖H‖_F`. The problems of a batch are
+        solved all at once; those with coinciding or missing classes, whose minimiser is not unique, one by one.
+    proximal : (…, d, K), optional
         `U₀`, a previous frame that the solution stays near. None, or delta = 0, leaves the proximal term out: among
         the minimisers the one nearest to `initial` is taken.
     delta : float
@@ -128,16 +129,17 @@ def nearest_etf(
         How the polar factor is found, see `methods/`; all are exact.
     formulation : {"paper", "gauge-free"}
         (P), which needs d ≥ K, or (R), which needs d ≥ K−1.
-    initial : (d, K) or {"canonical", "random", "feature-polar"}, optional
+    initial : (…, d, K) or {"canonical", "random", "feature-polar"}, optional
         Where the trust region starts, and what decides where the minimiser is not unique. Default: the proximal
         point, else the canonical (identity) frame. "random" is one fixed Haar frame, "feature-polar" the polar factor
         of the class means themselves; both are the reference's. Derivatives take it as constant.
 
     Returns
     -------
-    U : (d, K)
-        In the class means' dtype, differentiable in class means and proximal point, in reverse and forward mode, to
-        any order. Half-precision input is solved in float32, also under autocast; nothing is ever solved in less.
+    U : (…, d, K)
+        Leading dimensions of the arguments are broadcast. In the class means' dtype, differentiable in class means and
+        proximal point, in reverse and forward mode, to any order. Half-precision input is solved in float32, also under
+        autocast; nothing is ever solved in less.
 
     Raises
     ------
@@ -153,8 +155,10 @@ def nearest_etf(
     >>> U[0, 0].backward()
     >>> H.grad.shape
     torch.Size([5, 3])
+    >>> nearest_etf(torch.randn(1000, 5, 3), proximal=U.detach()).shape
+    torch.Size([1000, 5, 3])
     """
-    return solve(class_means, proximal, delta, method=method, formulation=formulation, initial=initial).frame
+    return _solved(class_means, proximal, delta, method, formulation, initial, None)[0]
 
 
 def solve(
@@ -167,14 +171,14 @@ def solve(
     initial: Tensor | str | None = None,
     basis: Tensor | None = None,
 ) -> Solution:
-    """`nearest_etf` with its certificate and diagnostics.
+    """`nearest_etf` of one problem, with its certificate and diagnostics.
 
     Parameters
     ----------
     basis : (m, m), optional
         `basis` of an earlier solution of a similar problem, for a warm start.
     others
-        As in `nearest_etf`.
+        As in `nearest_etf`, without a batch.
 
     Returns
     -------
@@ -183,7 +187,7 @@ def solve(
     Raises
     ------
     ValueError
-        As `nearest_etf`.
+        As `nearest_etf`, and for a batch.
 
     Examples
     --------
@@ -192,41 +196,67 @@ def solve(
     >>> later.frame.shape, later.classifier.shape
     (torch.Size([5, 3]), torch.Size([3, 5]))
     """
-    check_problem(class_means, proximal, initial, delta, method, formulation)
-    device = class_means.device
-    dtype = torch.promote_types(class_means.dtype, torch.float32)
-    with without_autocast(device):
-        H = class_means if class_means.dtype == dtype else class_means.to(dtype)
-        U0 = proximal.to(dtype) if proximal is not None and delta > 0 else None
-        given = initial if initial is not None else proximal if proximal is not None else "canonical"
-        C = initial_frame_named(given, H) if isinstance(given, str) else given.detach().to(dtype)
-
-        if U0 is not None:
-            start = C if formulation == "paper" else to_coordinates(C)[0]
-            found = nearest_frame(H, U0, start, method, basis, formulation, delta)
-            return _solution(found.frame, found, class_means.dtype)
-
-        # Nothing but the start decides what the class means leave open: in the paper's form the direction U·1 at least.
-        A = 2.0 / math.sqrt(class_means.shape[1] - 1) * to_coordinates(H)[0]
-        coordinates, gauge = to_coordinates(C)
-        start = coordinates if formulation == "gauge-free" else torch.cat([coordinates, gauge], 1)
-        found = polar(A, start, method, basis)
-        whole = completed(found, A, start)
-        K = class_means.shape[1]
-        frame = from_coordinates(whole[:, : K - 1], whole[:, K - 1 :] if formulation == "paper" else None)
-        return _solution(frame, found, class_means.dtype)
-
-
-def _solution(frame: Tensor, found: Found, dtype: torch.dtype) -> Solution:
-    frame = frame if frame.dtype == dtype else frame.to(dtype)
+    for name, given in (("class_means", class_means), ("proximal", proximal), ("initial", initial)):
+        if isinstance(given, Tensor) and given.ndim > 2:
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)}; solve expects one problem, (d, K). Call nearest_etf for the "
+                "frames of a batch, or solve for each of its members."
+            )
+    frame, found = _solved(class_means, proximal, delta, method, formulation, initial, basis)
     X, A = (x.detach() if x.requires_grad else x for x in (found.variable, found.linear_term))
     return Solution(frame, X, A, found.fallbacks, found.basis)
 
 
+def _solved(
+    class_means: Tensor,
+    proximal: Tensor | None,
+    delta: float,
+    method: str,
+    formulation: Formulation,
+    initial: Tensor | str | None,
+    basis: Tensor | None,
+) -> tuple[Tensor, Found]:
+    """The frame (…, d, K) in the class means' dtype, and what the solve found on the way."""
+    check_problem(class_means, proximal, initial, delta, method, formulation)
+    dtype = torch.promote_types(class_means.dtype, torch.float32)
+    with without_autocast(class_means.device):
+        H = class_means if class_means.dtype == dtype else class_means.to(dtype)
+        U0 = proximal.to(dtype) if proximal is not None and delta > 0 else None
+        given = initial if initial is not None else proximal if proximal is not None else "canonical"
+        C = initial_frame_named(given, H) if isinstance(given, str) else given.detach().to(dtype)
+        if single := H.ndim == 2 and C.ndim == 2 and (U0 is None or U0.ndim == 2):
+            batch = torch.Size()
+        else:
+            batch = torch.broadcast_shapes(*(x.shape[:-2] for x in (H, C, U0) if x is not None))
+            H, U0 = H.expand(*batch, -1, -1), None if U0 is None else U0.expand(*batch, -1, -1)
+
+        if U0 is not None:
+            start = C if formulation == "paper" else to_coordinates(C)[0]
+            start = start if single else start.expand(*batch, -1, -1)
+            found = nearest_frame(H, U0, start, method, basis, formulation, delta)
+            frame = found.frame
+        else:
+            # Nothing but the start decides what the class means leave open: in the paper's form U·1 at least.
+            K = H.shape[-1]
+            A = 2.0 / math.sqrt(K - 1) * to_coordinates(H)[0]
+            coordinates, gauge = to_coordinates(C)
+            start = coordinates if formulation == "gauge-free" else torch.cat([coordinates, gauge], -1)
+            start = start if single else start.expand(*batch, -1, -1)
+            found = polar(A, start, method, basis)
+            whole = completed(found, A, start)
+            frame = from_coordinates(whole[..., : K - 1], whole[..., K - 1 :] if formulation == "paper" else None)
+        return frame if frame.dtype == class_means.dtype else frame.to(class_means.dtype), found
+
+
 def initial_frame_named(initial: str, H: Tensor) -> Tensor:
-    """The initial frame (d, K) of that name, for class means H (d, K)."""
+    """The initial frame (d, K) of that name, for class means H (d, K), or (…, d, K) where it depends on a batch."""
     if initial == "canonical":
-        return canonical_frame(*H.shape, dtype=H.dtype, device=H.device)
+        return canonical_frame(*H.shape[-2:], dtype=H.dtype, device=H.device)
+    if H.ndim > 2 and initial == "random":
+        return initial_frame_named(initial, H.new_zeros(H.shape[-2:]))
+    if H.ndim > 2:  # the reference's, all at once: the class means' polar factor, completed from the canonical frame
+        fits = H.shape[-2] >= H.shape[-1]
+        return nearest_etf(H.detach(), formulation="paper" if fits else "gauge-free", initial="canonical")
     kind: Any = initial
     return torch.from_numpy(initial_frame(kind, H.detach().cpu().double().numpy())).to(H)
 
@@ -279,9 +309,18 @@ def check_problem(
     if isinstance(initial, str) and initial not in INITIAL:
         raise ValueError(f"initial = {initial!r}; expected a frame (d, K) or one of {', '.join(map(repr, INITIAL))}.")
     for name, frame in (("proximal", proximal), ("initial", initial)):
-        if isinstance(frame, Tensor) and tuple(frame.shape) != tuple(class_means.shape):  # quicker than torch's own
-            raise ValueError(
-                f"{name} has shape {tuple(frame.shape)}; expected {tuple(class_means.shape)}, as class_means."
-            )
+        if isinstance(frame, Tensor):
+            check_broadcasts(name, frame, "class_means", class_means)
     if not (math.isfinite(delta) and delta >= 0):
         raise ValueError(f"delta = {delta}; expected a finite number that is not negative.")
+
+
+def check_broadcasts(name: str, given: Tensor, other_name: str, other: Tensor) -> None:
+    """Refuse a matrix of another shape than the other one's, but for leading dimensions that broadcast."""
+    found, expected = tuple(given.shape), tuple(other.shape)
+    if found == expected:  # quicker than torch's own comparison
+        return
+    batches = zip(reversed(found[:-2]), reversed(expected[:-2]), strict=False)
+    if found[-2:] != expected[-2:] or any(a != b and 1 not in (a, b) for a, b in batches):
+        also = ", or leading dimensions that broadcast" if len(found) > 2 or len(expected) > 2 else ""
+        raise ValueError(f"{name} has shape {found}; expected {expected}, as {other_name}{also}.")

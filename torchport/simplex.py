@@ -15,6 +15,9 @@ from torch import Tensor
 
 def centred(B: Tensor) -> Tensor:
     """`B M`: every row of B (..., d, K) minus its mean."""
+    K = B.shape[-1]
+    if _by_product(B, K):
+        return B @ (torch.eye(K, dtype=B.dtype, device=B.device) - 1.0 / K)
     return B - B.mean(-1, keepdim=True)
 
 
@@ -54,19 +57,25 @@ def canonical_frame(
 
 
 def classifier_from_frame(U: Tensor) -> Tensor:
-    """`W = √(K/(K−1)) M Uᵀ`, (K, d) with unit rows, from a frame U (d, K)."""
-    K = U.shape[-1]
-    return math.sqrt(K / (K - 1)) * centred(U).mT
+    """`W = √(K/r) M Uᵀ`, (K, d) with r = min(d, K−1), from a frame U (d, K): unit rows where it is a simplex ETF."""
+    d, K = U.shape[-2:]
+    return math.sqrt(K / min(d, K - 1)) * centred(U).mT
 
 
 def to_coordinates(B: Tensor) -> tuple[Tensor, Tensor]:
     """`B Q` (..., d, K−1), and the part along the gauge direction, `B 1/√K` (..., d, 1)."""
+    if _by_product(B, B.shape[-1]):
+        R = _reflection(B, B.shape[-1])
+        return B @ R[:, 1:], B @ R[:, :1]
     reflected = _reflect(B)
     return reflected[..., 1:], reflected[..., :1]
 
 
 def from_coordinates(X: Tensor, gauge: Tensor | None = None) -> Tensor:
     """`X Qᵀ + gauge 1ᵀ/√K` (..., d, K), the inverse of `to_coordinates`; no gauge is zero."""
+    if _by_product(X, X.shape[-1] + 1):
+        along = X @ _reflection(X, X.shape[-1] + 1)[1:]
+        return along if gauge is None else along + gauge / math.sqrt(along.shape[-1])
     gauge = torch.zeros_like(X[..., :1]) if gauge is None else gauge
     return _reflect(torch.cat([gauge, X], -1))
 
@@ -82,6 +91,16 @@ def _reflect(B: Tensor) -> Tensor:
     return torch.cat([first, rest], -1)
 
 
+def _reflection(like: Tensor, K: int) -> Tensor:
+    """R (K, K)."""
+    return _reflect(torch.eye(K, dtype=like.dtype, device=like.device))
+
+
+def _by_product(B: Tensor, K: int) -> bool:
+    """Whether B (..., d, K) is a batch of small matrices, over which a product is quicker than several passes."""
+    return B.ndim > 2 and K <= 64
+
+
 def check_sizes(num_features: int, num_classes: int, formulation: str) -> None:
     """Refuse sizes in which no simplex ETF, or not this formulation, exists."""
     d, K = num_features, num_classes
@@ -90,7 +109,8 @@ def check_sizes(num_features: int, num_classes: int, formulation: str) -> None:
     if d < K - 1:
         raise ValueError(
             f"{K} classes with {d} features: a simplex ETF of {K} classes spans {K - 1} dimensions and does not fit "
-            f"into {d}. Put a linear layer with at least {K} outputs before the head."
+            f"into {d}. Put a linear layer with at least {K} outputs before the head, or take a head for any number of "
+            "classes: TightFrameHead, ClassMeanHead or LearnedHead."
         )
     if d < K and formulation == "paper":
         raise ValueError(
@@ -100,17 +120,17 @@ def check_sizes(num_features: int, num_classes: int, formulation: str) -> None:
 
 
 def check_class_means_shape(class_means: Tensor, formulation: str) -> None:
-    """Refuse class means that are no matrix (d, K), or that look transposed."""
-    if class_means.ndim != 2 or not class_means.is_floating_point():
+    """Refuse class means that are no matrix (d, K) or batch of them, or that look transposed."""
+    if class_means.ndim < 2 or not class_means.is_floating_point():
         raise ValueError(
             f"class_means is {class_means.dtype} of shape {tuple(class_means.shape)}; expected a floating-point matrix "
             "(d, K) whose columns are classes."
         )
-    d, K = class_means.shape
+    d, K = class_means.shape[-2:]
     if d + 1 < K and d >= 2:
         raise ValueError(
-            f"class_means has shape ({d}, {K}); expected (d, K), columns are classes: a simplex ETF of {K} classes "
-            f"does not fit into {d} dimensions. Pass class_means.T if its rows are the classes."
+            f"class_means has shape {tuple(class_means.shape)}; expected (d, K), columns are classes: a simplex "
+            f"ETF of {K} classes does not fit into {d} dimensions. Pass class_means.T if its rows are the classes."
         )
     check_sizes(d, K, formulation)
 

@@ -147,3 +147,147 @@ def test_a_solution_certifies_itself_as_the_references_does(formulation: Any) ->
     worse = ours._replace(variable=frame if formulation == "paper" else to_coordinates(frame)[0])
     assert worse.optimality_gap > 1e-3
     assert worse.gradient_norm > 1e-3
+
+
+SHAPES = [(6, 9, 4), (2, 3, 9, 4), (5, 5, 5), (6, 7, 2), (6, 4, 5), (0, 6, 3), (0, 2, 6, 3)]
+# Of a float32 frame and gradient beside the single solve's, as in the cross tests' table; float64 ones agree to 1e-12.
+SINGLE = (1e-5, 1e-3)
+
+
+def batch_of_problems(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Class means, frames and cotangents; of the first members' classes all are missing, one is, all but one are."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    H, frames, G = torch.randn(3, *shape, dtype=F64, generator=generator)
+    members = H.view(-1, *shape[-2:])
+    if len(members) >= 5:
+        members[0] = 0.0
+        members[1, :, 0] = 0.0
+        members[2, :, :-1] = 0.0
+        members[3] *= 1e-15
+        members[4] *= 1e15
+    d, K = shape[-2:]
+    frames = torch.linalg.qr(frames[..., : min(d, K)])[0]
+    return H, frames if d >= K else from_coordinates(frames), G
+
+
+def frame_and_gradients(
+    H: torch.Tensor, frames: torch.Tensor, G: torch.Tensor, *, pinned: bool, formulation: Any, method: str = "auto"
+) -> list[torch.Tensor]:
+    H, frames = H.clone().requires_grad_(), frames.clone().requires_grad_(pinned)
+    proximal, initial = (frames, None) if pinned else (None, frames)
+    U = nearest_etf(H, proximal, 0.1, method=method, formulation=formulation, initial=initial)
+    return [U.detach(), *torch.autograd.grad(U, (H, frames) if pinned else H, G)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_a_batch_is_its_problems_one_by_one(
+    shape: tuple[int, ...], formulation: Any, pinned: bool, dtype: torch.dtype
+) -> None:
+    formulation = formulation if shape[-2] >= shape[-1] else "gauge-free"
+    problems = [x.to(dtype) for x in batch_of_problems(shape)]
+    found = frame_and_gradients(*problems, pinned=pinned, formulation=formulation)
+    assert [tuple(x.shape) for x in found] == [shape] * (2 + pinned)
+    for index in np.ndindex(shape[:-2]):
+        singles = frame_and_gradients(*(x[index] for x in problems), pinned=pinned, formulation=formulation)
+        for order, (ours, single) in enumerate(zip(found, singles, strict=True)):
+            bound = 1e-12 if dtype == F64 else SINGLE[min(order, 1)]
+            assert float((ours[index] - single).norm()) <= bound * float(single.norm()), (index, order)
+
+
+@pytest.mark.parametrize("method", ["svd", "eigh", "matmul", "trust-region"])
+@pytest.mark.parametrize("pinned", [True, False])
+def test_every_method_solves_batches(method: str, pinned: bool) -> None:
+    H, frames, G = batch_of_problems((3, 9, 4))
+    wanted = frame_and_gradients(H, frames, G, pinned=pinned, formulation="paper")
+    for dtype, bound in ((F64, 1e-9), (torch.float32, 1e-4)):
+        cast = (x.to(dtype) for x in (H, frames, G))
+        found = frame_and_gradients(*cast, pinned=pinned, formulation="paper", method=method)
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours.double(), theirs, atol=bound, rtol=bound)
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.3])
+@pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
+def test_derivatives_of_a_batch_of_every_kind(delta: float, formulation: Any) -> None:
+    H, frames, _ = batch_of_problems((2, 2, 5, 3))
+    H, frame = H.requires_grad_(), frames[0, 0].clone().requires_grad_(delta > 0)  # one proximal point for all
+
+    def solved(H: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+        return nearest_etf(H, frame, delta, formulation=formulation)
+
+    assert torch.autograd.gradcheck(solved, (H, frame), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(solved, (H, frame), check_fwd_over_rev=True)
+
+
+def test_leading_dimensions_broadcast() -> None:
+    H, frames, _ = batch_of_problems((2, 3, 9, 4))
+    first, second = H[0, 0], frames[:, :1]
+    torch.testing.assert_close(nearest_etf(first, second)[1, 0], nearest_etf(first, second[1, 0]))
+    torch.testing.assert_close(nearest_etf(H, frames[1, 2])[0, 1], nearest_etf(H[0, 1], frames[1, 2]))
+    mixed = nearest_etf(H[:1], frames, initial=frames[:, 2:])
+    assert mixed.shape == (2, 3, 9, 4)
+    torch.testing.assert_close(mixed[1, 0], nearest_etf(H[0, 0], frames[1, 0]))
+
+
+@pytest.mark.parametrize("initial", ["canonical", "random", "feature-polar"])
+@pytest.mark.parametrize(("d", "K"), [(9, 4), (3, 4)])
+def test_initial_frames_by_name_serve_batches(initial: str, d: int, K: int) -> None:
+    H = batch_of_problems((5, d, K))[0]
+    formulation: Any = "paper" if d >= K else "gauge-free"
+    together = nearest_etf(H, initial=initial, formulation=formulation)
+    for U, single in zip(together, H, strict=True):
+        torch.testing.assert_close(U, nearest_etf(single, initial=initial, formulation=formulation))
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_vmap_is_a_batch(pinned: bool) -> None:
+    H, frames, G = batch_of_problems((3, 6, 4))
+
+    def loss(H: torch.Tensor, frame: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
+        return (nearest_etf(H, frame if pinned else None, 0.1) * G).sum()
+
+    mapped = torch.func.vmap(torch.func.grad(loss))(H, frames, G)
+    torch.testing.assert_close(mapped, torch.func.grad(loss)(H, frames, G))
+    within = torch.func.vmap(lambda frame: nearest_etf(H, frame, 0.1))(frames)  # a batch for each frame
+    torch.testing.assert_close(within, nearest_etf(H, frames[:, None], 0.1))
+
+
+@pytest.mark.parametrize("method", ["eigh", "matmul"])
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_batch_compiles_without_a_graph_break(method: str, pinned: bool) -> None:
+    H, frames, G = (x.float() for x in batch_of_problems((3, 9, 4)))
+
+    def loss(H: torch.Tensor) -> torch.Tensor:
+        return (nearest_etf(H, frames if pinned else None, 0.3, method=method) * G).sum()
+
+    torch._dynamo.reset()
+    gradients = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaf = H.clone().requires_grad_()
+        function(leaf).backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_means": torch.zeros(2, 3, 6)}, r"has shape \(2, 3, 6\); expected \(d, K\).*class_means.T"),
+        ({"proximal": torch.zeros(3, 6, 3)}, r"has shape \(3, 6, 3\); expected \(2, 6, 3\).*broadcast"),
+        ({"initial": torch.zeros(2, 3, 6)}, r"expected \(2, 6, 3\)"),
+        ({"class_means": torch.full((2, 6, 3), torch.nan)}, "NaN or infinite"),
+    ],
+)
+def test_refusals_of_batches(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        nearest_etf(**{"class_means": torch.zeros(2, 6, 3), **change})
+
+
+def test_a_certificate_is_one_problems() -> None:
+    with pytest.raises(ValueError, match=r"class_means has shape \(2, 6, 3\); solve expects one problem.*nearest_etf"):
+        solve(torch.zeros(2, 6, 3))
+    with pytest.raises(ValueError, match="proximal has shape"):
+        solve(torch.eye(6, 3), torch.zeros(2, 6, 3))

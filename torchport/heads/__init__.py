@@ -6,11 +6,14 @@ Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 4.
   `h = τ f/‖f‖`:
 * `learned`: logits W h, rows of W normalised where they are used;
 * `fixed`: W is a simplex ETF that training never changes, `b = −W μ` with the global mean μ;
-* `implicit`: W is the simplex ETF nearest to the running class means, differentiated through.
+* `implicit`: W is the simplex ETF nearest to the running class means, differentiated through;
+* `tight-frame`: the same for any number of classes, a tight frame where no simplex fits;
+* `class-mean`: the running class means are W, for any number of classes.
 """
 
 from .averaging import AveragingHead
 from .base import Head
+from .class_mean import ClassMeanHead
 from .classifier import Classifier
 from .fixed import FixedETFHead
 from .implicit import ImplicitETFHead
@@ -18,9 +21,11 @@ from .learned import LearnedHead
 from .linear import LinearHead
 from .normalised import NormalisedHead
 from .temperature import default_temperature, largest_probability
+from .tight_frame import TightFrameHead
 
 __all__ = [
     "AveragingHead",
+    "ClassMeanHead",
     "Classifier",
     "FixedETFHead",
     "Head",
@@ -28,6 +33,7 @@ __all__ = [
     "LearnedHead",
     "LinearHead",
     "NormalisedHead",
+    "TightFrameHead",
     "default_temperature",
     "largest_probability",
 ]

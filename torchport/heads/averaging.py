@@ -1,4 +1,4 @@
-"""Heads that follow the class means of training batches: what the fixed and the implicit head share."""
+"""Heads that follow the class means of training batches: what all but the linear and the learned one share."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ import torch
 from torch import Tensor
 
 from ..class_means import Averaging, ClassMeans
-from ..procrustes import without_autocast
+from ..procrustes import Formulation, without_autocast
 from ..simplex import check_sizes
 from .normalised import NormalisedHead, Temperature
 
 
 class AveragingHead(NormalisedHead):
     """A head that averages class means over training batches, and has a stored classifier in buffers.
+
+    Parameters
+    ----------
+    num_features, num_classes, temperature, settings
+        As for `NormalisedHead`.
+    averaging : {"step", "class"}
+        Of the running means, as for `ClassMeans`.
+    formulation : {"paper", "gauge-free"} or None
+        Of the simplex ETF that has to fit into d features; None: any number of classes is served.
 
     Attributes
     ----------
@@ -32,11 +41,13 @@ class AveragingHead(NormalisedHead):
         num_classes: int,
         temperature: Temperature,
         averaging: Averaging,
-        formulation: str = "gauge-free",
+        formulation: Formulation | None,
         settings: dict[str, float] | None = None,
     ) -> None:
-        check_sizes(num_features, num_classes, formulation)
+        if formulation is not None:  # before a message about the temperature
+            check_sizes(num_features, num_classes, formulation)
         super().__init__(num_features, num_classes, temperature, settings)
+        self._simplex = formulation
         self.running = ClassMeans(num_features, num_classes, averaging=averaging)
         self._missing_labels_said = False
 
@@ -82,6 +93,16 @@ class AveragingHead(NormalisedHead):
     def refresh(self) -> None:
         """Set the classifier from the running means: after they were averaged over models or changed by hand, say."""
         raise NotImplementedError
+
+    def check_num_classes(self, num_classes: int) -> None:
+        """Refuse more classes than a simplex ETF in d dimensions has vertices, where W is one."""
+        if self._simplex is not None:
+            check_sizes(self.num_features, num_classes, self._simplex)
+
+    def grow(self, n: int) -> None:
+        """New classes without means; a head adds its own."""
+        self.running.add_classes(n)
+        self.weight, self.bias = (torch.cat([x, x.new_zeros(n, *x.shape[1:])]) for x in (self.weight, self.bias))
 
     def _refuse_what_cannot_work(self, device: str) -> None:
         if torch.compiler.is_compiling():

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from typing import Self
+
 import torch
 from torch import Tensor
 
 from ..class_means import Averaging, only_finite, store
-from ..procrustes import named_or_given_frame
-from ..simplex import classifier_from_frame
+from ..procrustes import named_or_given_frame, solve
+from ..simplex import centred, classifier_from_frame
 from .averaging import AveragingHead
+from .growing import extended_frame
 from .normalised import Temperature
 
 
 class FixedETFHead(AveragingHead):
     """A simplex ETF that is never changed, and `b = −W μ`: the batch's mean in training, a running one stored.
+
+    `set_means` and `refresh` set the bias alone. `align`, which `fit` calls, is the one way to turn the frame.
 
     Parameters
     ----------
@@ -44,7 +50,7 @@ class FixedETFHead(AveragingHead):
         initial: str | Tensor = "canonical",
         averaging: Averaging = "step",
     ) -> None:
-        super().__init__(num_features, num_classes, temperature, averaging)
+        super().__init__(num_features, num_classes, temperature, averaging, "gauge-free")
         frame = named_or_given_frame(initial, num_features, num_classes)
         self.register_buffer("weight", classifier_from_frame(frame).to(torch.get_default_dtype()).contiguous())
         self.register_buffer("bias", torch.zeros(num_classes))
@@ -62,3 +68,46 @@ class FixedETFHead(AveragingHead):
     def refresh(self) -> None:
         """Set the bias from the running global mean."""
         store(self, bias=-self.weight.to(self.running.global_mean.dtype) @ self.running.global_mean)
+
+    @torch.no_grad()
+    def align(self) -> None:
+        """Turn the frame to the simplex ETF nearest to the running class means, once; it stays from then on.
+
+        For a start on features that a backbone gives already: `head.set_means(...)`, then `head.align()`. What the
+        class means leave open, as for classes never seen, stays as near to the present frame as it can.
+
+        Examples
+        --------
+        >>> head = FixedETFHead(num_features=8, num_classes=3)
+        >>> head.set_means(torch.eye(8)[5:])
+        >>> head.align()
+        >>> head.weight.argmax(1).tolist()
+        [5, 6, 7]
+        """
+        H = self.running.class_means.double()
+        norm = torch.linalg.vector_norm(H)
+        present = self._frame()
+        found = solve(
+            H / torch.where(norm > 0, norm, 1.0), method="svd", formulation="gauge-free", initial=present
+        ).frame
+        store(self, weight=self._with_pinned(classifier_from_frame(found)))
+        self.refresh()
+
+    @torch.no_grad()
+    def fit(self, features: Tensor, labels: Tensor, *, batch_size: int = 8192) -> Self:
+        """As for the other heads, and the frame is aligned with the class means, see `align`."""
+        super().fit(features, labels, batch_size=batch_size)
+        self.align()
+        return self
+
+    def grow(self, n: int) -> None:
+        """The simplex is extended."""
+        frame = extended_frame(self._frame(), n, "gauge-free")
+        super().grow(n)
+        store(self, weight=self._with_pinned(classifier_from_frame(frame)))
+        self.refresh()
+
+    def _frame(self) -> Tensor:
+        """The partial isometry (d, K) that W is made of, in float64."""
+        K = len(self.weight)
+        return math.sqrt((K - 1) / K) * centred(self.weight.mT.double())

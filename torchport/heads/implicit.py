@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import math
-import time
-import warnings
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..class_means import Averaging, keep_single, only_finite, store
-from ..methods.autograd import polar
-from ..methods.warm import SMALLEST_FOR_WARM_START
+from ..class_means import Averaging
 from ..procrustes import Formulation, Solution, check_problem, named_or_given_frame, solve
-from ..simplex import classifier_from_frame
-from .averaging import AveragingHead
+from ..simplex import check_sizes, classifier_from_frame
 from .normalised import Temperature
+from .solving import SolvingHead
 
 
-class ImplicitETFHead(AveragingHead):
+class ImplicitETFHead(SolvingHead):
     """The simplex ETF nearest to the running class means, with the exact gradient of that solution.
 
     Parameters
@@ -80,134 +73,52 @@ class ImplicitETFHead(AveragingHead):
         initial: str | Tensor = "canonical",
         averaging: Averaging = "step",
     ) -> None:
-        settings = {"delta": delta, "gauge-free": float(formulation == "gauge-free")}
-        super().__init__(num_features, num_classes, temperature, averaging, formulation, settings)
+        check_sizes(num_features, num_classes, formulation)
         frame = named_or_given_frame(initial, num_features, num_classes)
         check_problem(frame, None, None, delta, method, formulation)
-        self.delta, self.formulation, self.gradient, self.method = delta, formulation, gradient, method
-        self.frame: Tensor
-        self.fallbacks: Tensor
-        self.register_buffer("frame", frame)
-        self.register_buffer("weight", classifier_from_frame(frame).to(torch.get_default_dtype()).contiguous())
-        self.register_buffer("bias", torch.zeros(num_classes))
-        self.register_buffer("fallbacks", torch.zeros((), dtype=torch.int64))
-        self.warm_start: Tensor | None = None
-        self._first = True  # what `running.steps == 0` says, without making the host of a GPU wait for it
-        self._last: tuple[Solution, Tensor, str] | None = None  # of the last step, with the drift and the method
+        settings = {"delta": delta, "gauge-free": float(formulation == "gauge-free")}
+        weight = classifier_from_frame(frame)
+        super().__init__(
+            num_features,
+            num_classes,
+            temperature,
+            averaging,
+            formulation,
+            settings,
+            frame,
+            weight,
+            delta,
+            gradient,
+            method,
+        )
+        self.formulation = formulation
         self.register_load_state_dict_pre_hook(_drop_stored_basis)
-        self.register_load_state_dict_post_hook(ImplicitETFHead._after_load)
 
-    def follow(self, sums: Tensor, counts: Tensor, update: bool) -> tuple[Tensor, Tensor]:
-        """Move the class means by this batch, and solve for the simplex ETF nearest to them."""
-        H, global_mean = self.running.average(sums, counts, update)
-        classifier = self._solve(H if self.gradient else H.detach(), global_mean, update)
-        self._first = self._first and not update
-        return classifier
+    def solve(self, H: Tensor, proximal: Tensor | None, method: str, basis: Tensor | None) -> Solution:
+        """The simplex ETF nearest to class means H (d, K)."""
+        return solve(
+            H,
+            proximal,
+            self.delta,
+            method=method,
+            formulation=self.formulation,
+            initial=self.frame,
+            basis=basis,
+        )
 
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Solve again from the running means: after they were averaged over models or changed by hand, say."""
-        self._solve(self.running.class_means, self.running.global_mean, update=True)
-        self._first = bool(self.running.steps == 0)
+    def classifier_of(self, frame: Tensor) -> Tensor:
+        """`W = √(K/(K−1)) M Uᵀ`."""
+        return classifier_from_frame(frame)
+
+    def mostly_deficient(self) -> bool:
+        """Before the first step, and in the paper's form without proximal term, whose direction U·1 is open."""
+        return self._first or (self.formulation == "paper" and self.delta == 0)
 
     def extra_repr(self) -> str:
         problem = (
             f"delta={self.delta}, formulation={self.formulation!r}, gradient={self.gradient}, method={self.method!r}"
         )
         return f"{super().extra_repr()}, {problem}"
-
-    def solution_health(self) -> dict[str, float]:
-        """How exact the last step's solution was, and what it cost; NaN before the first one.
-
-        For logs: it costs an SVD, and one more solution.
-
-        Returns
-        -------
-        dict
-            `gap`, the certificate `1 − ⟨X, A⟩/‖A‖_*`; `sigma_max`, `sigma_min` and their ratio `condition`, of A;
-            `orthogonality`, `‖XᵀX − I‖_F`; `drift`, how far the frame moved in that step, `‖U − U₀‖_F/√K`;
-            `fallbacks`, the number of steps so far in which a safer method had to step in; and `milliseconds` of
-            solving the same problem once more, by the same method, and differentiating it.
-        """
-        names = ("gap", "sigma_max", "sigma_min", "condition", "orthogonality", "drift", "fallbacks", "milliseconds")
-        if self._last is None:
-            return dict.fromkeys(names, math.nan)
-        solution, drift, method = self._last
-        A, sigma = solution.linear_term, solution.singular_values
-        values = (
-            1 - solution.value / float(sigma.sum()),
-            float(sigma[0]),
-            float(sigma[-1]),
-            float(sigma[0] / sigma[-1]),
-            solution.orthogonality,
-            float(drift),
-            float(self.fallbacks),
-            self._milliseconds(A, solution.variable, method),
-        )
-        health = dict(zip(names, values, strict=True))
-        if health["fallbacks"] > 0 and A.device.type != "cpu" and method in ("auto", "matmul"):  # else said at the time
-            warnings.warn(
-                f"in {int(health['fallbacks'])} steps so far the class means were beyond products in {A.dtype}, and "
-                "the last frame was kept. Class means coincide or are missing; if that lasts, a larger delta helps.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return health
-
-    def _milliseconds(self, A: Tensor, X: Tensor, method: str) -> float:
-        times = []
-        with torch.enable_grad():
-            for _ in range(2):  # the first call wakes threads up
-                A = A.detach().requires_grad_()
-                began = time.perf_counter()
-                frame = polar(A, X, method, self.warm_start).frame
-                float(torch.autograd.grad(frame, A, X)[0][0, 0])  # an accelerator has finished when this is known
-                times.append(time.perf_counter() - began)
-        return 1e3 * times[-1]
-
-    def _solve(self, H: Tensor, global_mean: Tensor, update: bool) -> tuple[Tensor, Tensor]:
-        """W and b for class means H (d, K)."""
-        unpinned = self._first or (self.formulation == "paper" and self.delta == 0)  # rank deficiency is the rule
-        method = "svd" if unpinned and self.method == "auto" else self.method
-        solution = solve(
-            H / self._norm(H),
-            None if self._first else self.frame,
-            self.delta,
-            method=method,
-            formulation=self.formulation,
-            initial=self.frame,
-            basis=None if self._first else self.warm_start,
-        )
-        frame = solution.frame
-        if self.method == "matmul" or frame.device.type != "cpu":  # NaN is what products could not solve
-            frame = torch.where(frame.isnan(), self.frame, frame)
-        weight = classifier_from_frame(frame)
-        bias = -weight @ global_mean
-        if update:
-            drift = torch.dist(frame.detach(), self.frame) / self.num_classes**0.5
-            self._last = solution._replace(frame=frame.detach()), drift, method
-            fallbacks = self.fallbacks + solution.fallbacks
-            values = {"frame": frame, "weight": weight, "bias": bias, "fallbacks": fallbacks}
-            store(self, **only_finite(self, values, frame, bias))
-            large = len(solution.linear_term.mT) >= SMALLEST_FOR_WARM_START and frame.dtype == torch.float32
-            self.warm_start = solution.basis if large and not unpinned else None
-        return weight, bias
-
-    def _norm(self, H: Tensor) -> Tensor:
-        """`‖H‖_F`, or infinity where the means differ by no more than the rounding of features of norm τ."""
-        norm = torch.linalg.vector_norm(H)
-        rounding = 16 * torch.finfo(H.dtype).eps * self.num_classes**0.5  # of features of norm 1
-        return torch.where(norm.detach() > rounding * self._tau(), norm, torch.inf)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImplicitETFHead:
-        """`.to(bfloat16)` and `.half()` leave the frame in float32: it is what the next step starts from."""
-        super()._apply(fn, recurse)
-        keep_single(self, "frame")
-        self.warm_start = None
-        return self
-
-    def _after_load(self, _: object) -> None:
-        self._first, self._last, self.warm_start = bool(self.running.steps == 0), None, None
 
 
 def _drop_stored_basis(_: object, state_dict: dict[str, Any], prefix: str, *__: Any) -> None:

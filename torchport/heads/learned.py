@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..class_means import ClassMeans
+from ..tight_frame import unit_rows
+from .growing import lengthened, warn_of_new_parameters
 from .normalised import NormalisedHead, Temperature
 
 
@@ -43,8 +46,43 @@ class LearnedHead(NormalisedHead):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """W (K, d) with unit rows, differentiable in `rows`."""
-        return F.normalize(self.rows, dim=1)
+        """W (K, d) with unit rows, differentiable in `rows`; pinned rows in place of the first ones."""
+        return self._with_pinned(F.normalize(self.rows, dim=1))
+
+    @torch.no_grad()
+    def set_means(
+        self, class_mean_rows: Tensor, counts: Tensor | None = None, global_mean: Tensor | None = None
+    ) -> None:
+        """Start the rows at the class means, centred and normalised; training goes on from there.
+
+        There is no bias, so that the global mean μ decides the rows and nothing else: logits are `W h`, and not the
+        `W (h − μ)` of the other heads. A class without samples, or whose mean is the global one, keeps its row.
+
+        Parameters
+        ----------
+        class_mean_rows : (K, d)
+            Means per class of `normalise(features)`, not centred; rows are classes.
+        counts : (K,), optional
+            Samples of each class; default: every class was seen, equally often.
+        global_mean : (d,), optional
+            Default: the mean of the class means, weighted by the counts.
+
+        Raises
+        ------
+        ValueError
+            If a shape is wrong (a transposed matrix included) or an entry is not finite. Nothing is changed then.
+        """
+        means = ClassMeans(self.num_features, self.num_classes).to(self.rows.device, torch.float64)
+        means.set_means(class_mean_rows, counts, global_mean)
+        rows = unit_rows(means.class_means.mT, 1e-6 * float(self.temperature))
+        self.rows.copy_(torch.where(rows.any(1, keepdim=True), rows, self.rows))
+
+    def grow(self, n: int) -> None:
+        """New rows at random, as the first ones."""
+        new = F.normalize(torch.randn(n, self.num_features), dim=1)
+        self.rows = lengthened(self.rows, new)
+        self.bias = torch.cat([self.bias, self.bias.new_zeros(n)])
+        warn_of_new_parameters(type(self).__name__, "rows")
 
 
 def _rows_were_the_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import Head
+from .fitting import means_of_classes
 from .temperature import LARGEST_LEARNED, default_temperature, warn_of_unreachable_loss
 
 Temperature = float | Literal["learned"] | None
@@ -64,6 +65,51 @@ class NormalisedHead(Head):
     def normalise(self, features: Tensor) -> Tensor:
         """`h = τ f/‖f‖`, (N, d), in float32 at least: what the classifier and the collapse metrics are about."""
         return self._tau() * F.normalize(super().normalise(features), dim=1)
+
+    def set_means(
+        self, class_mean_rows: Tensor, counts: Tensor | None = None, global_mean: Tensor | None = None
+    ) -> None:
+        """Set the classifier from class means (K, d) of `normalise(features)`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def fit(self, features: Tensor, labels: Tensor, *, batch_size: int = 8192) -> Self:
+        """Set the classifier from all features of a frozen backbone at once: exact class means, then `set_means`.
+
+        Parameters
+        ----------
+        features : (N, d)
+            As the backbone gives them, not normalised; on any device.
+        labels : (N,) of any integer type, or (N, K) soft labels
+            −100 leaves a row out. A class without samples counts as never seen.
+        batch_size : int
+            Rows per block. The result does not depend on it but for rounding.
+
+        Returns
+        -------
+        self
+            In training mode or not, as it was. A head that has been trained goes on from where it is: the solution of
+            an implicit one stays near the previous one by its proximal term.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, no row has a label, or (on the CPU) a label lies outside 0…K−1 or a feature is not
+            finite. Nothing is changed then.
+
+        Examples
+        --------
+        >>> from nearest_etf.torchport import ImplicitETFHead
+        >>> features, labels = torch.eye(8).repeat(5, 1), torch.arange(8).repeat(5)
+        >>> head = ImplicitETFHead(num_features=8, num_classes=8).fit(features, labels)
+        >>> bool((head.eval()(features).argmax(1) == labels).all())
+        True
+        """
+        rows, counts = means_of_classes(
+            self.normalise, features, labels, self.num_features, self.num_classes, self.weight.device, batch_size
+        )
+        self.set_means(rows, counts)
+        return self
 
     def extra_repr(self) -> str:
         tau = "'learned'" if self.log_temperature is not None else f"{self._temperature:g}"

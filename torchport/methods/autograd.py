@@ -1,7 +1,8 @@
 """The nearest frame as a differentiable function: autograd, `torch.func`, and one opaque operator for compilers.
 
 One function takes class means and proximal point to the frame, so that centring, scale and δ U₀ cost no autograd nodes
-of their own. With `X` the polar factor of A and `Ā` the adjoint of the method that found it:
+of their own. With `X` the polar factor of A and `Ā` the adjoint of the method that found it, for one problem or for a
+batch of them, all matrices with the same leading dimensions:
 
     problem        A                              frame      H̄                      Ū₀
     "polar"        H                              X          Ā
@@ -21,14 +22,14 @@ from torch import Tensor
 
 from ..simplex import centred, from_coordinates, to_coordinates
 from .decompose import as_kind, choose, decompose, expected_kind
-from .factor import Decomposition
+from .factor import Decomposition, tensors
 from .linalg import pseudo_inverse, without_rounding
 from .matmul import Products
 from .warm import Warm
 
 
 class Found(NamedTuple):
-    """What a solve found; only `frame` has a gradient."""
+    """What a solve found; only `frame` has a gradient. For a batch all have its dimensions in front."""
 
     frame: Tensor  # (d, K) of the problem; for "polar" X itself
     linear_term: Tensor  # A (d, m)
@@ -44,10 +45,10 @@ class Found(NamedTuple):
 
 
 def polar(A: Tensor, start: Tensor, method: str = "auto", basis: Tensor | None = None) -> Found:
-    """The polar decomposition of A (d, m), see `decompose`; its `frame` is differentiable to any order.
+    """The polar decomposition of A (…, d, m), see `decompose`; its `frame` is differentiable to any order.
 
-    Reverse and forward mode, and `torch.func.vmap`, which solves one problem after the other. Under torch.compile
-    the decomposition is one opaque operator and forward mode is not offered.
+    Reverse and forward mode, and `torch.func.vmap`, for which it is a batch. Under torch.compile the decomposition is
+    one opaque operator and forward mode is not offered.
     """
     return nearest_frame(A, None, start, method, basis, "polar", 0.0)
 
@@ -61,18 +62,18 @@ def nearest_frame(
     problem: str,
     delta: float,
 ) -> Found:
-    """The decomposition of A, with the frame (d, K) of the problem in place of its polar factor; both differentiable.
+    """The decomposition of A, with the frame (…, d, K) of the problem in place of its polar factor, differentiable.
 
     `start` has A's shape, or for "polar" one column more. A `basis` of a problem of another size or precision, as the
     first step without proximal point leaves it, is not used.
     """
-    m = H.shape[1] - (problem == "gauge-free")
+    m = H.shape[-1] - (problem == "gauge-free")
     if basis is not None and (basis.shape[-1] != m or basis.dtype != H.dtype or basis.device != H.device):
         basis = None
     if torch.compiler.is_compiling():
         method = choose(H, start) if method == "auto" else method
         frame, A, X, gauge, fallbacks, *known = _CompiledFrame.apply(H, U0, start, basis, method, problem, delta)
-        kind = expected_kind(H.dtype, basis, method)
+        kind = expected_kind(H, basis, method)
     elif type(H) is Tensor and H.device.type != "meta" and not torch._C._are_functorch_transforms_active():
         frame, (A, X, gauge, fallbacks, known) = _PlainFrame.apply(H, U0, start, basis, method, problem, delta)
         return Found(frame, A, X, gauge, fallbacks, known)
@@ -83,10 +84,10 @@ def nearest_frame(
 
 
 def linear_term(H: Tensor, U0: Tensor | None, problem: str, delta: float) -> Tensor:
-    """A (d, m) of the problem."""
+    """A (…, d, m) of the problem."""
     if problem == "polar":
         return H
-    scale = 2.0 / math.sqrt(H.shape[1] - 1)
+    scale = 2.0 / math.sqrt(H.shape[-1] - 1)
     assert U0 is not None
     if problem == "paper":
         return (centred(H) * scale).add(U0, alpha=delta)
@@ -98,7 +99,7 @@ def _pulled_back(A_bar: Tensor, problem: str, delta: float, proximal: bool) -> t
     if problem == "polar":
         return A_bar, None
     whole = A_bar if problem == "paper" else from_coordinates(A_bar)
-    scale = 2.0 / math.sqrt(whole.shape[1] - 1)
+    scale = 2.0 / math.sqrt(whole.shape[-1] - 1)
     return scale * (centred(whole) if problem == "paper" else whole), delta * whole if proximal else None
 
 
@@ -138,7 +139,7 @@ class _PlainFrame(_FrameWithTangents):
         X, known, gauge, fallbacks = decompose(A, start, basis, method)
         frame = from_coordinates(X) if problem == "gauge-free" else X
         others = (A, X if frame is not X else X.detach(), gauge, fallbacks, known)
-        _save(ctx, inputs, (frame, A, X if frame is not X else None), type(known), _tensors(known), others=1)
+        _save(ctx, inputs, (frame, A, X if frame is not X else None), type(known), tensors(known), others=1)
         return frame, others
 
 
@@ -160,7 +161,7 @@ class _CompiledFrame(_Frame):
         H, _, _, basis, method, *_ = inputs
         frame, A, X, _, _, *known = output
         ctx.mark_non_differentiable(*(x for x in output[1:] if x is not None))
-        _save(ctx, inputs, (frame, A, X), expected_kind(H.dtype, basis, method), known, others=len(output) - 1)
+        _save(ctx, inputs, (frame, A, X), expected_kind(H, basis, method), known, others=len(output) - 1)
 
 
 class _EagerFrame(_FrameWithTangents):
@@ -175,13 +176,13 @@ class _EagerFrame(_FrameWithTangents):
         method = choose(A, start) if method == "auto" else method
         if type(H) is Tensor and H.device.type != "meta":
             X, known, gauge, fallbacks = decompose(A, start.detach(), basis, method)
-            kind, tensors = type(known), _tensors(known)
+            kind, parts = type(known), list(tensors(known))
         else:
-            X, gauge, fallbacks, *tensors = torch.ops.nearest_etf.polar(A, start.detach(), basis, method)
-            kind = expected_kind(A.dtype, basis, method)
+            X, gauge, fallbacks, *parts = torch.ops.nearest_etf.polar(A, start.detach(), basis, method)
+            kind = expected_kind(A, basis, method)
         if problem == "gauge-free":
-            return from_coordinates(X), A, X, gauge, fallbacks, kind, *tensors
-        return X, A, None, gauge, fallbacks, kind, *tensors
+            return from_coordinates(X), A, X, gauge, fallbacks, kind, *parts
+        return X, A, None, gauge, fallbacks, kind, *parts
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
@@ -199,18 +200,9 @@ class _EagerFrame(_FrameWithTangents):
         basis: Tensor | None,
         *how: Any,
     ) -> tuple[tuple[Any, ...], tuple[int | None, ...]]:
-        def problem(index: int) -> list[Any]:
-            inputs = zip((H, U0, start, basis), in_dims, strict=False)
-            return [value if value is None or dim is None else value.select(dim, index) for value, dim in inputs]
-
-        kind = expected_kind(H.dtype, basis, "eigh" if how[0] == "auto" else how[0])
-        solved = []
-        for index in range(info.batch_size):
-            frame, A, X, gauge, fallbacks, own_kind, *known = _EagerFrame.apply(*problem(index), *how)
-            parts = _tensors(as_kind(own_kind(*known), kind, A.device))
-            solved.append((frame, A, frame if X is None else X, *_as_tensors(A, gauge, fallbacks), *parts))
-        frame, A, X, gauge, fallbacks, *known = (torch.stack(values) for values in zip(*solved, strict=True))
-        return (frame, A, X, gauge, fallbacks, kind, *known), (0, 0, 0, 0, 0, None, *(0 for _ in known))
+        H, U0, start = _batched(info, in_dims, H, U0, start)
+        results = _EagerFrame.apply(H, U0, start, None, *how)
+        return results, tuple(0 if isinstance(x, Tensor) else None for x in results)
 
 
 # `apply` asks for this signature at every call, and making it anew takes as long as a small eigendecomposition.
@@ -326,19 +318,13 @@ class _RightSolve(torch.autograd.Function):
         return _RightSolve.apply(*_batched(info, in_dims, P, N)), 0
 
 
-def _batched(info: Any, in_dims: tuple[Any, ...], *inputs: Tensor) -> list[Tensor]:
-    """All inputs of a vmap with a batch dimension in front."""
-    pairs = zip(inputs, in_dims, strict=True)
-    return [x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in pairs]
-
-
-def _as_tensors(A: Tensor, gauge: Tensor | None, fallbacks: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Gauge (d, g), g = 0 or 1, and fallbacks () int64, for compilers and batches."""
-    return A.new_empty(len(A), 0) if gauge is None else gauge, torch.as_tensor(fallbacks, device=A.device)
-
-
-def _tensors(known: Decomposition) -> tuple[Tensor, ...]:
-    return tuple(known)  # type: ignore[arg-type]
+def _batched(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> list[Any]:
+    """The first inputs of a vmap, those that are tensors with a batch dimension in front."""
+    pairs = zip(inputs, in_dims, strict=False)
+    return [
+        x if x is None else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in pairs
+    ]
 
 
 @torch.library.custom_op(
@@ -346,16 +332,19 @@ def _tensors(known: Decomposition) -> tuple[Tensor, ...]:
 )
 def _polar_operator(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> list[Tensor]:
     X, known, gauge, fallbacks = decompose(A, start, basis, method)
-    known = as_kind(known, expected_kind(A.dtype, basis, method), A.device)
-    return [x.contiguous() for x in (X, *_as_tensors(A, gauge, fallbacks), *_tensors(known))]
+    known = as_kind(known, expected_kind(A, basis, method), A.device)
+    gauge = A.new_empty(*A.shape[:-1], 0) if gauge is None else gauge
+    return [x.contiguous() for x in (X, gauge, torch.as_tensor(fallbacks, device=A.device), *tensors(known))]
 
 
 @_polar_operator.register_fake
 def _shapes(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> list[Tensor]:
-    d, m = A.shape
-    frame, gauge, fallbacks = A.new_empty(d, m), A.new_empty(d, start.shape[1] - m), A.new_empty((), dtype=torch.int64)
-    kind = expected_kind(A.dtype, basis, method)
+    *batch, d, m = A.shape
+    frame, gauge = A.new_empty(*batch, d, m), A.new_empty(*batch, d, start.shape[-1] - m)
+    fallbacks = A.new_empty(batch, dtype=torch.int64)
+    kind = expected_kind(A, basis, method)
     if kind is Products:
-        return [frame, gauge, fallbacks, A.new_empty((), dtype=torch.bool)]
-    coupled = [A.new_empty(m, m), A.new_empty(m, m)] if kind is Warm else []
-    return [frame, gauge, fallbacks, A.new_empty(d, m), A.new_empty(m), A.new_empty(m, m), *coupled]
+        return [frame, gauge, fallbacks, A.new_empty(batch, dtype=torch.bool)]
+    square = (*batch, m, m)
+    coupled = [A.new_empty(square), A.new_empty(square)] if kind is Warm else []
+    return [frame, gauge, fallbacks, A.new_empty(*batch, d, m), A.new_empty(*batch, m), A.new_empty(square), *coupled]

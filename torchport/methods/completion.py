@@ -15,35 +15,62 @@ from .spectral import Deficient
 
 
 def completed(found: Found, A: Tensor, start: Tensor) -> Tensor:
-    """The whole factor (d, m+g) of A (d, m), with the derivative of what `start` (d, m+g) decides.
+    """The whole factor (…, d, m+g) of A (…, d, m), with the derivative of what `start` (…, d, m+g) decides.
 
-    A direction about which the start says nothing was chosen by rule, and counts as constant. Compilers, which need
-    shapes before values, get the derivative of an A of full rank.
+    A direction about which the start says nothing was chosen by rule, and counts as constant. Compilers and vmap, which
+    see no values, get the derivative of an A of full rank.
     """
-    m, columns = A.shape[1], start.shape[1]
-    value = found.frame if found.gauge is None or columns == m else torch.cat([found.frame, found.gauge], 1)
-    deficient = isinstance(found.known, Deficient) and not (torch.compiler.is_compiling() or A.is_meta)
-    if not deficient and columns == m:
-        return value
-    if deficient:
-        assert isinstance(found.known, Deficient)
-        kept = found.known.sigma > 0
-        if not bool(kept.any()):  # nothing but the start
-            return value  # its derivative is zero
-        V = found.known.basis
-        R = torch.cat([V[:, kept], V.new_zeros(columns - m, int(kept.sum()))])  # (m+g, r)
-        N = torch.block_diag(V[:, ~kept], V.new_ones(columns - m, columns - m))[:, : columns - R.shape[1]]
-        L = polar(A @ V[:, kept], value.detach() @ R, "svd").frame
-    else:
-        R = torch.eye(columns, m, dtype=A.dtype, device=A.device)
-        N = torch.eye(columns, dtype=A.dtype, device=A.device)[:, m:]
-        L = found.frame
+    whole = found.frame if found.gauge is None else torch.cat([found.frame, _last_column(found, A, start)], -1)
+    if not isinstance(found.known, Deficient) or torch.compiler.is_compiling() or A.is_meta or is_mapped(A):
+        return whole
+    sigma = found.known.sigma
+    if A.ndim == 2:
+        return whole if bool(sigma.all()) else _completed(whole, A, start, found.known)
+    members = (~sigma.all(-1)).nonzero(as_tuple=True)
+    if not len(members[0]):
+        return whole
+    start = start.expand(*A.shape[:-2], *start.shape[-2:])
+    known = map(Deficient, *(x[members] for x in found.known))
+    singles = map(_completed, whole[members], A[members], start[members], known)
+    return whole.index_put(members, torch.stack(list(singles)))
+
+
+def _last_column(found: Found, A: Tensor, start: Tensor) -> Tensor:
+    """The gauge (…, d, 1) with its derivative for an A of full rank: `(I − UUᵀ) c` at unit length."""
+    U, gauge, c = found.frame, found.gauge, start[..., A.shape[-1] :]
+    assert gauge is not None
+    formula = _unit(c - U @ (U.mT @ c))
+    return gauge.detach() + (formula - formula.detach())
+
+
+def _unit(w: Tensor) -> Tensor:
+    """w (…, d, 1) at unit length, and zero where it is only rounding."""
+    length = torch.linalg.vector_norm(w, dim=-2, keepdim=True)
+    return w / torch.where(length > 1e-8, length, torch.inf)
+
+
+def _completed(whole: Tensor, A: Tensor, start: Tensor, known: Deficient) -> Tensor:
+    """The same for one A (d, m) that is rank-deficient."""
+    kept, V, columns = known.sigma > 0, known.basis, start.shape[1]
+    if not bool(kept.any()):  # nothing but the start
+        return whole  # its derivative is zero
+    value = whole.detach()
+    g = columns - A.shape[1]
+    R = torch.cat([V[:, kept], V.new_zeros(g, int(kept.sum()))])  # (m+g, r)
+    N = torch.block_diag(V[:, ~kept], V.new_ones(g, g))[:, : columns - R.shape[1]]
+    L = polar(A @ V[:, kept], value @ R, "svd").frame
     target = start @ N
     B = target - L @ (L.mT @ target)  # (d, m+g−r)
-    if B.shape[1] == 1:
-        length = torch.linalg.vector_norm(B)
-        E = B / torch.where(length > 1e-8, length, torch.inf)
-    else:
-        E = polar(B, value.detach() @ N, "svd").frame
+    E = _unit(B) if B.shape[1] == 1 else polar(B, value @ N, "svd").frame
     formula = L @ R.mT + E @ N.mT
-    return value.detach() + (formula - formula.detach())
+    return value + (formula - formula.detach())
+
+
+def is_mapped(A: Tensor) -> bool:
+    """Whether A is a batch to `torch.func.vmap`, which knows no values."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(A):
+        if functorch.is_batchedtensor(A):
+            return True
+        A = functorch.get_unwrapped(A)
+    return False

@@ -10,10 +10,10 @@ import warnings
 import torch
 from torch import Tensor
 
-from .factor import Decomposition, Polar
-from .linalg import complete_by_one, pseudo_inverse, without_rounding
+from .factor import Decomposition, Polar, tensors
+from .linalg import complete_by_one, pseudo_inverse, unit_remainder, without_rounding
 from .matmul import Products, by_matmul
-from .spectral import Deficient, Spectral, by_eigh, by_svd
+from .spectral import Deficient, Spectral, all_by_eigh, all_by_svd, by_eigh, by_svd
 from .trust_region import by_trust_region
 from .warm import Warm, by_basis
 
@@ -25,16 +25,17 @@ _warned: set[str] = set()
 
 def choose(A: Tensor, start: Tensor) -> str:
     """The method of "auto": products only on an accelerator, where decompositions are slow and stop the host."""
-    if start.shape[1] > A.shape[1]:
-        return "svd"  # the first step, where rank deficiency is the rule
+    if start.shape[-1] > A.shape[-1]:
+        return "svd" if A.ndim == 2 else "eigh"  # the first step, where rank deficiency is the rule
     return "eigh" if A.device.type in ("cpu", "meta") else "matmul"
 
 
 def decompose(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Polar:
-    """The polar decomposition of A (d, m), d ≥ m, by `method`.
+    """The polar decomposition of A (d, m), d ≥ m, by `method`, or of a batch (…, d, m).
 
     Where A is rank-deficient the factor nearest to `start` (d, m) is taken; a further column of `start` is a
-    direction that A leaves open, and is completed together with the rest. `basis` is a V of an earlier, similar A.
+    direction that A leaves open, and is completed together with the rest. `basis` is a V of an earlier, similar A,
+    which batches do not use.
 
     Raises
     ------
@@ -43,6 +44,8 @@ def decompose(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Po
     """
     if method == "auto":
         method = choose(A, start)
+    if A.ndim > 2:
+        return _decompose_batch(A, start, method)
     try:
         found = _attempt(A, start, basis, method)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
@@ -68,20 +71,61 @@ def _attempt(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Pol
     return by_svd(A, start)
 
 
-def expected_kind(dtype: torch.dtype, basis: Tensor | None, method: str) -> Kind:
+def _decompose_batch(A: Tensor, start: Tensor, method: str) -> Polar:
+    """All at once; then one by one those members for which that is not exact enough."""
+    batch, m = A.shape[:-2], A.shape[-1]
+    A, start = A.flatten(0, -3), start.expand(*batch, -1, -1).flatten(0, -3)
+    found, exact = _all_at_once(A, method)
+    gauge = None
+    if start.shape[-1] > m:
+        gauge, clear = unit_remainder(found.factor, start[..., -1:].to(A.dtype))
+        exact = exact & clear
+    fallbacks = torch.zeros(len(A), dtype=torch.int64, device=A.device) + found.fallbacks
+    if isinstance(found.known, Deficient):  # products on an accelerator have NaN in place of what they cannot solve
+        alone = method if method == "trust-region" else "svd"
+        for i in (~exact).nonzero().flatten().tolist():
+            member = decompose(A[i], start[i], None, alone)
+            found.factor[i] = member.factor
+            for whole, part in zip(found.known, tensors(member.known), strict=True):
+                whole[i] = part
+            if gauge is not None and member.gauge is not None:
+                gauge[i] = member.gauge
+            fallbacks[i] = member.fallbacks if method == alone else 1
+    known = type(found.known)(*(x.unflatten(0, batch) for x in tensors(found.known)))
+    gauge = gauge if gauge is None else gauge.unflatten(0, batch)
+    return Polar(found.factor.unflatten(0, batch), known, gauge, fallbacks.unflatten(0, batch))
+
+
+def _all_at_once(A: Tensor, method: str) -> tuple[Polar, Tensor]:
+    """The polar decompositions of A (n, d, m), and which of them (n,) are right."""
+    try:
+        if method == "matmul" and (found := by_matmul(A)) is not None:
+            return found, torch.ones(len(A), dtype=torch.bool, device=A.device)
+        if method == "eigh" and A.dtype == torch.float32:
+            return all_by_eigh(A)
+        if method != "trust-region":  # the Gram matrix of a float64 problem holds too few of its digits
+            return all_by_svd(A)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        pass
+    blank = Deficient(torch.empty_like(A), A.new_empty(len(A), A.shape[-1]), A.new_empty(len(A), *A.shape[-1:] * 2))
+    return Polar(torch.empty_like(A), blank), torch.zeros(len(A), dtype=torch.bool, device=A.device)
+
+
+def expected_kind(A: Tensor, basis: Tensor | None, method: str) -> Kind:
     """The kind of decomposition that `as_kind` makes of every result: compilers need shapes before values."""
     if method == "matmul":
         return Products
-    return Warm if method == "eigh" and (basis is not None or dtype == torch.float64) else Deficient
+    warm = method == "eigh" and A.ndim == 2 and (basis is not None or A.dtype == torch.float64)
+    return Warm if warm else Deficient
 
 
 def as_kind(known: Decomposition, kind: Kind, device: torch.device) -> Decomposition:
     """The same decomposition as one of that kind."""
     if isinstance(known, kind):
         return known
-    if kind is Products:  # singular values stepped in: a frame without gradient
-        return Products(torch.zeros((), dtype=torch.bool, device=device))
     assert isinstance(known, Spectral | Deficient)
+    if kind is Products:  # singular values stepped in: a frame without gradient
+        return Products(torch.zeros(known.sigma.shape[:-1], dtype=torch.bool, device=device))
     if kind is Deficient:
         return Deficient(*known)
     inverse = pseudo_inverse(known.sigma).diag_embed()
@@ -95,8 +139,8 @@ def _warn_once(method: str, A: Tensor) -> None:
     sigma = without_rounding(torch.linalg.svdvals(A.double()), A)
     warnings.warn(
         f"the polar factor of a matrix of condition number {float(sigma[0] / sigma[-1]):.1e} is beyond {method!r} in "
-        f"{A.dtype}: 'svd' stepped in, now and wherever this happens again (said once). Class means coincide or are "
-        "missing; if that lasts, a larger delta or float64 helps.",
+        f"{A.dtype}: 'svd' stepped in, now and wherever this happens again (said once). Some class means coincide or "
+        "are missing; if that lasts, a larger delta or float64 helps.",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -15,10 +15,17 @@ class Decomposition(Protocol):
         ...
 
 
-class Polar(NamedTuple):
-    """The polar decomposition of A (d, m)."""
+def tensors(known: Decomposition) -> tuple[Tensor, ...]:
+    """What it is made of."""
+    return tuple(known)  # type: ignore[arg-type]
 
-    factor: Tensor  # U (d, m)
+
+class Polar(NamedTuple):
+    """The polar decomposition of A (…, d, m)."""
+
+    factor: Tensor  # U (…, d, m)
     known: Decomposition
-    gauge: Tensor | None = None  # (d, 1): what completes U beyond A's own columns, where that was asked for
-    fallbacks: Tensor | int = 0  # 1 if another method had to step in; a tensor where only the device knows
+    gauge: Tensor | None = None  # (…, d, 1): what completes U beyond A's own columns, where that was asked for
+    fallbacks: Tensor | int = (
+        0  # 1 if another method had to step in; a tensor in a batch (…), and where only the device knows
+    )

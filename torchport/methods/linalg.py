@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def gram(A: Tensor, block: int = 256) -> Tensor:
-    """AᵀA (m, m); of a large one only the blocks on and below the diagonal are multiplied out."""
+    """AᵀA (m, m) of A (d, m); of a large one only the blocks on and below the diagonal are multiplied out."""
     m = A.shape[1]
     if m <= block:
         return A.mT @ A
@@ -49,12 +49,19 @@ def complete_frame(left: Tensor, right: Tensor, start: Tensor) -> Tensor:
 
 def complete_by_one(U: Tensor, start: Tensor) -> Tensor:
     """The unit vector (d, 1) orthogonal to U (d, m) nearest to the last column of `start`."""
-    w = start[:, -1:].to(U.dtype)
+    w, clear = unit_remainder(U, start[:, -1:].to(U.dtype))
+    if U.device.type == "cpu" and not clear:
+        eye = torch.eye(U.shape[1], dtype=torch.float64)
+        return complete_frame(U.double(), eye, start.double())[:, -1:].to(U.dtype)
+    return w
+
+
+def unit_remainder(U: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """What U (…, d, m) leaves of w (…, d, 1), at unit length, and whether (…) that is more than rounding."""
+    clear = torch.ones((), dtype=torch.bool, device=w.device)
     for _ in range(2):  # twice is enough for full orthogonality
         w = w - U @ (U.mT @ w)
-        length = torch.linalg.vector_norm(w)
-        if U.device.type == "cpu" and float(length) < 1e-8:
-            eye = torch.eye(U.shape[1], dtype=torch.float64)
-            return complete_frame(U.double(), eye, start.double())[:, -1:].to(U.dtype)
+        length = torch.linalg.vector_norm(w, dim=-2, keepdim=True)
+        clear = clear & (length[..., 0, 0] >= 1e-8)  # not so for NaN, which a length of zero leaves
         w = w / length
-    return w
+    return w, clear

@@ -19,7 +19,7 @@ from .factor import Polar
 class Products(NamedTuple):
     """Nothing but U and A themselves, and whether products could solve the problem."""
 
-    solved: Tensor  # () bool
+    solved: Tensor  # () bool, or for a batch (…)
 
     def adjoint(self, A: Tensor, U: Tensor, G: Tensor) -> Tensor:
         """`Ā = U Φ + (G − U UᵀG) P⁻¹` with `P = sym(UᵀA)`; zero where there is no solution."""
@@ -27,34 +27,44 @@ class Products(NamedTuple):
         P = 0.5 * (P + P.mT)
         T = U.mT @ G
         normal = torch.cholesky_solve((G - U @ T).mT, torch.linalg.cholesky_ex(P)[0]).mT
-        return torch.where(self.solved, U @ lyapunov_by_sign(P, T - T.mT) + normal, 0.0)
+        return torch.where(self.solved[..., None, None], U @ lyapunov_by_sign(P, T - T.mT) + normal, 0.0)
 
 
 def by_matmul(A: Tensor) -> Polar | None:
-    """The polar decomposition of A (d, m).
+    """The polar decomposition of A (…, d, m).
 
-    None on the CPU where the result is not orthonormal enough, A being nearly rank-deficient; elsewhere it is made NaN,
+    None on the CPU where a result is not orthonormal enough, A being nearly rank-deficient; elsewhere it is made NaN,
     on the device.
     """
-    X = A / A.abs().amax()  # first, so that no square underflows
-    X = X / torch.linalg.vector_norm(X)
+    X, solved = orthonormalised(A)
+    if A.device.type == "cpu":
+        return Polar(X, Products(solved)) if bool(solved.all()) else None
+    return Polar(torch.where(solved[..., None, None], X, torch.nan), Products(solved), fallbacks=(~solved).long())
+
+
+def orthonormalised(A: Tensor) -> tuple[Tensor, Tensor]:
+    """The polar factor of A (…, d, m), and whether (…) it is orthonormal enough."""
+    X = A / A.abs().amax((-2, -1), keepdim=True)  # first, so that no square underflows
+    X = X / _frobenius(X)
     for a, b, c in COEFFICIENTS[A.dtype]:
         B = X.mT @ X
         X = a * X + X @ (b * B + c * (B @ B))
-    residual = torch.linalg.vector_norm(X.mT @ X - torch.eye(X.shape[1], dtype=A.dtype, device=A.device))
-    solved = residual <= 1e3 * torch.finfo(A.dtype).eps * X.shape[1] ** 0.5
-    if A.device.type == "cpu":
-        return Polar(X, Products(solved)) if bool(solved) else None
-    return Polar(torch.where(solved, X, torch.nan), Products(solved), fallbacks=(~solved).long())
+    residual = _frobenius(X.mT @ X - torch.eye(X.shape[-1], dtype=A.dtype, device=A.device))[..., 0, 0]
+    return X, residual <= 1e3 * torch.finfo(A.dtype).eps * X.shape[-1] ** 0.5
+
+
+def _frobenius(B: Tensor) -> Tensor:
+    """‖B‖_F, (…, 1, 1)."""
+    return torch.linalg.vector_norm(B, dim=(-2, -1), keepdim=True)
 
 
 def lyapunov_by_sign(P: Tensor, S: Tensor) -> Tensor:
-    """Φ with `P Φ + Φ P = S` for P > 0 and S skew, (m, m) each.
+    """Φ with `P Φ + Φ P = S` for P > 0 and S skew, (…, m, m) each.
 
     `sign [[P, S], [0, −P]] = [[I, 2Φ], [0, −I]]`, and the polynomials of `by_matmul` find the sign. Only the upper
     blocks `[B C]` are kept: B stays symmetric and C skew.
     """
-    scale = torch.linalg.vector_norm(P)
+    scale = _frobenius(P)
     B, C = P / scale, S / scale
     for a, b, c in COEFFICIENTS[P.dtype]:
         B2, BC = B @ B, B @ C

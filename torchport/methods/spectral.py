@@ -29,24 +29,33 @@ class Spectral(NamedTuple):
         GV = G @ V
         T = L.mT @ GV
         Phi = (T - T.mT).div_(sigma[:, None] + sigma)
+        if len(L) == len(
+            V
+        ):  # nothing is normal to L, and dividing the rounding of nothing by σ would make it something
+            return L @ Phi @ V.mT
         return GV.div_(sigma).addmm_(L, Phi.sub_(T.div_(sigma))) @ V.mT
 
 
 class Deficient(NamedTuple):
-    """The same with exact zeros among σ: a curvature of zero counts as infinite, and passes no derivative on."""
+    """The same with exact zeros among σ: a curvature of zero counts as infinite, and passes no derivative on.
 
-    left: Tensor
-    sigma: Tensor
-    basis: Tensor
+    Batches of any rank are of this kind.
+    """
+
+    left: Tensor  # (…, d, m)
+    sigma: Tensor  # (…, m)
+    basis: Tensor  # (…, m, m)
 
     def adjoint(self, A: Tensor, U: Tensor, G: Tensor) -> Tensor:
-        """As for `Spectral`, with pseudo-inverses."""
+        """As for `Spectral`, with pseudo-inverses, and the products of (m, m) matrices first, the least in a batch."""
         L, sigma, V = self
-        inverse = pseudo_inverse(sigma)
-        GV = G @ V
+        inverse = pseudo_inverse(sigma)[..., None, :]
+        GV = G @ V  # not V diag(σ)⁻¹ Vᵀ first: small columns of GV keep their digits beside a large 1/σ
         T = L.mT @ GV
-        Phi = (T - T.mT) * pseudo_inverse(sigma[:, None] + sigma)
-        return (GV * inverse + L @ (Phi - T * inverse)) @ V.mT
+        Phi = (T - T.mT) * pseudo_inverse(sigma[..., :, None] + sigma[..., None, :])
+        if L.shape[-2] == L.shape[-1]:
+            return L @ (Phi @ V.mT)
+        return GV @ (V * inverse).mT + L @ ((Phi - T * inverse) @ V.mT)
 
 
 def by_svd(A: Tensor, start: Tensor) -> Polar:
@@ -79,10 +88,7 @@ def by_eigh(A: Tensor) -> Polar | None:
     if A.dtype == torch.float64:
         return by_basis(A, V)
     if least > 1e-3 * most:  # condition number 30: a product in float32 loses no more than 2e-6
-        sigma, V = (
-            squares.sqrt_().to(A.dtype),
-            V.to(A.dtype),
-        )  # V keeps LAPACK's strides, which products take as they are
+        sigma, V = squares.sqrt_().to(A.dtype), V.to(A.dtype)  # V keeps LAPACK's strides, which products take
         left = (A @ V).div_(sigma)
         return Polar(left @ V.mT, Spectral(left, sigma, V))
     left = A64 @ V
@@ -90,6 +96,28 @@ def by_eigh(A: Tensor) -> Polar | None:
     sigma = squares.sqrt_() if least > 1e-8 * most else torch.linalg.vector_norm(left, dim=0)
     left, V = left.div_(sigma).to(A.dtype), V.to(A.dtype)
     return Polar(left @ V.mT, Spectral(left, sigma.to(A.dtype), V))
+
+
+def all_by_eigh(A: Tensor) -> tuple[Polar, Tensor]:
+    """The polar decompositions of A (n, d, m) in float32 as by `by_eigh`, and which of them (n,) are exact enough."""
+    A64 = A.double()
+    squares, V = torch.linalg.eigh(A64.mT @ A64)
+    least, most = squares[:, 0], squares[:, -1]
+    exact = (least > 1e-10 * most) & (most > 1e-250) & (most < 1e250)
+    sigma = squares.sqrt()
+    if bool((exact & (least <= 1e-8 * most)).any()):
+        sigma = torch.linalg.vector_norm(A64 @ V, dim=-2)
+    left = (A64 @ (V / sigma[:, None])).to(A.dtype)
+    sigma, V = sigma.to(A.dtype), V.to(A.dtype)
+    return Polar(left @ V.mT, Deficient(left, sigma, V)), exact
+
+
+def all_by_svd(A: Tensor) -> tuple[Polar, Tensor]:
+    """The same by LAPACK's singular values in float64; those of full rank are exact."""
+    left, sigma, Vt = torch.linalg.svd(A.double(), full_matrices=False)
+    exact = without_rounding(sigma, A)[:, -1] > 0
+    left, sigma, V = left.to(A.dtype), sigma.to(A.dtype), Vt.mT.to(A.dtype)
+    return Polar(left @ V.mT, Deficient(left, sigma, V)), exact
 
 
 def in_dtype_of(A: Tensor, U: Tensor, left: Tensor, sigma: Tensor, V: Tensor, gauge: Tensor | None = None) -> Polar:

@@ -1,4 +1,4 @@
-"""The three heads: what they compute, what they keep, and how they resume."""
+"""The heads: what they compute, what they keep, and how they resume."""
 
 import copy
 import math
@@ -12,14 +12,23 @@ from torch import Tensor, nn
 from nearest_etf.reference import ClassMeans as ReferenceClassMeans
 from nearest_etf.reference import etf_error, initial_frame
 from nearest_etf.reference import nearest_etf as reference_nearest_etf
-from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead
+from nearest_etf.torchport import (
+    Classifier,
+    ClassMeanHead,
+    FixedETFHead,
+    Head,
+    ImplicitETFHead,
+    LearnedHead,
+    TightFrameHead,
+)
 from nearest_etf.torchport.class_means import MEANS_AS_OLD_AS, ClassMeans
-from nearest_etf.torchport.heads import implicit as implicit_module
+from nearest_etf.torchport.heads import AveragingHead
+from nearest_etf.torchport.heads import solving as solving_module
 from nearest_etf.torchport.methods import decompose as decompose_module
 from nearest_etf.torchport.methods.factor import Polar
 from nearest_etf.torchport.methods.matmul import Products
 
-HEADS = [LearnedHead, FixedETFHead, ImplicitETFHead]
+HEADS = [LearnedHead, FixedETFHead, ImplicitETFHead, ClassMeanHead, TightFrameHead]
 
 
 def batch(step: int, d: int = 16, K: int = 6, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -69,7 +78,7 @@ def test_fixed_head_subtracts_the_batch_mean_in_training() -> None:
 def test_implicit_head_follows_the_reference_step_by_step(
     formulation: Any, d: int, K: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(implicit_module, "SMALLEST_FOR_WARM_START", 50)
+    monkeypatch.setattr(solving_module, "SMALLEST_FOR_WARM_START", 50)
     head = ImplicitETFHead(d, K, formulation=formulation).double()
     means = ReferenceClassMeans(d, K)
     previous, frame = None, None
@@ -171,13 +180,13 @@ def test_gradient_through_the_whole_head(gradient: bool) -> None:
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_state_dict_resumes_exactly(kind: type[Head], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(implicit_module, "SMALLEST_FOR_WARM_START", 50)
+    monkeypatch.setattr(solving_module, "SMALLEST_FOR_WARM_START", 50)
     head, resumed = kind(80, 70), kind(80, 70)
     for step in range(3):
         head(*batch(step, 80, 70, torch.float32))
     resumed.load_state_dict(copy.deepcopy(head.state_dict()))
-    if isinstance(head, ImplicitETFHead):
-        assert isinstance(resumed, ImplicitETFHead)
+    if isinstance(head, ImplicitETFHead | TightFrameHead):
+        assert isinstance(resumed, ImplicitETFHead | TightFrameHead)
         resumed.warm_start = head.warm_start  # the one thing beside the state that the last bits depend on
     for step in range(3, 6):
         features, labels = batch(step, 80, 70, torch.float32)
@@ -215,9 +224,10 @@ def test_health_is_unknown_before_the_first_step_and_known_after_each(
         assert bool(said) == (health["fallbacks"] > 0)  # asking for the figures is no reason to warn
 
 
-def test_compiled_steps_are_the_eager_ones() -> None:
+@pytest.mark.parametrize("kind", [ImplicitETFHead, ClassMeanHead, TightFrameHead])
+def test_compiled_steps_are_the_eager_ones(kind: type[Head]) -> None:
     torch._dynamo.reset()
-    head = ImplicitETFHead(16, 6)
+    head = kind(16, 6)
     twin = copy.deepcopy(head)
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
     for step in range(3):
@@ -248,11 +258,11 @@ def test_a_head_in_half_precision_keeps_its_averages_in_single(kind: type[Head])
     features, labels = batch(0, dtype=torch.bfloat16)
     assert head(features, labels).dtype == torch.bfloat16
     assert head.weight.dtype == torch.bfloat16
-    if isinstance(head, FixedETFHead | ImplicitETFHead):
+    if isinstance(head, AveragingHead):
         assert head.running.class_means.dtype == torch.float32
 
 
-@pytest.mark.parametrize("kind", [FixedETFHead, ImplicitETFHead])
+@pytest.mark.parametrize("kind", [FixedETFHead, ImplicitETFHead, TightFrameHead])
 def test_fewest_features_that_hold_a_simplex(kind: type[Head]) -> None:
     head = kind(5, 6, formulation="gauge-free") if kind is ImplicitETFHead else kind(5, 6)
     for step in range(2):

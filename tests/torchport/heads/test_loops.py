@@ -10,10 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead, LinearHead
+from nearest_etf.torchport import (
+    Classifier,
+    ClassMeanHead,
+    FixedETFHead,
+    Head,
+    ImplicitETFHead,
+    LearnedHead,
+    LinearHead,
+    TightFrameHead,
+)
 
-HEADS = [LinearHead, LearnedHead, FixedETFHead, ImplicitETFHead]
-ETF_HEADS = [FixedETFHead, ImplicitETFHead]
+AVERAGING_HEADS = [FixedETFHead, ImplicitETFHead, ClassMeanHead, TightFrameHead]
+HEADS = [LinearHead, LearnedHead, *AVERAGING_HEADS]
 
 
 def batch(step: int, d: int = 16, K: int = 6) -> tuple[Tensor, Tensor]:
@@ -22,7 +31,7 @@ def batch(step: int, d: int = 16, K: int = 6) -> tuple[Tensor, Tensor]:
     return features, torch.randint(0, K, (20,), generator=generator)
 
 
-@pytest.mark.parametrize("kind", ETF_HEADS)
+@pytest.mark.parametrize("kind", AVERAGING_HEADS)
 def test_forgotten_labels_are_said_once(kind: type[Head]) -> None:
     model = Classifier(nn.Identity(), kind(16, 6))
     with pytest.warns(UserWarning, match=r"model\(images, labels\).*update=False"):
@@ -59,13 +68,13 @@ def unlabelled_again(trained: Head, kind: type[Head], features: Tensor) -> Tenso
     torch.manual_seed(0)
     head = kind(16, 6)
     head.load_state_dict({k: v for k, v in trained.state_dict().items()})
-    if kind in ETF_HEADS:
+    if kind in AVERAGING_HEADS:
         head = kind(16, 6)
         head(*batch(0))
     return head(features, update=False).logsumexp(1).sum()
 
 
-@pytest.mark.parametrize("kind", ETF_HEADS)
+@pytest.mark.parametrize("kind", AVERAGING_HEADS)
 def test_a_teacher_in_eval_mode_and_a_student_step_share_one_backward(kind: type[Head]) -> None:
     head = kind(16, 6)
     head(*batch(0))
@@ -77,7 +86,7 @@ def test_a_teacher_in_eval_mode_and_a_student_step_share_one_backward(kind: type
     assert features.grad is not None
 
 
-@pytest.mark.parametrize("kind", ETF_HEADS)
+@pytest.mark.parametrize("kind", AVERAGING_HEADS)
 def test_two_labelled_forwards_share_one_backward(kind: type[Head]) -> None:
     head = kind(16, 6)
     first, second = batch(1), batch(2)
@@ -86,7 +95,7 @@ def test_two_labelled_forwards_share_one_backward(kind: type[Head]) -> None:
     assert first[0].grad.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ETF_HEADS)
+@pytest.mark.parametrize("kind", AVERAGING_HEADS)
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing_around_a_head_is_refused_clearly(kind: type[Head], reentrant: bool) -> None:
     head = kind(16, 6)
@@ -105,14 +114,14 @@ def test_activation_checkpointing_of_the_backbone_is_fine() -> None:
     torch.testing.assert_close(backbone.weight.grad, plain[0].weight.grad)
 
 
-@pytest.mark.parametrize("kind", ETF_HEADS)
+@pytest.mark.parametrize("kind", AVERAGING_HEADS)
 def test_data_parallel_replicas_are_refused(kind: type[Head]) -> None:
     replica = kind(16, 6)._replicate_for_data_parallel()
     with pytest.raises(RuntimeError, match="DistributedDataParallel"):
         replica(*batch(0))
 
 
-@pytest.mark.parametrize("kind", ETF_HEADS)
+@pytest.mark.parametrize("kind", AVERAGING_HEADS)
 def test_devices_without_float64_are_refused(kind: type[Head]) -> None:
     head = kind(16, 6)
     with pytest.raises(RuntimeError, match="MPS lacks"):

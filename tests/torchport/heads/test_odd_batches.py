@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nearest_etf.torchport import ClassMeans, FixedETFHead, Head, ImplicitETFHead, LearnedHead, LinearHead, nearest_etf
+from nearest_etf.torchport import (
+    ClassMeanHead,
+    ClassMeans,
+    FixedETFHead,
+    Head,
+    ImplicitETFHead,
+    LearnedHead,
+    LinearHead,
+    TightFrameHead,
+    nearest_etf,
+)
 from nearest_etf.torchport.heads import default_temperature, largest_probability
 
 METHODS = ["auto", "svd", "eigh", "matmul", "trust-region"]
@@ -167,7 +177,7 @@ def test_a_temperature_that_makes_the_loss_unreachable_is_said() -> None:
         ImplicitETFHead(512, 100, temperature=5.0)  # the paper's: 0.61
 
 
-@pytest.mark.parametrize("kind", [LearnedHead, FixedETFHead, ImplicitETFHead])
+@pytest.mark.parametrize("kind", [LearnedHead, FixedETFHead, ImplicitETFHead, ClassMeanHead, TightFrameHead])
 def test_a_learned_temperature_is_trained_and_bounded(kind: type[Any]) -> None:
     head = kind(16, 6, temperature="learned")
     assert head.temperature == pytest.approx(default_temperature(6))

@@ -14,10 +14,20 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from nearest_etf.reference import etf_error
-from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead, LinearHead
+from nearest_etf.torchport import (
+    Classifier,
+    ClassMeanHead,
+    FixedETFHead,
+    Head,
+    ImplicitETFHead,
+    LearnedHead,
+    LinearHead,
+    TightFrameHead,
+)
+from nearest_etf.torchport.heads import AveragingHead
 
-HEADS = [LinearHead, LearnedHead, FixedETFHead, ImplicitETFHead]
-ETF_HEADS = [FixedETFHead, ImplicitETFHead]
+AVERAGING_HEADS = [FixedETFHead, ImplicitETFHead, ClassMeanHead, TightFrameHead]
+HEADS = [LinearHead, LearnedHead, *AVERAGING_HEADS]
 
 
 def batch(step: int, d: int = 16, K: int = 6, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -35,7 +45,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("kind", ETF_HEADS)
+@pytest.mark.parametrize("kind", AVERAGING_HEADS)
 def test_a_state_dict_of_version_0_1_0_loads_strictly(kind: type[Head]) -> None:
     head = kind(16, 6)
     head(*batch(0))
@@ -65,9 +75,9 @@ def test_the_state_is_contiguous_and_independent_of_the_method(kind: type[Head])
     for step in range(2):
         head(*batch(step, 80, 70))
     assert all(value.is_contiguous() for value in head.state_dict().values())
-    if kind is ImplicitETFHead:
+    if kind in (ImplicitETFHead, TightFrameHead):
         for method in ("svd", "matmul", "trust-region"):
-            other = ImplicitETFHead(80, 70, method=method)
+            other = kind(80, 70, method=method)  # type: ignore[call-arg]
             assert {k: v.shape for k, v in other.state_dict().items()} == {
                 k: v.shape for k, v in head.state_dict().items()
             }
@@ -86,16 +96,16 @@ def test_heads_in_half_precision_follow_the_single_one(kind: type[Head], K: int)
         assert logits.dtype == torch.bfloat16
         wanted = single(features.float(), labels)
         assert float((logits.float() - wanted).norm() / wanted.norm()) < 0.02
-    if isinstance(half, FixedETFHead | ImplicitETFHead):
+    if isinstance(half, AveragingHead):
         assert half.running.class_means.dtype == torch.float32
-        assert isinstance(single, FixedETFHead | ImplicitETFHead)
+        assert isinstance(single, AveragingHead)
         torch.testing.assert_close(half.running.class_means, single.running.class_means, rtol=0.01, atol=0.01)
-    if isinstance(half, ImplicitETFHead):
+    if isinstance(half, ImplicitETFHead | TightFrameHead):
         assert half.frame.dtype == torch.float32
         assert etf_error(half.weight.double().numpy()) < 0.02
 
 
-@pytest.mark.parametrize("kind", ETF_HEADS)
+@pytest.mark.parametrize("kind", AVERAGING_HEADS)
 def test_heads_built_under_a_half_default_keep_their_averages_in_single(kind: type[Head]) -> None:
     with default_dtype(torch.bfloat16):
         head = kind(80, 70)
@@ -130,7 +140,7 @@ def test_averaged_models_average_the_buffers_too(kind: type[Head]) -> None:
         model(*batch(step))
         averaged.update_parameters(model)
     head = averaged.module.head
-    if isinstance(head, ImplicitETFHead):
+    if isinstance(head, ImplicitETFHead | TightFrameHead):
         head.refresh()
         assert etf_error(head.weight.double().numpy()) < 1e-6
     assert averaged.eval()(batch(4)[0]).isfinite().all()

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from nearest_etf.torchport.methods import decompose as decompose_module
 from nearest_etf.torchport.methods.autograd import polar
+from nearest_etf.torchport.methods.factor import Polar
 from nearest_etf.torchport.methods.linalg import complete_frame
-from nearest_etf.torchport.methods.matmul import lyapunov_by_sign
-from nearest_etf.torchport.methods.spectral import by_eigh
+from nearest_etf.torchport.methods.matmul import Products, lyapunov_by_sign, orthonormalised
+from nearest_etf.torchport.methods.spectral import by_eigh, by_svd
 from nearest_etf.torchport.methods.warm import by_basis
 
 F64 = torch.float64
@@ -155,7 +156,7 @@ def test_gauge_completes_the_frame(start_is_in_the_way: bool) -> None:
             torch.testing.assert_close(whole, wanted)
 
 
-def test_vmap_solves_one_after_another() -> None:
+def test_vmap_is_a_batch() -> None:
     batch = torch.stack([conditioned(6, 3, 5.0, seed) for seed in range(3)])
     start, G = torch.eye(6, 3, dtype=F64), conditioned(6, 3, 2.0, 9)
 
@@ -168,8 +169,9 @@ def test_vmap_solves_one_after_another() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_operator_keeps_its_promises(method: str) -> None:
-    inputs = (torch.randn(9, 4), torch.eye(9, 5), None, method)
-    torch.library.opcheck(torch.ops.nearest_etf.polar.default, inputs)
+    for A in (torch.randn(9, 4), torch.randn(2, 9, 4), torch.randn(0, 2, 9, 4), torch.randn(2, 9, 4, dtype=F64)):
+        inputs = (A, torch.eye(9, 5, dtype=A.dtype).expand(*A.shape[:-1], 5), None, method)
+        torch.library.opcheck(torch.ops.nearest_etf.polar.default, inputs)
 
 
 def test_lyapunov_by_products_alone() -> None:
@@ -204,3 +206,53 @@ def test_auto_in_float32_keeps_the_digits_that_the_input_has(d: int, m: int, con
     assert relative(U.detach().double(), wanted) < 2e-6
     assert float((U.double().T @ U.double() - torch.eye(m)).detach().norm()) < 2e-6 * m**0.5
     assert relative(leaf.grad.double(), exact_vjp(A.double(), G.double())) < 1e-5
+
+
+@pytest.mark.parametrize(("d", "m"), [(40, 12), (12, 12), (100, 3)])
+def test_a_batch_keeps_the_digits_of_each_of_its_members(d: int, m: int) -> None:
+    """As above, in one batch of all condition numbers; the last one is too large for the Gram matrix."""
+    A = torch.stack([conditioned(d, m, condition, seed) for seed, condition in enumerate((3.0, 1e2, 1e4, 5e4, 3e5))])
+    A, G = A.float().requires_grad_(), torch.randn(5, d, m, generator=torch.Generator().manual_seed(1))
+    found = polar(A, torch.eye(d, m))
+    assert torch.as_tensor(found.fallbacks).tolist() == [0, 0, 0, 0, 1]
+    (gradient,) = torch.autograd.grad(found.frame, A, G)
+    for U, H_bar, member, cotangent in zip(found.frame.detach(), gradient, A.detach().double(), G, strict=True):
+        assert relative(U.double(), torch.from_numpy(scipy.linalg.polar(member.numpy())[0])) < 2e-6
+        assert relative(H_bar.double(), exact_vjp(member, cotangent.double())) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_only_members_that_need_it_are_decomposed_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    A = torch.stack([conditioned(9, 5, 10.0, seed) for seed in range(6)]).to(dtype)
+    A[2, :, 3:] = 0.0
+    A[4] = 0.0
+    alone = []
+
+    def counted(A: Tensor, start: Tensor) -> Polar:
+        alone.append(A)
+        return by_svd(A, start)
+
+    monkeypatch.setattr(decompose_module, "by_svd", counted)
+    found = polar(A, torch.eye(9, 6, dtype=dtype))
+    assert [A.equal(B) for A, B in zip(alone, A[[2, 4]], strict=True)] == [True, True]
+    assert found.gauge is not None
+    whole = torch.cat([found.frame, found.gauge], -1)
+    torch.testing.assert_close(whole.mT @ whole, torch.eye(6, dtype=dtype).expand(6, 6, 6))
+
+
+def test_a_batch_on_an_accelerator_is_nan_where_products_do_not_solve_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = torch.stack([conditioned(9, 5, 10.0), torch.zeros(9, 5, dtype=F64)])
+    A.requires_grad_()
+    monkeypatch.setattr(decompose_module, "by_matmul", as_on_an_accelerator)
+    found = polar(A, torch.eye(9, 5, dtype=F64), "matmul")
+    assert torch.as_tensor(found.fallbacks).tolist() == [0, 1]
+    assert found.frame.isnan().any((-2, -1)).tolist() == [False, True]
+    (gradient,) = torch.autograd.grad(found.frame[0].sum(), A)
+    torch.testing.assert_close(gradient[0], exact_vjp(A[0].detach(), torch.ones(9, 5, dtype=F64)))
+    assert gradient[1].count_nonzero() == 0
+
+
+def as_on_an_accelerator(A: Tensor) -> Polar:
+    """`by_matmul` where the host must not wait."""
+    X, solved = orthonormalised(A)
+    return Polar(torch.where(solved[..., None, None], X, torch.nan), Products(solved), fallbacks=(~solved).long())

@@ -1,0 +1,45 @@
+"""Exact class means of features that do not change any more, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..distributed import all_reduce_sum
+from ..targets import checked_targets, class_sums
+
+
+def means_of_classes(
+    normalise: Callable[[Tensor], Tensor],
+    features: Tensor,
+    labels: Tensor,
+    num_features: int,
+    num_classes: int,
+    device: torch.device,
+    batch_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Means of `normalise(features)` per class (K, d), zero for a class without samples, and counts (K,), in float64.
+
+    Features (N, d) and labels (N,), or soft ones (N, K), may lie on another device than the one computed on. Under
+    several processes the features of all of them count.
+
+    Raises
+    ------
+    ValueError
+        If batch_size is below 1, or features and labels do not fit or (on the CPU) hold what they must not.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
+    if len(features) != len(labels):
+        raise ValueError(f"labels have length {len(labels)}; expected {len(features)}, one per row of features.")
+    sums = torch.zeros(num_classes, num_features + 1, dtype=torch.float64, device=device)
+    for start in range(0, max(len(features), 1), batch_size):
+        block, own = (x[start : start + batch_size].to(device) for x in (features, labels))
+        targets = checked_targets(block, own if own.is_floating_point() else own.long(), num_features, num_classes)
+        assert targets is not None
+        sums += class_sums(normalise(block).double(), targets, num_classes)
+    sums = all_reduce_sum(sums)
+    counts = sums[:, num_features]
+    return sums[:, :num_features] / torch.where(counts > 0, counts, 1.0)[:, None], counts

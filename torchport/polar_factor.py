@@ -1,0 +1,75 @@
+"""The polar factor of any matrix, or of a batch of them, as a differentiable function.
+
+Source: the orthogonal Procrustes problem (Schönemann 1966), differentiated as in `methods`. A singular value
+decomposition has derivatives with 1/(σᵢ² − σⱼ²) in them, which are infinite where singular values coincide; the polar
+factor's have 1/(σᵢ + σⱼ) and 1/σᵢ, and need nothing but full rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .methods.autograd import polar as decomposed
+from .methods.completion import completed, is_mapped
+from .methods.decompose import METHODS
+from .procrustes import check_broadcasts, without_autocast
+
+
+def polar(A: Tensor, start: Tensor | None = None, *, method: str = "auto") -> Tensor:
+    """The matrix U nearest to A with orthonormal columns, or for d < m orthonormal rows: `A = U P` or `A = P U`, P ≥ 0.
+
+    Parameters
+    ----------
+    A : (…, d, m)
+        A batch is decomposed all at once, its rank-deficient members one by one.
+    start : (…, d, m), optional
+        What decides where A is rank-deficient: of its polar factors the one nearest to `start` is taken, which
+        derivatives take as constant. Default: the identity `eye(d, m)`.
+    method : {"auto", "svd", "eigh", "matmul", "trust-region"}
+        How it is found, see `methods/`; all are exact. In a batch "eigh" stands for "svd" in float64.
+
+    Returns
+    -------
+    U : (…, d, m)
+        In A's dtype, differentiable in A to any order, in reverse and forward mode. Derivatives are finite at repeated
+        singular values, where they exist, and at zero ones, where those that do not exist count as zero. Half
+        precision is decomposed in float32.
+
+    Raises
+    ------
+    ValueError
+        If A is no floating-point matrix, a shape or the method is wrong, or (on the CPU) an entry is not finite.
+
+    Examples
+    --------
+    >>> A = torch.eye(4, 3, requires_grad=True)  # all singular values are equal
+    >>> U = polar(A)
+    >>> (U.T @ U).allclose(torch.eye(3))
+    True
+    >>> U[1, 0].backward()
+    >>> A.grad[:2].tolist()
+    [[0.0, -0.5, 0.0], [0.5, 0.0, 0.0]]
+    >>> polar(torch.randn(1000, 3, 8)).shape
+    torch.Size([1000, 3, 8])
+    """
+    if method not in METHODS:
+        raise ValueError(f"method = {method!r}; expected one of {', '.join(map(repr, METHODS))}.")
+    if A.ndim < 2 or 0 in A.shape[-2:] or not A.is_floating_point():
+        raise ValueError(
+            f"A is {A.dtype} of shape {tuple(A.shape)}; expected a floating-point matrix (d, m) or a batch (…, d, m)."
+        )
+    if start is not None:
+        check_broadcasts("start", start, "A", A)
+    sees_values = A.device.type == "cpu" and not torch.compiler.is_compiling() and not is_mapped(A)
+    if sees_values and not A.isfinite().all():
+        raise ValueError("A holds NaN or infinite entries.")
+    if A.shape[-2] < A.shape[-1]:
+        return polar(A.mT, None if start is None else start.mT, method=method).mT
+    dtype = torch.promote_types(A.dtype, torch.float32)
+    start = torch.eye(*A.shape[-2:], device=A.device) if start is None else start.detach()
+    with without_autocast(A.device):
+        B, C = A.to(dtype), start.to(dtype)
+        if A.ndim + C.ndim > 4:
+            B, C = torch.broadcast_tensors(B, C)
+        return completed(decomposed(B, C, method), B, C).to(A.dtype)
