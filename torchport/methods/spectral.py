@@ -29,9 +29,7 @@ class Spectral(NamedTuple):
         GV = G @ V
         T = L.mT @ GV
         Phi = (T - T.mT).div_(sigma[:, None] + sigma)
-        if len(L) == len(
-            V
-        ):  # nothing is normal to L, and dividing the rounding of nothing by σ would make it something
+        if len(L) == len(V):  # nothing is normal to L, and its rounding must not be divided by σ
             return L @ Phi @ V.mT
         return GV.div_(sigma).addmm_(L, Phi.sub_(T.div_(sigma))) @ V.mT
 
