@@ -34,8 +34,9 @@ class Bound:
     Attributes
     ----------
     logits : float or None
-        Largest absolute error of a logit at τ = 5, the paper's; it grows in proportion above. For features as they come
-        the largest `‖f‖·‖w‖` takes the place of τ, of the images that are compared and the rows of W.
+        Largest absolute error of a logit at τ = 5, the paper's; it grows in proportion above. Where rows of W are
+        longer than one, `τ·‖w‖` of the longest takes the place of τ, and for features as they come the largest
+        `‖f‖·‖w‖`, of the images that are compared and the rows of W.
     agreement : float
         Least share of images with the same label.
     accuracy_loss : float or None
@@ -210,9 +211,11 @@ def compare(
         )
     precision = classifier.metadata["precision"]
     expected, inputs = _torch_side(frozen, pixels, mean, std, classifier)
-    size_of_logits = frozen.temperature  # no logit is larger, but for the bias, where rows of W have unit length
-    if size_of_logits is None:
-        size_of_logits = float(expected["length"].max() * np.linalg.norm(frozen.weight, axis=1).max())
+    longest = float(np.linalg.norm(frozen.weight, axis=1).max())  # no logit is larger than ‖h‖ times it, but for b
+    if frozen.temperature is None:
+        size_of_logits = float(expected["length"].max()) * longest
+    else:
+        size_of_logits = frozen.temperature * max(1.0, longest)
 
     worst = {name: Deviation(0.0, 0.0) for name in COMPARED}
     found = np.empty(len(pixels), np.int64)

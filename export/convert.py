@@ -19,7 +19,7 @@ from onnx import TensorProto
 from torch import nn
 
 from ..torchport import ClassMeans, Head
-from .certificate import REMEDIES, etf_certificate, require_etf
+from .certificate import etf_certificate, require_kind
 from .check import Bound, CheckReport, compare
 from .errors import CheckError, ExportError
 from .freeze import Frozen, freeze
@@ -90,8 +90,8 @@ def export_onnx(
     Raises
     ------
     ExportError
-        If the model cannot be exported with these options, or a fixed or implicit head is no simplex ETF, as after
-        averaging over models.
+        If the model cannot be exported with these options, or its head's classifier is not what its kind promises, a
+        simplex ETF, a tight frame or unit rows, as after averaging over models.
     ModelFileError
         If the target exists or cannot be written.
     CheckError
@@ -216,8 +216,8 @@ def _description(frozen: Frozen, class_names: Sequence[str] | None) -> dict[str,
     if len(names) != frozen.num_classes:
         raise ExportError(f"class_names has {len(names)} names, but the model has {frozen.num_classes} classes")
     head = frozen.head
-    if isinstance(head, Head) and head.kind in REMEDIES:  # others are no ETF on purpose: their figures inform
-        require_etf(frozen.weight, head.kind, frozen.eps)
+    if isinstance(head, Head):
+        require_kind(frozen.weight, head.kind, getattr(head, "norms", None), frozen.eps)
     running = getattr(head, "running", None)
     class_means = running.class_means.numpy() if isinstance(running, ClassMeans) else None
     packages = ("nearest-etf", "torch", "onnx", "onnxscript", "onnxruntime")

@@ -68,6 +68,7 @@ class Frozen:
             "temperature": self.temperature,
             "delta": getattr(head, "delta", None),
             "formulation": getattr(head, "formulation", None),
+            "norms": getattr(head, "norms", None),
         }
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nearest_etf.common.photo import exact_pixels, find_images
+from nearest_etf.common.photo import exact_pixels
+from nearest_etf.common.photo_files import find_images
 from nearest_etf.export import OnnxClassifier
 from nearest_etf.export.etf_export import main as export
 from nearest_etf.export.etf_predict import main as predict
@@ -22,7 +23,7 @@ def test_a_model_predicts_as_it_did(capsys: pytest.CaptureFixture[str]) -> None:
     classifier = OnnxClassifier(WRITTEN / "model.onnx")
     assert classifier.verified
     assert classifier.metadata["versions"]["nearest-etf"] == "0.1.0"
-    paths = find_images([WRITTEN / "model-samples"])
+    paths = find_images([WRITTEN / "model-samples"]).paths
     images = np.stack([exact_pixels(path, (8, 8, 1)) for path in paths])
     assert [path.name for path in paths] == ["0-0.png", "180-6.png", "270-2.png", "90-2.png"]
     assert classifier.predict(images).labels.tolist() == [0, 1, 1, 8]  # as 0.1.0 labels them
@@ -53,8 +54,9 @@ def test_a_run_is_exported_again(run: str, tmp_path: Path) -> None:
     assert found["head"]["kind"] == run.removesuffix("-run")
     assert ("certificate_gap" in found["certificate"]) == (run != "learned-run"), "class means are found by their name"
     if run == "implicit-run":
-        before = json.loads((WRITTEN / "head.json").read_text(encoding="utf-8"))
-        assert found["certificate"] == pytest.approx(before["certificate"], rel=1e-3, abs=1e-7)
+        before = json.loads((WRITTEN / "head.json").read_text(encoding="utf-8"))["certificate"]
+        shared = {name: found["certificate"][name] for name in before}  # the figures of a frame have come since
+        assert shared == pytest.approx(before, rel=1e-3, abs=1e-7)
 
 
 @pytest.mark.parametrize(

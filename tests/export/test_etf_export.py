@@ -15,6 +15,7 @@ from nearest_etf.export import OnnxClassifier
 from nearest_etf.export.etf_export import main
 from nearest_etf.export.etf_predict import main as predict
 from nearest_etf.export.from_run import evenly, load_trained
+from nearest_etf.torchport.training.run.reading import read_run
 from nearest_etf.torchport.training.run.settings import load_recipe
 from nearest_etf.torchport.training.train import train
 
@@ -45,8 +46,8 @@ def test_metadata_name_the_source(run: Path, exported: Path) -> None:
     )
     assert found["head"]["kind"] == "implicit"
     assert len(found["checkpoint_sha256"]) == 64
-    metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert (found["checkpoint"], found["epoch"], found["val_accuracy"]) == ("last", 1, None)
+    metrics = json.loads((run / "recalibrated.json").read_text())["exact"]  # better on training data: the result
+    assert (found["checkpoint"], found["epoch"], found["val_accuracy"]) == ("recalibrated", 1, None)
     assert found["test_accuracy"] == metrics["test_accuracy"]
     check = json.loads(exported.with_suffix(".json").read_text(encoding="utf-8"))["check"]
     assert check["accuracy_onnx"] == pytest.approx(metrics["test_accuracy"])
@@ -126,17 +127,46 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("checkpoint", [None, "best", "last"])
-def test_figures_are_those_of_the_checkpoint_s_epoch(validated: Path, checkpoint: str | None) -> None:
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_figures_are_those_of_the_checkpoint_s_epoch(validated: Path, checkpoint: str) -> None:
     trained = load_trained(validated, checkpoint)
     rows = [json.loads(line) for line in (validated / "metrics.jsonl").read_text().splitlines()]
     best = max(rows, key=lambda row: row["val_accuracy"])
     row = rows[-1] if checkpoint == "last" else best
     found = trained.metadata
-    assert (found["checkpoint"], found["epoch"]) == (checkpoint or "best", row["epoch"])
+    assert (found["checkpoint"], found["epoch"]) == (checkpoint, row["epoch"])
     assert (found["val_accuracy"], found["test_accuracy"]) == (row["val_accuracy"], row["test_accuracy"])
     assert trained.split == "test"
-    assert trained.name == f"{validated / (checkpoint or 'best')}.pt, epoch {row['epoch']}"
+    assert trained.name == f"{validated / checkpoint}.pt, epoch {row['epoch']}"
+    assert trained.reason == ""
+
+
+def test_the_run_s_result_is_exported_and_the_reason_said(
+    validated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(validated, tmp_path / "run")
+    figures = json.loads((run / "recalibrated.json").read_text())
+    best = max(row["val_accuracy"] for row in read_run(run).rows)
+    for exact, checkpoint in ((best + 0.01, "recalibrated"), (best, "best")):
+        figures["exact"]["val_accuracy"] = exact
+        (run / "recalibrated.json").write_text(json.dumps(figures))
+        assert main([str(run), "--to", str(tmp_path / "model.onnx"), "--overwrite"]) == 0
+        out = capsys.readouterr().out
+        assert OnnxClassifier(tmp_path / "model.onnx").metadata["checkpoint"] == checkpoint
+        assert f"{checkpoint}.pt, epoch 3 ({read_run(run).reason}); checked on test images" in out
+        assert f"{100 * exact:.2f} %" in out
+        assert f"{100 * best:.2f} %" in out
+
+
+def test_an_epoch_that_waits_for_its_evaluation_is_a_finished_one(validated: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(validated, tmp_path / "run")
+    contents = torch.load(run / "last.pt", weights_only=True)
+    steps = contents["steps_per_epoch"]
+    torch.save({**contents, "epoch": 3, "step": steps, "evaluated": False}, run / "last.pt")
+    (run / "metrics.jsonl").write_text("".join((run / "metrics.jsonl").read_text().splitlines(keepends=True)[:2]))
+    trained = load_trained(run, "last")
+    assert (trained.metadata["epoch"], trained.metadata["test_accuracy"]) == (3, None)
+    assert trained.name.endswith("last.pt, epoch 3")
 
 
 def test_an_unfinished_epoch_has_no_figures(validated: Path, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_plain_linear_layer_is_a_linear_head(bias: bool) -> None:
     frozen = freeze(model)
     assert frozen.describe_head() == {
         **{"kind": "linear", "num_classes": 3, "num_features": 8, "temperature": None},
-        **{"delta": None, "formulation": None},
+        **{"delta": None, "formulation": None, "norms": None},
     }
     np.testing.assert_array_equal(frozen.bias, model.head.bias.detach().numpy() if bias else np.zeros(3))
 

@@ -17,10 +17,21 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nearest_etf.export import ExportError, OnnxClassifier, check_onnx, export_head_onnx, export_onnx
 from nearest_etf.export.etf_predict import main as predict
-from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead, LinearHead
+from nearest_etf.reference import FrameGeometry
+from nearest_etf.torchport import (
+    Classifier,
+    ClassMeanHead,
+    FixedETFHead,
+    Head,
+    ImplicitETFHead,
+    LearnedHead,
+    LinearHead,
+    TightFrameHead,
+)
 
 Images = tuple[np.ndarray, np.ndarray]
 DIGITS: dict[str, Any] = {"image_shape": (8, 8, 1), "mean": [0.3], "std": [0.37]}
+GEOMETRY = set(FrameGeometry.__dataclass_fields__)
 
 
 class Plain(nn.Module):
@@ -75,7 +86,7 @@ def test_a_linear_head_is_exported_checked_and_predicts(
     found = OnnxClassifier(path, threads=1)
     assert (found.metadata["head"]["kind"], found.metadata["head"]["temperature"]) == ("linear", None)
     assert found.metadata["format"] == 1, "version 0.1.0 reads it, too"
-    assert set(found.metadata["certificate"]) == {"etf_error", "row_norm_error", "etf_distance"}
+    assert set(found.metadata["certificate"]) == {"etf_error", "row_norm_error", "etf_distance", *GEOMETRY}
     assert found.metadata["certificate"]["etf_error"] > 0.1
 
     answer = found.predict(held_out[0])
@@ -145,6 +156,8 @@ class Hundredfold(nn.Module):
         *(ImplicitETFHead(24, 10, initial="random"), ImplicitETFHead(24, 2), ImplicitETFHead(24, 10).bfloat16()),
         *(ImplicitETFHead(24, 25, formulation="gauge-free"), LearnedHead(24, 10), LearnedHead(24, 60)),
         *(LearnedHead(24, 10, "learned"), LinearHead(24, 60), LinearHead(24, 10).half()),
+        *(ClassMeanHead(24, 10), ClassMeanHead(24, 60), TightFrameHead(24, 10), TightFrameHead(24, 25, norms="tight")),
+        *(TightFrameHead(24, 60, norms=norms, initial="random") for norms in ("unit", "tight", "equal")),
     ],
     ids=lambda head: f"{head.kind}-{head.num_classes}",
 )
@@ -156,8 +169,9 @@ def test_every_head_exports_before_its_first_step(
     found = OnnxClassifier(tmp_path / "model.onnx").metadata
     assert found["head"]["kind"] == head.kind
     assert "class_means_distance" not in found["certificate"], "there are no class means yet"
-    if head.kind in ("fixed", "implicit"):
+    if head.kind in ("fixed", "implicit") or (head.kind == "tight-frame" and head.num_classes <= 25):
         assert found["certificate"]["etf_error"] <= torch.finfo(head.weight.dtype).eps
+        assert found["certificate"]["largest_cosine"] == pytest.approx(-1 / (head.num_classes - 1), abs=0.01)
 
 
 def test_a_linear_layer_of_zeros_exports(model: Classifier[ImplicitETFHead], tmp_path: Path) -> None:

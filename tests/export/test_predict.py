@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import pickle
 import shutil
 import warnings
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from nearest_etf.export import InputError, ModelFileError, OnnxClassifier
+from nearest_etf.common.photo import PhotoError, PhotoTransform
+from nearest_etf.export import InputError, ModelFileError, OnnxClassifier, export_onnx
+from nearest_etf.torchport import Classifier, ImplicitETFHead
 
 Images = tuple[np.ndarray, np.ndarray]
 
@@ -196,3 +201,146 @@ def test_counts_have_to_be_positive(files: dict[str, Path], threads: int, batch_
 def test_graph_is_valid_for_the_checker(files: dict[str, Path]) -> None:
     for path in files.values():
         onnx.checker.check_model(path, full_check=True)
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "head-fp16", "head-fp32", "head-fp64"])
+def test_cosines_of_every_class(files: dict[str, Path], held_out: Images, name: str) -> None:
+    classifier = OnnxClassifier(files[name], threads=1)
+    x = held_out[0][:20]
+    if classifier.layout == "NCHW":
+        x = x.transpose(0, 3, 1, 2)
+    if classifier.image_shape is None:
+        x = np.random.default_rng(0).standard_normal((20, 24)).astype(classifier.input_dtype)
+    answer = classifier.predict(x)
+    assert answer.class_cosines.shape == (20, 10)
+    of_labels = np.take_along_axis(answer.class_cosines, answer.labels[:, None], 1)[:, 0]
+    np.testing.assert_array_equal(of_labels, answer.cosines)
+    # Rows of W are an ETF: they sum to zero, and so do the cosines.
+    np.testing.assert_allclose(answer.class_cosines.sum(1), 0, atol=3e-2 if name == "head-fp16" else 1e-4)
+
+
+def test_cosines_agree_with_the_model(
+    files: dict[str, Path], model: Classifier[ImplicitETFHead], held_out: Images
+) -> None:
+    features = np.random.default_rng(0).standard_normal((20, 24)).astype(np.float32)
+    W = model.head.weight.double().numpy()
+    rows, columns = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (features.astype(np.float64), W))
+    found = OnnxClassifier(files["head-fp32"], threads=1).predict(features).class_cosines
+    np.testing.assert_allclose(found, rows @ columns.T, atol=1e-6)
+
+
+def test_spawned_workers_can_be_given_a_classifier(files: dict[str, Path], held_out: Images) -> None:
+    classifier = OnnxClassifier(files["fp32"], threads=1)
+    parts = [held_out[0][:5], held_out[0][5:10]]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.map_async(classifier.predict, parts).get(timeout=300)
+    for answer, part in zip(found, parts, strict=True):
+        np.testing.assert_array_equal(answer.logits, classifier.predict(part).logits)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_pickled_classifier_is_the_same_one(
+    files: dict[str, Path], held_out: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files["fp32"].parent)
+    opened = [OnnxClassifier("fp32.onnx", threads=1, providers=["CPUExecutionProvider"])]
+    opened.append(OnnxClassifier.from_bytes(files["fp32"].read_bytes(), threads=1))
+    monkeypatch.chdir(tmp_path)
+    for classifier in opened:
+        data = pickle.dumps(classifier)
+        assert (len(data) < 1000) == classifier.verified, "a path, or the file's contents"
+        again = pickle.loads(data)
+        assert (again.verified, again.metadata) == (classifier.verified, classifier.metadata)
+        assert (again._threads, again._providers) == (classifier._threads, classifier._providers)
+        np.testing.assert_array_equal(again.predict(held_out[0]).logits, classifier.predict(held_out[0]).logits)
+
+
+def test_a_pickle_notices_that_its_file_has_changed(files: dict[str, Path], tmp_path: Path) -> None:
+    path = copied(files["fp32"], tmp_path)
+    data = pickle.dumps(OnnxClassifier(path, threads=1))
+    shutil.copy(files["int8"], path)
+    with pytest.raises(ModelFileError, match=r"fp32.onnx is another file than when it was pickled: open it anew"):
+        pickle.loads(data)
+    path.unlink()
+    with pytest.raises(ModelFileError, match=r"fp32.onnx is missing: expected the model that was pickled"):
+        pickle.loads(data)
+
+
+@pytest.mark.parametrize(
+    ("providers", "message"),
+    [
+        (["CUDAExecutionprovider"], "'CUDAExecutionprovider' is not in this onnxruntime: expected some of .*CPUExec"),
+        ([], "none are given: expected some of .*CPUExecutionProvider"),
+    ],
+)
+def test_providers_that_are_not_there_are_refused(files: dict[str, Path], providers: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        OnnxClassifier(files["fp32"], providers=providers)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_start_is_no_silent_fallback(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = [*onnxruntime.get_available_providers(), "TensorrtExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    with pytest.raises(InputError, match="TensorrtExecutionProvider does not start on this machine"):
+        OnnxClassifier(files["fp32"], providers=["TensorrtExecutionProvider", "CPUExecutionProvider"])
+
+
+def test_errors_of_onnxruntime_name_file_and_remedy(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = OnnxClassifier(files["fp32"], threads=1)
+
+    class Session:
+        def run(self, *arguments: object) -> None:
+            raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("[ONNXRuntimeError] : 1 : FAIL\nat node x")
+
+    monkeypatch.setattr(classifier, "_session", Session())
+    with pytest.raises(InputError, match=r"fp32.onnx: onnxruntime fails on a batch of 1 .*FAIL\): try a smaller"):
+        classifier.predict(ONE)
+
+
+@pytest.fixture
+def scaling(model: Classifier[ImplicitETFHead], tmp_path: Path) -> Path:
+    """The classifier in a file that records how photos become its images."""
+    transform = PhotoTransform(8, 8, 1, crop=0.5, interpolation="bicubic").to_dict()
+    path = tmp_path / "scaling.onnx"
+    export_onnx(model, path, image_shape=(8, 8, 1), mean=[0.3], std=[0.37], metadata={"transform": transform})
+    return path
+
+
+def test_photos_are_read_by_the_recorded_transform_or_exactly(
+    files: dict[str, Path], scaling: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20), np.uint8))
+    noise.save(tmp_path / "photo.png")
+    noise.resize((8, 8)).save(tmp_path / "small.png")
+    photo, small = tmp_path / "photo.png", tmp_path / "small.png"
+    classifier = OnnxClassifier(scaling, threads=1)
+    assert classifier.transform == PhotoTransform(8, 8, 1, crop=0.5, interpolation="bicubic")
+    middle = noise.crop((5, 10, 15, 20)).resize((8, 8), Image.Resampling.BICUBIC)
+    assert np.abs(classifier.read_photo(photo)[..., 0] - np.asarray(middle, np.int64)).max() < 90
+    assert not np.array_equal(classifier.read_photo(small)[..., 0], np.asarray(Image.open(small)))
+    np.testing.assert_array_equal(classifier.read_photo(small, exact=True)[..., 0], np.asarray(Image.open(small)))
+    with pytest.raises(PhotoError, match="has 20×30 pixels, but the model takes 8×8"):
+        classifier.read_photo(photo, exact=True)
+    earlier = OnnxClassifier(files["fp16"], threads=1)  # (N, C, H, W)
+    assert earlier.transform is None
+    np.testing.assert_array_equal(earlier.read_photo(small)[0], np.asarray(Image.open(small)))
+    with pytest.raises(PhotoError, match="has 20×30 pixels"):
+        earlier.read_photo(photo)
+    with pytest.raises(InputError, match="takes float32 images, not files"):
+        OnnxClassifier(files["float"], threads=1).read_photo(photo)
+
+
+@pytest.mark.filterwarnings("ignore:.*no sidecar")
+@pytest.mark.parametrize(
+    "entry", [{}, {"height": 8}, "whole", {**PhotoTransform(8, 8).to_dict(), "crop_mode": "round"}]
+)
+def test_a_transform_that_is_not_understood_is_refused(tmp_path: Path, entry: object) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(foreign(nearest_etf=json.dumps({**CLAIM, "transform": entry})))
+    with pytest.raises(ModelFileError, match="records a transform of photos that this version does not know"):
+        OnnxClassifier(path)
