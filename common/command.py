@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import os
 import sys
+import unicodedata
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
-from .errors import UserError, nearest_name
+from .errors import UserError, first_line, nearest_name
 
 OPTIONAL_PACKAGES = (
     "torch",
@@ -26,6 +29,7 @@ OPTIONAL_PACKAGES = (
     "onnxscript",
     "onnxruntime",
 )
+PLAIN = {"≤": "<=", "≥": ">=", "−": "-", "→": "->", "‖": "||", "√": "sqrt "}
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +64,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As in `argparse`; an unknown flag is answered first, with the nearest one."""
+        use_plain_letters()
         words = list(sys.argv[1:] if args is None else args)
         flags = [flag for action in self._actions for flag in action.option_strings]
         for word in words[: words.index("--")] if "--" in words else words:
@@ -75,6 +80,27 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+def use_plain_letters() -> None:
+    """Print what standard output's code page lacks (Windows has cp1252 in pipes) in its letters, instead of failing.
+
+    A letter of mathematics becomes a word; what has none, and bytes of file names that are no text, an escape.
+    """
+    codecs.register_error("plain-letters", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plain-letters")
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    names = (unicodedata.name(letter, "") for letter in letters)
+    greek = [name.split()[-1].lower() if name.startswith("GREEK") else "" for name in names]
+    escaped = [letter.encode("ascii", "backslashreplace").decode("ascii") for letter in letters]
+    return "".join(PLAIN.get(x) or g or e for x, g, e in zip(letters, greek, escaped, strict=True)), error.end
+
+
 def printer(quiet: bool) -> Callable[..., None]:
     """`print`, or a function that prints nothing."""
     return (lambda *_, **__: None) if quiet else print
@@ -83,18 +109,24 @@ def printer(quiet: bool) -> Callable[..., None]:
 def run_command(prog: str, body: Callable[[], int], extra: str = "train") -> int:
     """The exit status of a command: that of `body`, or of the error that ended it, which is printed as one line.
 
-    `extra` names what brings the packages that the command needs, as in `pip install 'nearest-etf[train]'`.
+    `extra` names what brings the packages that the command needs, as in `pip install 'nearest-etf[train]'`. A warning
+    is one line; Pillow's, about the insides of image files, are left out: what it cannot read is an error.
     """
+    format_before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"{prog}: warning: {' '.join(str(message).split())}\n"
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         status = body()
         sys.stdout.flush()
         return status
     except UserError as error:
         return fail(prog, str(error), error.exit_status)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         package = (error.name or "").partition(".")[0]
         if package not in OPTIONAL_PACKAGES:
             raise
+        if not isinstance(error, ModuleNotFoundError):
+            return fail(prog, f"{package} cannot be loaded ({first_line(error)}): install it anew")
         return fail(prog, f"{package} is missing: pip install 'nearest-etf[{extra}]'")
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of standard output, `head` say, has seen enough
@@ -103,6 +135,8 @@ def run_command(prog: str, body: Callable[[], int], extra: str = "train") -> int
         return fail(prog, f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         return fail(prog, "interrupted", 130)
+    finally:
+        warnings.formatwarning = format_before
 
 
 def fail(prog: str, message: str, status: int = 2) -> int:

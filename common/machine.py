@@ -50,11 +50,15 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of this code where it runs from a checkout of its own repository, else None."""
+    """The commit of this code where it runs from a checkout of its own repository, else None.
+
+    A copy that somebody has committed to a repository of theirs, as a virtual environment say, has none.
+    """
     source = Path(__file__).resolve()  # in an editable install the package is a tree of links into the checkout
-    command = ["git", "-C", str(source.parent), "ls-files", "--error-unmatch", source.name]
+    listing = ["git", "-C", str(source.parent), "ls-files", "--full-name", source.name]
     try:
-        ours = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        place = subprocess.run(listing, capture_output=True, text=True, check=False).stdout.strip()
+        ours = place == "common/machine.py"
         describe = ["git", "-C", str(source.parent), "describe", "--always", "--dirty"]
         found = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() if ours else ""
     except OSError:  # no git

@@ -1,89 +1,121 @@
 """Image files as arrays, by Pillow and NumPy alone: training, evaluation and prediction read files here, in one way.
 
-`evaluation_view` and `training_view` turn photos of any size into squares, for image folders; `exact_pixels` changes
-no pixel, for models that take one size. All three apply the EXIF orientation.
+`evaluation_view` and `training_view` turn photos of any size and kind into what a network takes; `exact_pixels` changes
+no pixel and refuses the rest. All three apply the EXIF orientation, and all that Pillow raises becomes a `PhotoError`.
 """
 
 from __future__ import annotations
 
-import glob
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UserError
+from .errors import UserError, nearest_name
 from .files import reading
 
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+CROP_MODES = ("center", "squash")
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 0x0102, 0x0106  # tags of EXIF and TIFF
+UPRIGHT = {  # what undoes each EXIF orientation, by Pillow's names
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 class PhotoError(UserError):
     """An image file that is missing, damaged, or not of a kind that can be used."""
 
 
-def find_images(names: Iterable[str | Path]) -> list[Path]:
-    """Files named directly, by a pattern (`"photos/*.png"`), or by a folder, with all below it.
+@dataclass(frozen=True)
+class PhotoTransform:
+    """How a photo becomes what a network is evaluated on; checkpoints and exported files record it.
+
+    Colours come first: CMYK and palettes become RGB, transparency is laid over white, 16-bit greyscale is scaled to 8
+    bits; of an animation, the first frame counts. Then a part of the photo is cut out and scaled, without aliasing.
+
+    Attributes
+    ----------
+    height, width : int
+        Of the result, in pixels.
+    channels : {3, 1}
+        RGB, or greyscale.
+    crop : float
+        Share of the photo's sides that is kept, in 0…1: 0.875 cuts off 1/16 at each edge.
+    crop_mode : {"center", "squash"}
+        Of what is left, take the largest centred part in the shape of the result; or all of it, whatever its shape.
+    interpolation : {"nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"}
 
     Raises
     ------
-    PhotoError
-        If a name leads to no image.
+    UserError
+        If a value is out of range.
 
     Examples
     --------
-    >>> find_images(["nowhere"])
-    Traceback (most recent call last):
-    ...
-    nearest_etf.common.photo.PhotoError: nowhere is neither a file, nor a folder, nor a pattern that matches any
+    >>> PhotoTransform(224, 224).to_dict()["crop"]
+    0.875
     """
-    found: list[Path] = []
-    for name in names:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not inside:
-                raise PhotoError(f"{path} holds no images (looked for {', '.join(IMAGE_SUFFIXES)})")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        elif matches := sorted(Path(m) for m in glob.glob(str(name), recursive=True) if Path(m).is_file()):
-            found += matches
-        else:
-            raise PhotoError(f"{name} is neither a file, nor a folder, nor a pattern that matches any")
-    return found
+
+    height: int
+    width: int
+    channels: int = 3
+    crop: float = 0.875
+    crop_mode: str = "center"
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 1 or self.channels not in (1, 3):
+            shape = (self.height, self.width, self.channels)
+            raise UserError(f"a photo cannot be {shape}: expected a positive height and width, and 1 or 3 channels")
+        if not 0 < self.crop <= 1:
+            raise UserError(f"crop is {self.crop}: expected a share of the sides, above 0 and at most 1")
+        for kind, name, known in (
+            ("crop_mode", self.crop_mode, CROP_MODES),
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+        ):
+            if name not in known:
+                raise UserError(nearest_name(kind, str(name), known))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the result."""
+        return self.height, self.width, self.channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The transform that `to_dict` has described.
+
+        >>> PhotoTransform.from_dict(PhotoTransform(8, 8, 1).to_dict()).shape
+        (8, 8, 1)
+        """
+        return cls(**{f.name: values[f.name] for f in fields(cls)})
 
 
-def open_photo(path: str | Path) -> Image.Image:
-    """A decoded image of whatever mode, EXIF orientation applied.
+def evaluation_view(path: str | Path, transform: PhotoTransform) -> NDArray[np.uint8]:
+    """A photo as a network is evaluated on it, (H, W, C).
 
     Raises
     ------
     PhotoError
-        If Pillow is missing, or cannot read the file.
-    """
-    with _opened(path) as image:
-        from PIL import ImageOps
-
-        return ImageOps.exif_transpose(image)
-
-
-def evaluation_view(path: str | Path, size: int) -> NDArray[np.uint8]:
-    """The middle of a photo, (size, size, 3): what a model is evaluated on.
-
-    1/16 is cut off at each edge; of the rest, the largest centred square is scaled to `size`.
-
-    Raises
-    ------
-    PhotoError
-        If the file is no image, or has more than 8 bits per channel.
+        If the file is no image, or has pixels of more than 16 bits.
 
     Examples
     --------
@@ -91,40 +123,52 @@ def evaluation_view(path: str | Path, size: int) -> NDArray[np.uint8]:
     >>> from PIL import Image
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     Image.new("L", (40, 30), 200).save(f"{folder}/grey.png")
-    ...     view = evaluation_view(f"{folder}/grey.png", 16)
+    ...     view = evaluation_view(f"{folder}/grey.png", PhotoTransform(16, 16))
     >>> view.shape, view[0, 0].tolist()
     ((16, 16, 3), [200, 200, 200])
     """
-    image = _colour(path)
+    image = open_photo(path, transform.channels)
     from PIL import Image, ImageOps
 
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR, bleed=1 / 16))
+    size, method = (transform.width, transform.height), Image.Resampling[transform.interpolation.upper()]
+    edge = (1 - transform.crop) / 2
+    if transform.crop_mode == "center":
+        view = ImageOps.fit(image, size, method, bleed=edge)
+    else:
+        left, upper = edge * image.width, edge * image.height
+        view = image.resize(size, method, box=(left, upper, image.width - left, image.height - upper))
+    return np.asarray(view).reshape(transform.shape)
 
 
-def training_view(path: str | Path, size: int, rng: np.random.Generator, flip: bool = False) -> NDArray[np.uint8]:
-    """A random part of a photo, (size, size, 3), with `flip` mirrored half of the time; see `random_box`.
+def training_view(
+    path: str | Path, transform: PhotoTransform, rng: np.random.Generator, *, flip: bool = False, scale: float = 0.08
+) -> NDArray[np.uint8]:
+    """A random part of a photo, (H, W, C), with `flip` mirrored half of the time; see `random_box`.
+
+    Size, channels and interpolation are the transform's.
 
     Raises
     ------
     PhotoError
-        If the file is no image, or has more than 8 bits per channel.
+        As `evaluation_view`.
     """
-    image = _colour(path)
+    image = open_photo(path, transform.channels)
     from PIL import Image, ImageOps
 
-    box = random_box(image.size, rng)
-    view = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return np.asarray(ImageOps.mirror(view) if flip and rng.random() < 0.5 else view)
+    box = random_box(image.size, rng, scale)
+    method = Image.Resampling[transform.interpolation.upper()]
+    view = image.resize((transform.width, transform.height), method, box=box)
+    return np.asarray(ImageOps.mirror(view) if flip and rng.random() < 0.5 else view).reshape(transform.shape)
 
 
-def random_box(size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
+def random_box(size: tuple[int, int], rng: np.random.Generator, scale: float = 0.08) -> tuple[int, int, int, int]:
     """A random part of an image as (left, upper, right, lower).
 
-    Between 8 and 100 % of its area, and between 3:4 and 4:3 (Szegedy et al. 2014, arXiv 1409.4842, section 6).
+    From `scale`, 8 %, to all of its area, and between 3:4 and 4:3 (Szegedy et al. 2014, arXiv 1409.4842, section 6).
     """
     width, height = size
     for _ in range(10):
-        area = width * height * rng.uniform(0.08, 1)
+        area = width * height * rng.uniform(scale, 1)
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -146,8 +190,6 @@ def exact_pixels(path: str | Path, shape: tuple[int, int, int]) -> NDArray[np.ui
     """
     height, width, channels = shape
     with _opened(path) as image:
-        from PIL import ImageOps
-
         if (frames := getattr(image, "n_frames", 1)) > 1:
             raise PhotoError(f"{path} is animated ({frames} frames): save one frame as an image")
         if image.mode not in ("1", "L", "P", "RGB") or "transparency" in image.info:
@@ -155,7 +197,8 @@ def exact_pixels(path: str | Path, shape: tuple[int, int, int]) -> NDArray[np.ui
             raise PhotoError(f"{path} is a {mode} image: convert it to 8-bit {'RGB or ' * (channels == 3)}greyscale")
         if sorted(image.size) != sorted((width, height)):  # before anything is decoded
             raise _wrong_size(path, image.size, (width, height))
-        upright = ImageOps.exif_transpose(image)
+        image.load()
+        upright = _upright(image, image)
         if upright.size != (width, height):
             raise _wrong_size(path, upright.size, (width, height))
         if channels == 1 and image.mode in ("RGB", "P"):
@@ -163,24 +206,69 @@ def exact_pixels(path: str | Path, shape: tuple[int, int, int]) -> NDArray[np.ui
         return np.asarray(upright.convert("L" if channels == 1 else "RGB")).reshape(shape)
 
 
+def open_photo(path: str | Path, channels: int = 3) -> Image.Image:
+    """A photo in 8-bit RGB, or greyscale with one channel, EXIF orientation applied; see `PhotoTransform`.
+
+    Raises
+    ------
+    PhotoError
+        If Pillow is missing or cannot read the file, or it has pixels of more than 16 bits.
+    """
+    with _opened(path) as image:
+        if not all(image.size):
+            raise PhotoError(f"{path} has no pixels")
+        image.load()  # first: some formats turn the image themselves, and then forget the orientation
+        return _upright(_eight_bits(path, image).convert("L" if channels == 1 else "RGB"), image)
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """An image file of which Pillow has read the header; whatever fails in the block is a PhotoError about the file."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise PhotoError("image files need Pillow: pip install 'nearest-etf[deploy]', or pass arrays") from error
-    with reading(path, "an image", PhotoError), Image.open(path) as image:
-        yield image
-
-
-def _colour(path: str | Path) -> Image.Image:
-    """The photo in RGB; alpha is dropped."""
-    image = open_photo(path)
-    if image.mode.startswith(("I", "F")):  # they would be clipped to 8 bits, not scaled
-        raise PhotoError(f"{path} has more than 8 bits per pixel (mode {image.mode}): convert it to 8 bits")
     with reading(path, "an image", PhotoError):
-        return image.convert("RGB")
+        try:
+            image = Image.open(path)
+        except UnidentifiedImageError as error:  # its message is the path once more
+            raise PhotoError(f"{path} cannot be read (of no format that Pillow knows): expected an image") from error
+        with image:
+            yield image
+
+
+def _eight_bits(path: str | Path, image: Image.Image) -> Image.Image:
+    """An image with at most 8 bits per channel, and nothing transparent about it."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        tags = getattr(image, "tag_v2", {})
+        white = 2 ** tags.get(BITS, (16,))[0] - 1  # TIFF has 12 bits, too
+        values = np.asarray(image).astype(np.int64)
+        if tags.get(PHOTOMETRIC) == 0:  # white is zero, which Pillow minds for 8 bits only
+            values = white - values
+        if (hidden := image.info.get("transparency")) is not None:
+            values[values == hidden] = white
+        return Image.fromarray(((values * 510 + white) // (2 * white)).astype(np.uint8))  # rounded
+    if image.mode in ("I", "F"):
+        raise PhotoError(f"{path} has 32 bits per pixel, of an unknown range: convert it to 8 or 16 bits")
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode in ("1", "L", "P") else image.convert("RGB")  # Pillow makes no grey of LAB
+
+
+def _upright(image: Image.Image, original: Image.Image) -> Image.Image:
+    """An image turned as the EXIF orientation of the original says; what is no orientation turns nothing."""
+    from PIL import Image
+
+    try:
+        orientation = original.getexif().get(ORIENTATION)
+    except Exception:  # EXIF that is damaged says nothing about the pixels
+        return image
+    if not isinstance(orientation, int) or orientation not in UPRIGHT:
+        return image
+    return image.transpose(Image.Transpose[UPRIGHT[orientation]])
 
 
 def _wrong_size(path: str | Path, found: tuple[int, int], expected: tuple[int, int]) -> PhotoError:

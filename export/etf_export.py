@@ -25,6 +25,7 @@ def build_export_parser() -> Parser:
 etf-export runs/x --to model.onnx                       check, then write model.onnx and model.json
 etf-export runs/x --to model.onnx --samples 40          and 40 held-out images, to try the model on
 etf-export runs/x --to small.onnx --precision int8      integer convolutions, calibrated on training images
+etf-export runs/x --to model.onnx --data /new/photos    of a run whose image folder has moved
 etf-export check model.onnx --run runs/x                repeat the check""",
     )
     parser.add_argument("run", metavar="RUN", help="a run folder; or the word check (see the examples)")
@@ -58,11 +59,12 @@ def _add_shared_flags(parser: Parser) -> None:
     parser.add_argument(
         "--checkpoint",
         choices=("best", "last", "recalibrated"),
-        help="of the run [its result: best where there was validation data, else last]",
+        help="of the run [its result, as etf-train says at the end]",
     )
     parser.add_argument(
         "--check-images", type=int, default=1000, metavar="N", help="held-out images to check on [1000]"
     )
+    parser.add_argument("--data", metavar="FOLDER", help="the run's image folder, if it has moved")
     parser.add_argument("--data-dir", metavar="DIR", help="where data sets lie ($NEAREST_ETF_DATA, or a cache folder)")
 
 
@@ -86,12 +88,12 @@ def export(given: Namespace) -> int:
     log = printer(given.quiet)
     path = writable_target(given.to, given.overwrite)
     samples = samples_folder(path, given.overwrite) if given.samples else None
-    trained = load_trained(Path(given.run), given.checkpoint, given.data_dir)
+    trained = load_trained(Path(given.run), given.checkpoint, given.data_dir, given.data)
     _, images, labels = trained.check_images(given.check_images)
     shared: dict[str, Any] = {
         "mean": trained.mean,
         "std": trained.std,
-        "class_names": trained.data.class_names,
+        "class_names": trained.class_names,
         "check_images": images,
         "check_labels": labels,
         "metadata": {**trained.metadata, "licence": given.licence},
@@ -126,7 +128,7 @@ def check(given: Namespace) -> int:
     from .from_run import load_trained
 
     log = printer(given.quiet)
-    trained = load_trained(Path(given.run), given.checkpoint, given.data_dir)
+    trained = load_trained(Path(given.run), given.checkpoint, given.data_dir, given.data)
     _, images, labels = trained.check_images(given.check_images)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -142,7 +144,9 @@ def check(given: Namespace) -> int:
 
 def log_source(trained: TrainedModel, log: Callable[..., None]) -> None:
     """Name the checkpoint and the split that the file is checked on."""
-    log(f"{trained.name}; checked on {trained.split} images")
+    log(f"{trained.name}{f' ({trained.reason})' if trained.reason else ''}; checked on {trained.split} images")
+    if trained.changed:
+        log(f"etf-export: note: {trained.changed}", file=sys.stderr)
     if trained.split == "train":
         note = "the data set has no test or validation images: checked on training images"
         log(f"etf-export: note: {note}", file=sys.stderr)

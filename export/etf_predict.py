@@ -2,97 +2,154 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import io
+import os
 import re
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-from ..common.command import Parser, printer, run_command
+from ..common.command import Parser, fail, printer, run_command
 from .errors import InputError
 
 if TYPE_CHECKING:
     from .predict import OnnxClassifier, Prediction
 
-COLUMNS = ("file", "rank", "label", "name", "probability", "cosine")
+FORMATS = ("table", "csv", "json", "jsonl")
 
 
 def build_parser() -> Parser:
     """The flags of `etf-predict`."""
     parser = Parser(
         "etf-predict",
-        "Classify image files with an exported model; needs onnxruntime, not torch.",
+        "Classify image files with an exported model; needs onnxruntime, not torch. Photos of any size are prepared as "
+        "in training's evaluation. One that cannot be read is reported and left out, and the exit status is then 1.",
         """
 etf-predict model.onnx photos/ --top-k 3                     the three most probable classes of each photo
-etf-predict model.onnx "photos/*.png" --format csv > out.csv
-etf-predict model.onnx model-samples --score                 and how many are right""",
+etf-predict model.onnx "photos/*.png" --output out.csv       as CSV, whole or not at all
+find photos -newer last | etf-predict model.onnx - --format jsonl    paths from standard input
+etf-predict model.onnx photos/val --score                    and how many are right, by the folders' names""",
     )
     parser.add_argument("model", metavar="MODEL", help="an ONNX file that etf-export wrote")
-    parser.add_argument("images", nargs="+", metavar="IMAGES", help="image files, folders or quoted patterns")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGES",
+        help="image files, folders (with all below them), quoted patterns, or - for a list of files on standard input",
+    )
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes to name per image [1]")
-    parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="[table]")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="a row per class named; jsonl: an object per image, one a line [as --output ends, else table]",
+    )
+    parser.add_argument("--output", metavar="FILE", help="write the rows there instead, once all are made")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file of --output")
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="change no pixel: refuse photos of another size or kind than the model's",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads [the cores there are, at most 4]")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time [64]")
     parser.add_argument(
+        "--provider", metavar="NAME", help="what onnxruntime computes on, e.g. CUDAExecutionProvider [the CPU]"
+    )
+    parser.add_argument(
         "--score",
         action="store_true",
-        help="also count those that are right, by the label that ends each name (17-3.png, as --samples writes)",
+        help="also count those that are right, by the class that their folder is named after, or the label that ends "
+        "their name (17-3.png, as etf-export --samples writes)",
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 on success, 2 with one line on standard error otherwise."""
+    """Run the command; 0 on success, 1 where images were left out, 2 with one line on standard error otherwise."""
     given = build_parser().parse_args(arguments)
     return run_command("etf-predict", lambda: predict(given), extra="deploy")
 
 
 def predict(given: Namespace) -> int:
     """Classify the images and print a row for each of the `--top-k` classes."""
-    from ..common.photo import find_images
+    import PIL  # noqa: F401  here, so that its absence is one line and not one for each image
+
     from .predict import OnnxClassifier
+    from .prediction_rows import as_text, image_rows
 
     log = printer(given.quiet)
+    output = output_file(given.output, given.overwrite)
+    style = given.format or style_of(given.output)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        classifier = OnnxClassifier(given.model, threads=given.threads)
+        providers = None if given.provider is None else [given.provider]
+        classifier = OnnxClassifier(given.model, threads=given.threads, providers=providers)
     if not classifier.verified:
         log("etf-predict: note: no sidecar beside the model, so its checksum was not verified", file=sys.stderr)
-    if not 1 <= given.top_k <= len(classifier.class_names):
-        raise InputError(f"--top-k is {given.top_k}: expected 1…{len(classifier.class_names)}, the number of classes")
-    paths = find_images(given.images)
-    expected = [label_in_name(path) for path in paths] if given.score else []
-    rows: list[dict[str, Any]] = []
-    labels: list[int] = []
-    for batch, prediction in classify_files(classifier, paths, given.batch_size, progress=not given.quiet):
-        rows += table_rows(batch, prediction, classifier.class_names, given.top_k)
-        labels += prediction.labels.tolist()
-    print_rows(rows, given.format)
-    if given.score:
-        right = sum(map(int.__eq__, labels, expected))
-        print(f"{right} of {len(paths)} right ({right / len(paths):.2%})", file=sys.stderr)
+    names = classifier.class_names
+    if not 1 <= given.top_k <= len(names):
+        raise InputError(f"--top-k is {given.top_k}: expected 1…{len(names)}, the number of classes")
+    if given.batch_size < 1:
+        raise InputError(f"--batch-size is {given.batch_size}: expected at least 1")
+    if not classifier.takes_images:
+        raise InputError(f"the model takes {classifier.input_dtype} {classifier.metadata['input']['name']}, not files")
+    paths = listed_images(given.images, log)
+    truth = {path: true_label(path, names) for path in paths} if given.score else {}
+    right, broken = 0, []
+
+    def report(path: Path, reason: str) -> None:
+        broken.append(path)
+        fail("etf-predict", reason)
+
+    def images() -> Iterator[list[dict[str, Any]]]:
+        nonlocal right
+        shown = not given.quiet and sys.stderr.isatty() and (output is not None or not sys.stdout.isatty())
+        for batch, prediction in classify_files(
+            classifier, paths, given.batch_size, exact=given.exact, report=report, progress=shown
+        ):
+            for i, path in enumerate(batch):
+                right += int(truth.get(path) == prediction.labels[i])
+                yield image_rows(path, prediction, i, names, given.top_k)
+
+    widths = max(len(str(path)) for path in paths), max(map(len, names))
+    with written(output) as out:
+        for text in as_text(images(), style, widths):
+            out.write(text)
+            out.flush()
+    if given.score and (count := len(paths) - len(broken)):
+        print(f"{right} of {count} right ({right / count:.2%})", file=sys.stderr)
+    if broken:
+        if classifier.transform is None and not given.exact:
+            height, width, _ = classifier.image_shape or (0, 0, 0)
+            takes = f"it takes photos of {width}×{height} pixels, as they are"
+            log(f"etf-predict: note: the model file records no transform: {takes}", file=sys.stderr)
+        return fail("etf-predict", f"{len(broken)} of {len(paths)} images were left out", 1)
     return 0
 
 
 def classify_files(
-    classifier: OnnxClassifier, paths: Sequence[Path], batch_size: int = 64, progress: bool = True
-) -> Iterator[tuple[Sequence[Path], Prediction]]:
-    """Image files and their predictions, batch by batch, with a progress bar on a terminal."""
+    classifier: OnnxClassifier,
+    paths: Sequence[Path],
+    batch_size: int = 64,
+    *,
+    exact: bool = False,
+    report: Callable[[Path, str], None],
+    progress: bool = False,
+) -> Iterator[tuple[list[Path], Prediction]]:
+    """Image files and their predictions, batch by batch, perhaps with a progress bar.
+
+    What cannot be read goes to `report`, with the reason, and is left out.
+    """
     import numpy as np
 
-    from ..common.photo import exact_pixels
+    from ..common.photo import PhotoError
 
-    shape = classifier.image_shape
-    if shape is None or not classifier.takes_images:
-        raise InputError(f"the model takes {classifier.input_dtype} {classifier.metadata['input']['name']}, not files")
-    if batch_size < 1:
-        raise InputError(f"the batch size is {batch_size}: expected at least 1")
     batches: Any = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
-    if progress and sys.stderr.isatty():
+    if progress:
         try:
             from tqdm import tqdm
 
@@ -100,48 +157,93 @@ def classify_files(
         except ImportError:
             pass
     for batch in batches:
-        images = np.stack([exact_pixels(path, shape) for path in batch])  # (B, H, W, C)
-        yield batch, classifier.predict(images if classifier.layout == "NHWC" else images.transpose(0, 3, 1, 2))
+        kept, pixels = [], []
+        for path in batch:
+            try:
+                pixels.append(classifier.read_photo(path, exact=exact))
+                kept.append(path)
+            except PhotoError as error:
+                report(path, str(error))
+        if kept:
+            yield kept, classifier.predict(np.stack(pixels))
 
 
-def table_rows(paths: Sequence[Path], prediction: Prediction, names: Sequence[str], k: int) -> list[dict[str, Any]]:
-    """One row per file and class named, with `COLUMNS`; the cosine is that of the first class."""
-    rows = []
-    for i, (path, top) in enumerate(zip(paths, prediction.top(k), strict=True)):
-        for rank, label in enumerate(top.tolist()):
-            probability = round(float(prediction.probabilities[i, label]), 6)
-            cosine = round(float(prediction.cosines[i]), 6) if rank == 0 else None
-            values = (str(path), rank + 1, label, names[label], probability, cosine)
-            rows.append(dict(zip(COLUMNS, values, strict=True)))
-    return rows
+def listed_images(names: Sequence[str], log: Callable[..., None]) -> list[Path]:
+    """The images that the command line names, and notes on what was left out.
 
-
-def print_rows(rows: Sequence[dict[str, Any]], style: str) -> None:
-    """Print the table as aligned text, CSV or JSON."""
-    if style == "json":
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
-    elif style == "csv":
-        writer = csv.DictWriter(sys.stdout, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    else:
-        file = max((len(row["file"]) for row in rows), default=0)
-        name = max((len(row["name"]) for row in rows), default=0)
-        for row in rows:
-            cosine = "" if row["cosine"] is None else f"  cosine {row['cosine']:.3f}"
-            print(f"{row['file']:<{file}}  {row['name']:<{name}}  {row['probability']:7.2%}{cosine}")
-
-
-def label_in_name(path: Path) -> int:
-    """The label that ends the name of a sample.
-
-    >>> label_in_name(Path("model-samples/17-3.png"))
-    3
+    `-` stands for the lines of standard input, or its parts between zero bytes (`find -print0`).
     """
-    match = re.search(r"-(\d+)$", path.stem)
-    if match is None:
-        raise InputError(f"--score: the name of {path} does not end in a label, as 17-3.png does")
-    return int(match[1])
+    from ..common.photo_files import find_images
+
+    paths: list[Path] = []
+    for name in names:
+        if name == "-":
+            data = sys.stdin.buffer.read()
+            parts = data.split(b"\0") if b"\0" in data else data.splitlines()
+            paths += [Path(os.fsdecode(part)) for part in parts if part]
+        else:
+            found = find_images([name])
+            paths += found.paths
+            for note in found.notes():
+                log(f"etf-predict: note: {name}: {note}", file=sys.stderr)
+    if not paths:
+        raise InputError("standard input names no images: expected a path a line")
+    return paths
+
+
+def output_file(name: str | None, overwrite: bool) -> Path | None:
+    """The file of `--output`, if it may be written."""
+    if name is None:
+        return None
+    path = Path(name)
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"--output {path}: expected a file in a folder that exists")
+    if path.exists() and not overwrite:
+        raise InputError(f"--output {path} exists: choose another name, or replace it by --overwrite")
+    return path
+
+
+def style_of(output: str | None) -> str:
+    """The format that a file's name stands for.
+
+    >>> style_of("out.csv"), style_of("out.txt"), style_of(None)
+    ('csv', 'table', 'table')
+    """
+    suffix = Path(output or "").suffix.lower().removeprefix(".")
+    return suffix if suffix in FORMATS else "table"
+
+
+@contextmanager
+def written(output: Path | None) -> Iterator[TextIO]:
+    """Standard output; or a file, in UTF-8, that is there once the block has ended without an error."""
+    if output is None:
+        yield sys.stdout
+        return
+    from ..common.files import replacing
+
+    with replacing(output) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+        yield text
+        text.detach()
+
+
+def true_label(path: Path, names: Sequence[str]) -> int:
+    """The label of a file by the folder that it lies in, else by its own name as a sample, else by a folder above.
+
+    >>> true_label(Path("val/cat/1.jpg"), ["cat", "dog"]), true_label(Path("model-samples/17-1.png"), ["cat", "dog"])
+    (0, 1)
+    """
+    if path.parent.name in names:
+        return names.index(path.parent.name)
+    sample = re.fullmatch(r"\d+-(\d+)", path.stem)
+    if sample and int(sample[1]) < len(names):
+        return int(sample[1])
+    for folder in path.parents:
+        if folder.name in names:
+            return names.index(folder.name)
+    raise InputError(
+        f"--score: no folder of {path} is named after a class, nor does its name end in a label, as 17-3.png does"
+    )
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from ..common.files import read_json, reading
-from ..torchport.training.data.images import ImageData
+from ..torchport.training.data.fingerprint import compare_data, recorded
+from ..torchport.training.data.folder_split import FolderSplit
+from ..torchport.training.data.images import ImageData, readable
 from ..torchport.training.data.load import training_data
 from ..torchport.training.model import load_model
-from ..torchport.training.run.checkpoint import load_checkpoint
-from ..torchport.training.run.reading import Row, Run, read_run
+from ..torchport.training.run.checkpoint import load_checkpoint, trained_epochs
+from ..torchport.training.run.data_path import data_label, located
+from ..torchport.training.run.reading import Row, Run, read_exact, read_run
 from .errors import ExportError
 
 CALIBRATION_IMAGES = 512
@@ -38,32 +40,42 @@ class TrainedModel:
     data : ImageData
     split : str
         The split to check on: "test", else "val", else "train".
+    class_names : tuple of str
+        The checkpoint's, in the order of the model's outputs.
     mean, std : per channel
         The checkpoint's: what the model was trained with.
     metadata : dict
         For the exported file.
+    reason : str
+        Why this checkpoint, where the run chose it.
+    changed : str
+        How the data have changed since training; empty where they have not.
     """
 
     name: str
     model: nn.Module
     data: ImageData
     split: str
+    class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     metadata: dict[str, Any]
+    reason: str = ""
+    changed: str = ""
 
     def check_images(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
-        """Indices, images (N, H, W, C) and labels of at most `count` images, evenly spread over the split."""
+        """Indices, images (N, H, W, C) and labels of at most `count` images, evenly spread; without broken files."""
         split = self.data.splits()[self.split]
-        chosen = evenly(len(split), count)
-        return chosen, split.images[chosen], split.labels[chosen]
+        return readable(split, evenly(len(split), count))
 
     def calibration_images(self) -> NDArray[np.uint8]:
         """Training images for int8, (N, H, W, C)."""
-        return self.data.train.images[evenly(len(self.data.train), CALIBRATION_IMAGES)]
+        return readable(self.data.train, evenly(len(self.data.train), CALIBRATION_IMAGES))[1]
 
 
-def load_trained(path: str | Path, checkpoint: str | None = None, data_dir: str | None = None) -> TrainedModel:
+def load_trained(
+    path: str | Path, checkpoint: str | None = None, data_dir: str | None = None, data: str | None = None
+) -> TrainedModel:
     """The model of a run, and its data set.
 
     Parameters
@@ -71,47 +83,55 @@ def load_trained(path: str | Path, checkpoint: str | None = None, data_dir: str 
     path : path
         A run folder.
     checkpoint : {"best", "last", "recalibrated"}, optional
-        Default: the run's result, which is "best" where it had validation data, else "last".
+        Default: the run's result, see `Run.result`.
     data_dir : path, optional
         Where data sets lie.
+    data : str, optional
+        Where the image folder of the run lies by now, if it has moved.
 
     Raises
     ------
     UserError
-        If the folder holds no such run or checkpoint, if its data cannot be read, or if it trained no network.
+        If the folder holds no such run or checkpoint, if its data cannot be read or have other classes than the
+        checkpoint, or if it trained no network.
     """
     run = read_run(path, need_rows=False)
     if run.settings.get("data") == "ufm":
         raise ExportError(f"{path} has free features instead of a network on images: there is nothing to export")
-    checkpoint = checkpoint or run.result
+    named, checkpoint = checkpoint is not None, checkpoint or run.result
     if run.checkpoints and checkpoint not in run.checkpoints:
         raise ExportError(f"{path} has no checkpoint {checkpoint!r}: choose one of {', '.join(run.checkpoints)}")
     model, settings = load_model(run.path, checkpoint)
     file = run.path / f"{checkpoint}.pt"
     contents = load_checkpoint(file)
-    data = training_data(settings, data_dir)
-    splits = data.splits()
-    epochs, finished = contents["epoch"] - 1, contents["step"] == 0
-    row = checkpoint_row(run, checkpoint, epochs) if finished else {}
+    images = training_data(located(settings, data or run.settings.get("data")), data_dir, contents["data"])
+    changed = compare_data(contents["data"], recorded(images))
+    splits = images.splits()
+    epochs, unfinished = trained_epochs(contents)
+    row = {} if unfinished else checkpoint_row(run, checkpoint, epochs)
     metadata = {
-        "data": settings.data,
+        "data": data_label(settings.data),
         "recipe": settings.recipe,
-        "backbone": settings.backbone,
+        "backbone": Path(settings.backbone).name if ".py:" in settings.backbone else settings.backbone,  # no path
         "seed": settings.seed,
         "checkpoint": checkpoint,
         "epoch": epochs,
         "val_accuracy": row.get("val_accuracy"),
         "test_accuracy": row.get("test_accuracy"),
+        "transform": contents["data"].get("transform"),  # of photos; version 0.1.0 recorded none
         "checkpoint_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
     }
     return TrainedModel(
-        name=f"{file}, epoch {epochs if finished else f'{epochs + 1} (unfinished)'}",
+        name=f"{file}, epoch {f'{epochs + 1} (unfinished)' if unfinished else epochs}",
         model=model,
-        data=data,
+        data=images,
         split=next(name for name in ("test", "val", "train") if name in splits),
+        class_names=tuple(contents["data"]["class_names"]),
         mean=tuple(contents["data"]["mean"]),
         std=tuple(contents["data"]["std"]),
         metadata=metadata,
+        reason="" if named else run.reason,
+        changed=changed,
     )
 
 
@@ -119,12 +139,7 @@ def checkpoint_row(run: Run, checkpoint: str, epoch: int) -> Row:
     """The metrics that belong to a checkpoint after a finished epoch; empty where they were not measured."""
     if checkpoint != "recalibrated":
         return next((row for row in run.rows if row["epoch"] == epoch), {})
-    path, expected = run.path / "recalibrated.json", "the figures of a recalibration"
-    if not path.exists():
-        return {}
-    figures = read_json(path, expected)
-    with reading(path, expected):
-        return dict(figures["exact"])  # the epoch's row has the figures with running class means
+    return read_exact(run.path)  # the epoch's row has the figures with running class means
 
 
 def evenly(total: int, count: int) -> NDArray[np.int64]:
@@ -143,20 +158,28 @@ def samples_folder(model: Path, overwrite: bool) -> Path:
     if folder.exists():
         if not overwrite:
             raise ExportError(f"{folder} exists: choose another name, or replace it by --overwrite")
-        if not folder.is_dir() or any(not re.fullmatch(r"\d+-\d+\.png", file.name) for file in folder.iterdir()):
+        if not folder.is_dir() or any(not re.fullmatch(r"\d+-\d+\.\w+", file.name) for file in folder.iterdir()):
             raise ExportError(f"{folder} holds more than sample images, so it is not overwritten")
     return folder
 
 
 def write_samples(folder: Path, trained: TrainedModel, count: int) -> int:
-    """Write check images as `<index in the split>-<label>.png`, all or none; returns how many."""
+    """Write check images as `<index in the split>-<label>.png`, all or none; returns how many.
+
+    Of an image folder they are copies of its files, which `etf-predict` crops and scales as training does.
+    """
     from PIL import Image
+
+    split = trained.data.splits()[trained.split]
 
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         made = Path(temporary) / "samples"
         made.mkdir()
         indices, images, labels = trained.check_images(count)
         for index, image, label in zip(indices, images, labels, strict=True):
+            if isinstance(split, FolderSplit):
+                shutil.copyfile(split.paths[index], made / f"{index}-{label}{split.paths[index].suffix.lower()}")
+                continue
             pixels = image[..., 0] if image.shape[-1] == 1 else image
             Image.fromarray(pixels).save(made / f"{index}-{label}.png")
         if folder.exists():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,11 @@ from .errors import InputError, ModelFileError
 FORMAT = 1
 METADATA_KEY = "nearest_etf"
 OUTPUTS = ("logits", "probabilities", "label", "cosine")
+COSINES = "cosines"  # (N, K): a value inside the graph of every file, of which `cosine` is one entry
+# Behind a model's bytes it makes that value an output: protobuf merges parts of a message that follow each other, here
+# ModelProto.graph.output.name, fields 7, 12 and 1.
+WITH_COSINES = b"\x3a\x0b\x62\x09\x0a\x07" + COSINES.encode()
+CPU = ("CPUExecutionProvider",)
 
 
 def writable_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
@@ -87,10 +92,23 @@ def read_model(path: Path) -> tuple[bytes, bool]:
     return data, True
 
 
-def open_session(data: bytes, name: str, threads: int) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on the CPU with explicit threads that sleep, rather than spin, between calls."""
+def open_session(data: bytes, name: str, threads: int, providers: Sequence[str] = CPU) -> onnxruntime.InferenceSession:
+    """An onnxruntime session with explicit threads that sleep, rather than spin, between calls.
+
+    Raises
+    ------
+    InputError
+        If `threads` is not positive, or a provider is not there, or does not start, on this machine.
+    ModelFileError
+        If the file is damaged or no ONNX model.
+    """
     if threads < 1:
         raise InputError(f"threads is {threads}: expected at least 1")
+    available = onnxruntime.get_available_providers()
+    missing = [provider for provider in providers if provider not in available]
+    if missing or not providers:
+        found = f"{missing[0]!r} is not in this onnxruntime" if missing else "none are given"
+        raise InputError(f"providers: {found}: expected some of {', '.join(available)} (GPUs need onnxruntime-gpu)")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -98,9 +116,15 @@ def open_session(data: bytes, name: str, threads: int) -> onnxruntime.InferenceS
     for pool in ("intra", "inter"):
         options.add_session_config_entry(f"session.{pool}_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(data + WITH_COSINES, options, providers=list(providers))
+        except Exception:  # no file of ours: what is wrong with it is better said without the addition
+            session = onnxruntime.InferenceSession(data, options, providers=list(providers))
     except Exception as error:
         raise ModelFileError(f"{name} is damaged or no ONNX model that can be run ({first_line(error)})") from error
+    if idle := [provider for provider in providers if provider not in session.get_providers()]:
+        raise InputError(f"providers: {idle[0]} does not start on this machine: look at its drivers, or leave it out")
+    return session
 
 
 def read_metadata(session: onnxruntime.InferenceSession, name: str) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,9 +13,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..common.errors import first_line
+from ..common.files import reading
 from ..common.machine import available_cores
+from ..common.photo import PhotoTransform, evaluation_view, exact_pixels
 from .errors import InputError, ModelFileError
-from .model_file import OUTPUTS, open_session, read_metadata, read_model
+from .model_file import COSINES, CPU, OUTPUTS, open_session, read_metadata, read_model
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Prediction:
         Between the feature and the predicted class's row of W, an ETF head's vertex: a geometric confidence, 1 at the
         vertex. The bias does not enter.
     logits : (N, K)
+    class_cosines : (N, K)
+        Between the feature and every class's row of W.
     """
 
     labels: NDArray[np.int64]
@@ -37,6 +44,7 @@ class Prediction:
     probabilities: NDArray[Any]
     cosines: NDArray[Any]
     logits: NDArray[Any]
+    class_cosines: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,7 +55,7 @@ class Prediction:
 
 
 class OnnxClassifier:
-    """A classifier from a file that `etf-export` or `export_onnx` wrote.
+    """A classifier from a file that `etf-export` or `export_onnx` wrote; it can be pickled, and so sent to workers.
 
     Parameters
     ----------
@@ -56,6 +64,9 @@ class OnnxClassifier:
     threads : int, optional
         Threads of one call. Default: the cores that this process may use, four at most, beyond which single images
         gain nothing.
+    providers : sequence of str, optional
+        What onnxruntime computes on, by its names, the preferred one first, as in `["CUDAExecutionProvider"]`.
+        Default: the CPU, which also takes over what another one lacks.
 
     Attributes
     ----------
@@ -65,6 +76,8 @@ class OnnxClassifier:
     input_shape : tuple of int
         Of one image (or feature vector), without the batch.
     input_dtype : numpy.dtype
+    transform : PhotoTransform or None
+        What its training evaluated photos by; None where the file does not record it.
     verified : bool
         Whether the sidecar vouched for the file.
 
@@ -73,6 +86,8 @@ class OnnxClassifier:
     ModelFileError
         If the file is missing, damaged, does not match its sidecar, was not written by this package, or was written
         by a later version in a format that this one does not read.
+    InputError
+        If there is no such provider on this machine.
 
     Warns
     -----
@@ -87,26 +102,49 @@ class OnnxClassifier:
     nearest_etf.export.errors.ModelFileError: nowhere.onnx is missing: expected a model that etf-export wrote
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> None:
         path = Path(path)
-        data, verified = read_model(path)
-        if not verified:
+        data, self.verified = read_model(path)
+        if not self.verified:
             warnings.warn(
                 f"{path} has no sidecar {path.with_suffix('.json').name}: damage to it would go unnoticed",
                 stacklevel=2,
             )
-        self._open(data, str(path), verified, threads)
+        self._source: Path | bytes = path.absolute()
+        self._open(data, str(path), threads, providers)
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, threads: int | None = None) -> Self:
+    def from_bytes(cls, data: bytes, *, threads: int | None = None, providers: Sequence[str] | None = None) -> Self:
         """A classifier from the contents of a file, not verified."""
         classifier = cls.__new__(cls)
-        classifier._open(data, "the model", False, threads)
+        classifier.verified, classifier._source = False, data
+        classifier._open(data, "the model", threads, providers)
         return classifier
 
-    def _open(self, data: bytes, name: str, verified: bool, threads: int | None) -> None:
-        self.verified = verified
-        self._session = open_session(data, name, min(4, available_cores()) if threads is None else threads)
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("verified", "_source", "_name", "_sha256", "_threads", "_providers")
+        return {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        data, expected = self._source, self._sha256
+        if isinstance(data, Path):
+            with reading(data, "the model that was pickled", ModelFileError):
+                data = data.read_bytes()
+        self._open(data, self._name, self._threads, self._providers)
+        if self._sha256 != expected:
+            raise ModelFileError(f"{self._name} is another file than when it was pickled: open it anew")
+
+    def _open(self, data: bytes, name: str, threads: int | None, providers: Sequence[str] | None) -> None:
+        self._name, self._sha256, self._threads, self._providers = name, _sha256(data), threads, providers
+        threads = min(4, available_cores()) if threads is None else threads
+        self._session = open_session(data, name, threads, CPU if providers is None else providers)
         self.metadata: dict[str, Any] = read_metadata(self._session, name)
         try:
             entry = self.metadata["input"]
@@ -118,9 +156,14 @@ class OnnxClassifier:
             raise ModelFileError(
                 f"{name} was not written by etf-export: its metadata lacks the input or the class names"
             ) from error
+        transform = self.metadata.get("transform")
+        try:
+            self.transform = None if transform is None else PhotoTransform.from_dict(transform)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{name} records a transform of photos that this version does not know") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         interface = ([entry.name for entry in inputs], [entry.name for entry in outputs], outputs[0].shape[1:])
-        if interface != ([self._input_name], list(OUTPUTS), [len(self.class_names)]):
+        if interface != ([self._input_name], [*OUTPUTS, COSINES], [len(self.class_names)]):
             raise ModelFileError(f"{name} contradicts its own metadata: inputs, outputs and classes are {interface}")
 
     @property
@@ -140,6 +183,32 @@ class OnnxClassifier:
             return None
         first, second, third = self.input_shape
         return (first, second, third) if self.layout == "NHWC" else (second, third, first)
+
+    def read_photo(self, path: str | os.PathLike[str], *, exact: bool = False) -> NDArray[np.uint8]:
+        """An image file as `predict` takes it, of shape `input_shape`: by `transform`, just as training evaluated it.
+
+        Parameters
+        ----------
+        path : path
+        exact : bool
+            Change no pixel, and refuse photos of another size or kind than the model takes. This is done anyway where
+            the file records no transform.
+
+        Raises
+        ------
+        PhotoError
+            If the photo cannot be read or is refused.
+        InputError
+            If the model takes no 8-bit pixels.
+        """
+        shape = self.image_shape
+        if shape is None or not self.takes_images:
+            raise InputError(f"the model takes {self.input_dtype} {self._input_name}, not files")
+        if exact or self.transform is None:
+            pixels = exact_pixels(Path(path), shape)
+        else:
+            pixels = evaluation_view(Path(path), self.transform)
+        return pixels if self.layout == "NHWC" else pixels.transpose(2, 0, 1)
 
     def predict(self, images: ArrayLike, *, batch_size: int = 64) -> Prediction:
         """Classify a batch of any size, an empty one too.
@@ -161,19 +230,23 @@ class OnnxClassifier:
             raise InputError(f"batch_size is {batch_size}: expected at least 1")
         starts = range(0, len(x), batch_size)
         chunks = [self._run(x[start : start + batch_size]) for start in starts] or [self._nothing()]
-        logits, probabilities, labels, cosines = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
+        logits, probabilities, labels, cosines, all_cosines = map(np.concatenate, zip(*chunks, strict=True))
         if not np.isfinite(logits).all():
             raise InputError("the network's output is not finite: the input is far outside what it was trained on")
         names = tuple(self.class_names[label] for label in labels)
-        return Prediction(labels, names, probabilities, cosines, logits)
+        return Prediction(labels, names, probabilities, cosines, logits, all_cosines.clip(-1, 1))
 
     def _run(self, x: NDArray[Any]) -> list[NDArray[Any]]:
-        return self._session.run(list(OUTPUTS), {self._input_name: np.ascontiguousarray(x)})
+        try:
+            return self._session.run([*OUTPUTS, COSINES], {self._input_name: np.ascontiguousarray(x)})
+        except Exception as error:
+            reason = f"onnxruntime fails on a batch of {len(x)} ({first_line(error)})"
+            raise InputError(f"{self._name}: {reason}: try a smaller batch size") from error
 
     def _nothing(self) -> list[NDArray[Any]]:
         kind = np.dtype(np.float32) if self.takes_images else self.input_dtype
         none = np.empty((0, len(self.class_names)), kind)
-        return [none, none, np.empty(0, np.int64), np.empty(0, kind)]
+        return [none, none, np.empty(0, np.int64), np.empty(0, kind), none]
 
     def _valid(self, images: ArrayLike) -> NDArray[Any]:
         expected = f"(N, {', '.join(map(str, self.input_shape))}) of {self.input_dtype}"
@@ -190,3 +263,7 @@ class OnnxClassifier:
         if x.dtype.kind == "f" and not np.isfinite(x).all():
             raise InputError(f"{self._input_name} holds {int((~np.isfinite(x)).sum())} NaN or infinite values")
         return x
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 
@@ -77,6 +78,11 @@ class FailedCheck(UserError):
         (ModuleNotFoundError("no", name="torch"), 2, "torch is missing: pip install 'nearest-etf[train]'"),
         (ModuleNotFoundError("no", name="onnx.compose"), 2, "onnx is missing: pip install 'nearest-etf[train]'"),
         (PermissionError(13, "Permission denied", "out.json"), 2, "out.json: Permission denied"),
+        (
+            ImportError("DLL load failed", name="onnxruntime.capi"),
+            2,
+            "onnxruntime cannot be loaded (DLL load failed): ",
+        ),
         (OSError("strange"), 2, "strange"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
@@ -88,7 +94,10 @@ def test_errors_end_a_command_in_one_line(
         raise error
 
     assert run_command("etf-example", body) == status
-    assert capsys.readouterr() == ("", f"etf-example: {message}\n")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"etf-example: {message}")
+    assert err.endswith("install it anew\n" if "DLL" in message else f"{message}\n")
 
 
 def test_a_command_names_its_own_extra(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +143,53 @@ sys.exit(run_command("etf-example", body))
     with open(writer, "wb") as out:
         result = subprocess.run([sys.executable, "-c", script], stdout=out, stderr=subprocess.PIPE, check=False)
     assert (result.returncode, result.stderr) == (0, b"")
+
+
+CODE_PAGE_SCRIPT = """
+import sys
+from nearest_etf.common.command import Parser, fail, run_command
+parser = Parser("etf-example", "Bounds of a check: ≤ 1e-5.", "etf-example    τ → ∞")
+def body():
+    print("max |Δ| 1e-6 ≤ 1e-5 × κ, caf\\udce9 \u732b")
+    return fail("etf-example", "Δ ≥ 1", 1)
+parser.parse_args()
+sys.exit(run_command("etf-example", body))
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "line"),
+    [
+        ("cp1252", "max |delta| 1e-6 <= 1e-5 × kappa, caf\\udce9 \\u732b"),
+        ("ascii", "max |delta| 1e-6 <= 1e-5 \\xd7 kappa, caf\\udce9 \\u732b"),
+        ("utf-8", "max |Δ| 1e-6 ≤ 1e-5 × κ, caf\\udce9 \u732b"),
+    ],
+)
+def test_letters_that_a_code_page_lacks_do_not_end_a_command(encoding: str, line: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-c", CODE_PAGE_SCRIPT]
+    done = subprocess.run(command, capture_output=True, encoding=encoding, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (1, f"{line}\n")
+    assert done.stderr == f"etf-example: {'Δ ≥ 1' if encoding == 'utf-8' else 'delta >= 1'}\n"
+    helped = subprocess.run([*command, "--help"], capture_output=True, encoding=encoding, env=environment, check=False)
+    assert helped.returncode == 0
+    assert helped.stderr == ""
+    assert "etf-example" in helped.stdout
+
+
+def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def body() -> int:
+        warnings.warn("two\nlines", stacklevel=1)
+        return 0
+
+    def show(message: object, category: type, filename: str, lineno: int, *_: object) -> None:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))  # type: ignore[arg-type]
+
+    before = warnings.formatwarning
+    monkeypatch.setattr(warnings, "showwarning", show)
+    assert run_command("etf-example", body) == 0
+    assert capsys.readouterr().err == "etf-example: warning: two lines\n"
+    assert warnings.formatwarning is before
 
 
 def test_importing_it_imports_nothing_heavy() -> None:

@@ -64,9 +64,9 @@ def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.Monk
     assert provenance()["commit"] is None
 
 
-def _copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def _copy(folder: Path, monkeypatch: pytest.MonkeyPatch, place: str = "site-packages/nearest_etf/common") -> Path:
     """The module as if it were installed below `folder`."""
-    copied = folder / "site-packages" / "machine.py"
+    copied = folder / place / "machine.py"
     copied.parent.mkdir(parents=True)
     shutil.copy(machine.__file__, copied)
     monkeypatch.setattr(machine, "__file__", str(copied))
@@ -87,18 +87,21 @@ def test_outside_any_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: py
 
 
 @needs_git
-def test_in_somebody_else_s_repository_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("committed", [["thesis.tex"], ["thesis.tex", "site-packages"]])
+def test_in_somebody_else_s_repository_there_is_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: list[str]
+) -> None:
     _copy(tmp_path, monkeypatch)
     (tmp_path / "thesis.tex").touch()
     _git(tmp_path, "init")
-    _git(tmp_path, "add", "thesis.tex")
+    _git(tmp_path, "add", *committed)
     _git(tmp_path, "commit", "-m", "Thesis")
     assert commit() is None
 
 
 @needs_git
 def test_in_its_own_checkout_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copied = _copy(tmp_path, monkeypatch)
+    copied = _copy(tmp_path, monkeypatch, "common")
     _git(tmp_path, "init")
     _git(tmp_path, "add", str(copied))
     _git(tmp_path, "commit", "-m", "Code")

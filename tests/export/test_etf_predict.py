@@ -179,10 +179,8 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 import numpy, onnxruntime
 start = time.perf_counter()
-from nearest_etf.common.photo import PhotoTransform
-from nearest_etf.export import InputError, OnnxClassifier, export_onnx
-from nearest_etf.export.etf_predict import main, true_label
-from nearest_etf.torchport import Classifier, ImplicitETFHead
+from nearest_etf.export import OnnxClassifier
+from nearest_etf.export.etf_predict import main
 print("own start-up:", time.perf_counter() - start)
 assert OnnxClassifier({str(files["fp32"])!r}).predict(numpy.zeros((3, 8, 8, 1), "uint8")).labels.shape == (3,)
 assert "torch" not in sys.modules and "scipy" not in sys.modules
@@ -325,7 +323,7 @@ def test_an_empty_list_is_refused(
 
 @pytest.mark.parametrize("style", ["table", "jsonl"])
 def test_a_reader_that_has_seen_enough_is_no_error(files: dict[str, Path], pictures: Path, style: str) -> None:
-    words = [str(files["fp32"]), *[str(pictures)] * 400, "--batch-size", "2", "--format", style]
+    words = [str(files["fp32"]), *[str(pictures)] * 400, "--batch-size", "2", "--format", style, "--quiet"]
     command = [sys.executable, "-m", "nearest_etf.export.etf_predict", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None

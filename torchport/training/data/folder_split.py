@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -10,12 +11,13 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ....common.photo import evaluation_view, training_view
+from ....common.files import reading
+from ....common.photo import PhotoError, PhotoTransform, evaluation_view, training_view
 
 
 @dataclass(frozen=True)
 class FolderSplit:
-    """Labelled image files, read as (size, size, 3) uint8.
+    """Labelled image files, read as (H, W, C) uint8.
 
     Attributes
     ----------
@@ -23,14 +25,14 @@ class FolderSplit:
         The image folder; fingerprints name files relative to it.
     paths : (N,) tuple of Path
     labels : (N,) int64, in 0…K−1
-    size : int
-        Side of the images after cropping, in pixels.
+    transform : PhotoTransform
+        How a photo becomes what a network is evaluated on.
     """
 
     root: Path
     paths: tuple[Path, ...]
     labels: NDArray[np.int64]
-    size: int
+    transform: PhotoTransform
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -38,42 +40,49 @@ class FolderSplit:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels."""
-        return self.size, self.size, 3
+        return self.transform.shape
 
     @property
     def images(self) -> LazyImages:
-        """Centre crops (N, size, size, 3) uint8, read when they are indexed."""
-        return LazyImages(self.paths, self.size)
+        """What a network is evaluated on, (N, H, W, C) uint8, read when it is indexed."""
+        return LazyImages(self.paths, self.transform)
 
     def take(self, index: NDArray[np.int64]) -> Self:
         """The chosen files and labels."""
         return replace(self, paths=tuple(self.paths[i] for i in index), labels=self.labels[index])
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files' names, sizes and labels."""
+        """SHA-256 of the files' names, sizes and labels; a link to nowhere has size 0."""
         digest = hashlib.sha256()
         for path, label in zip(self.paths, self.labels, strict=True):
-            digest.update(f"{path.relative_to(self.root)} {path.stat().st_size} {label}\n".encode())
+            name = os.fsencode(path.relative_to(self.root))
+            with reading(path, "an image", PhotoError):
+                size = path.stat().st_size if path.exists() else 0
+            digest.update(name + f" {size} {label}\n".encode())
         return digest.hexdigest()
 
-    def read(self, index: int, rng: np.random.Generator | None = None, flip: bool = False) -> NDArray[np.uint8]:
-        """An image: its centre crop, or with `rng` a random crop, perhaps mirrored.
+    def read(
+        self, index: int, rng: np.random.Generator | None = None, *, flip: bool = False, scale: float = 0.08
+    ) -> NDArray[np.uint8]:
+        """An image as a network is evaluated on it, or with `rng` a random crop; see `common.photo.training_view`.
 
         Raises
         ------
         PhotoError
-            If the file is no 8-bit image.
+            If the file cannot be read as an image.
         """
         path = self.paths[index]
-        return evaluation_view(path, self.size) if rng is None else training_view(path, self.size, rng, flip)
+        if rng is None:
+            return evaluation_view(path, self.transform)
+        return training_view(path, self.transform, rng, flip=flip, scale=scale)
 
 
 class LazyImages:
-    """Centre crops of image files, indexed like an array; reads only the files that are indexed."""
+    """Images that a network is evaluated on, indexed like an array; reads only the files that are indexed."""
 
-    def __init__(self, paths: tuple[Path, ...], size: int) -> None:
-        self.shape = (len(paths), size, size, 3)
-        self._paths, self._size = paths, size
+    def __init__(self, paths: tuple[Path, ...], transform: PhotoTransform) -> None:
+        self.shape = (len(paths), *transform.shape)
+        self._paths, self._transform = paths, transform
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -81,5 +90,5 @@ class LazyImages:
     def __getitem__(self, key: int | slice | NDArray[np.int64]) -> NDArray[np.uint8]:
         chosen = np.arange(len(self))[key]
         if chosen.ndim == 0:
-            return evaluation_view(self._paths[int(chosen)], self._size)
-        return np.stack([evaluation_view(self._paths[i], self._size) for i in chosen])
+            return evaluation_view(self._paths[int(chosen)], self._transform)
+        return np.stack([evaluation_view(self._paths[i], self._transform) for i in chosen])

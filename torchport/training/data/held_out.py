@@ -9,6 +9,30 @@ import numpy as np
 from .images import ImageData
 from .split import DataError
 
+SHOWN = 5  # class names in a message
+
+
+def uncovered(data: ImageData) -> list[str]:
+    """Lines about what held-out data cannot say: there are no validation data, or they or the test data lack classes.
+
+    >>> from .split import Split
+    >>> train, val = (Split(np.zeros((n, 1, 1, 1), np.uint8), np.arange(n)) for n in (3, 1))
+    >>> uncovered(ImageData("zeros", train, val, None, ("cat", "dog", "emu"), (0.0,), (1.0,)))
+    ["validation data have no images of 2 of 3 classes: 'dog', 'emu'"]
+    """
+    lines = []
+    if data.val is None:
+        hint = "" if data.name == "ufm" else " (--val-fraction 0.1 holds out a tenth)"
+        lines.append(f"no validation data: the last epoch is the result{hint}")
+    for split, name in (("val", "validation"), ("test", "test")):
+        if (held := data.splits().get(split)) is not None:
+            sizes = np.bincount(held.labels, minlength=data.num_classes)
+            missing = [repr(data.class_names[k]) for k in np.flatnonzero(sizes == 0)]
+            if missing:
+                shown = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if missing[SHOWN:] else "")
+                lines.append(f"{name} data have no images of {len(missing)} of {data.num_classes} classes: {shown}")
+    return lines
+
 
 def hold_out(data: ImageData, fraction: float, seed: int) -> ImageData:
     """Take a share of each class's training images as the validation split.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ....common.photo import IMAGE_SUFFIXES
+from ....common.photo import PhotoTransform
+from ....common.photo_files import IMAGE_SUFFIXES, FoundImages, search
 from .folder_split import FolderSplit
 from .images import ImageData
 from .split import DataError
@@ -29,6 +32,11 @@ def load_folder(root: Path, size: int, held_out: Mapping[str, str] = HELD_OUT) -
     held_out : mapping
         Folders of the validation and the test split; each may be missing.
 
+    Warns
+    -----
+    UserWarning
+        Of files that are no images by their names, and of folders that were passed over: see `FoundImages.notes`.
+
     Raises
     ------
     DataError
@@ -45,34 +53,40 @@ def load_folder(root: Path, size: int, held_out: Mapping[str, str] = HELD_OUT) -
     if len(classes) < 2:
         flat = "" if nested else ", or a folder train/ of such folders"
         raise DataError(f"{train_folder}: expected a folder of images for each of at least two classes in it{flat}")
-    train = _folder_split(root, train_folder, classes, size)
+    found_images, transform = FoundImages(), PhotoTransform(size, size)
+    train = _folder_split(root, train_folder, classes, transform, found_images)
     empty = sorted(set(range(len(classes))) - set(train.labels.tolist()))
     if empty:
-        looked_for = ", ".join(IMAGE_SUFFIXES)
-        raise DataError(f"{train_folder / classes[empty[0]]} holds no images (looked for {looked_for})")
+        here = search(train_folder / classes[empty[0]], FoundImages())
+        reasons = "; ".join([f"looked for {', '.join(IMAGE_SUFFIXES)}", *here.notes()])
+        raise DataError(f"{train_folder / classes[empty[0]]} holds no images ({reasons})")
     splits: dict[str, FolderSplit] = {}
     for split, folder in found.items():
         foreign = sorted(set(_folders(folder)) - set(classes))
         if foreign:
             raise DataError(f"{folder / foreign[0]} is a class that {train_folder} does not have")
-        splits[split] = _folder_split(root, folder, classes, size)
+        splits[split] = _folder_split(root, folder, classes, transform, found_images)
         if not len(splits[split]):
             raise DataError(f"{folder}: expected images in it, as {folder}/CLASS/NAME.jpg")
+    if notes := found_images.notes():
+        warnings.warn(f"{root}: {'; '.join(notes)}", stacklevel=2)
     return ImageData(str(root), train, splits.get("val"), splits.get("test"), tuple(classes), MEAN, STD)
 
 
 def _folders(path: Path) -> list[str]:
-    """Names of the folders in a folder, hidden ones (.ipynb_checkpoints) left out."""
-    return sorted(p.name for p in path.glob("[!.]*") if p.is_dir())
+    """Names of the folders in a folder; hidden ones (.ipynb_checkpoints) and links back to it are left out."""
+    real = Path(os.path.realpath(path))
+    around = {real, *real.parents}
+    return sorted(p.name for p in path.glob("[!.]*") if p.is_dir() and Path(os.path.realpath(p)) not in around)
 
 
-def _folder_split(root: Path, folder: Path, classes: Sequence[str], size: int) -> FolderSplit:
-    """All images of the classes in a folder, in the order of the classes; what is hidden below it is left out."""
-    paths: list[Path] = []
-    labels: list[int] = []
+def _folder_split(
+    root: Path, folder: Path, classes: Sequence[str], transform: PhotoTransform, found: FoundImages
+) -> FolderSplit:
+    """All images of the classes in a folder, in the order of the classes; what is left out is added to `found`."""
+    start, labels = len(found.paths), list[int]()
     for label, name in enumerate(classes):
-        files = sorted(p for p in (folder / name).rglob("[!.]*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        files = [p for p in files if not any(step.startswith(".") for step in p.relative_to(folder).parts)]
-        paths += files
-        labels += [label] * len(files)
-    return FolderSplit(root, tuple(paths), np.array(labels, np.int64), size)
+        if (folder / name).is_dir():
+            search(folder / name, found)
+        labels += [label] * (len(found.paths) - start - len(labels))
+    return FolderSplit(root, tuple(found.paths[start:]), np.array(labels, np.int64), transform)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ....common.photo import PhotoError, PhotoTransform
 from .folder_split import FolderSplit
 from .split import DataError, Split
 
@@ -62,11 +63,19 @@ class ImageData:
         """Height, width and channels."""
         return self.train.image_shape
 
+    @property
+    def transform(self) -> PhotoTransform:
+        """How a photo becomes an image of this data set; where it is none of files, the photo's middle is scaled."""
+        if isinstance(self.train, FolderSplit):
+            return self.train.transform
+        return PhotoTransform(*self.image_shape, crop=1.0)
+
     def preprocessing(self) -> dict[str, Any]:
-        """What a checkpoint records, so that its model can be used: class names, image shape, mean, std."""
+        """What a checkpoint records, so that its model can be used: class names, image shape, transform, mean, std."""
         return {
             "class_names": self.class_names,
             "image_shape": self.image_shape,
+            "transform": self.transform.to_dict(),
             "mean": self.mean,
             "std": self.std,
         }
@@ -76,6 +85,32 @@ class ImageData:
         described: dict[str, Any] = {"name": self.name, **self.preprocessing()}
         described |= {f"{name}_size": len(split) for name, split in self.splits().items()}
         return described | {f"{name}_sha256": split.fingerprint() for name, split in self.splits().items()}
+
+
+def readable(
+    split: AnySplit, chosen: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+    """Indices, images (N, H, W, C) and labels of the chosen images; files that cannot be read are left out.
+
+    Raises
+    ------
+    PhotoError
+        If none can be read.
+    """
+    if isinstance(split, Split):
+        return chosen, split.images[chosen], split.labels[chosen]
+    images: dict[int, NDArray[np.uint8]] = {}
+    reason: PhotoError | None = None
+    for i in chosen.tolist():
+        try:
+            images[i] = split.read(i)
+        except PhotoError as error:
+            reason = error
+    if reason and not images:
+        raise reason
+    index = np.array(list(images), np.int64)
+    pixels = np.stack(list(images.values())) if images else np.empty((0, *split.image_shape), np.uint8)
+    return index, pixels, split.labels[index]
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ....common.errors import nearest_name
+from ..backbones.build import network_view
+from ..backbones.view import View
+from ..run.data_path import data_folder
 from ..run.settings import DATA_SETS, Settings
 from .cifar import FINE_LABEL_NAMES, Labelled, read_cifar_binary, read_cifar_python
 from .digits import load_digits
@@ -33,16 +38,23 @@ CLASS_NAMES = {
     "stl10": ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
 }
 FOLDER_VAL_FRACTION = 0.2  # of an image folder with neither val/ nor test/
+IMAGE_SIZE = 224  # of photos, where neither the settings nor the network say another one
 
 
-def training_data(settings: Settings, root: str | Path | None = None) -> ImageData:
+def training_data(
+    settings: Settings, root: str | Path | None = None, recorded: Mapping[str, Any] | None = None
+) -> ImageData:
     """The data set that the settings name: validation images held out, then the training split thinned and mislabelled.
+
+    Images are normalised, and photos cut out and scaled, as the network of the settings was trained on them.
 
     Parameters
     ----------
     settings : Settings
     root : path, optional
         As for `load_data`.
+    recorded : mapping, optional
+        What a checkpoint of the run holds of its data, which decides in place of the network.
 
     Raises
     ------
@@ -57,7 +69,9 @@ def training_data(settings: Settings, root: str | Path | None = None) -> ImageDa
     """
     if settings.data == "ufm":
         return ufm_data(settings)
-    data = load_data(settings.data, root=root, image_size=settings.image_size)
+    view = View.recorded(recorded) if recorded else network_view(settings)
+    data = load_data(settings.data, root=root, image_size=settings.image_size or view.size or IMAGE_SIZE)
+    data = seen_by(data, view.channels(data.image_shape[2]))
     fraction = settings.val_fraction
     if fraction is None:
         alone = isinstance(data.train, FolderSplit) and data.val is None and data.test is None
@@ -74,6 +88,18 @@ def training_data(settings: Settings, root: str | Path | None = None) -> ImageDa
         label_noise=settings.label_noise,
     )
     return replace(data, train=train)
+
+
+def seen_by(data: ImageData, view: View) -> ImageData:
+    """A data set with the normalisation, and for photos the crop, that a network is for."""
+    names = ("crop", "crop_mode", "interpolation")
+    crop: dict[str, Any] = {name: value for name in names if (value := getattr(view, name)) is not None}
+    photos: dict[str, Any] = {
+        name: replace(split, transform=replace(split.transform, **crop))
+        for name, split in data.splits().items()
+        if isinstance(split, FolderSplit)
+    }
+    return replace(data, mean=view.mean or data.mean, std=view.std or data.std, **photos)
 
 
 def load_data(name: str, *, root: str | Path | None = None, image_size: int = 224) -> ImageData:
@@ -107,10 +133,12 @@ def load_data(name: str, *, root: str | Path | None = None, image_size: int = 22
             raise DataError(f"imagenet: expected train/CLASS/NAME.JPEG and val/CLASS/NAME.JPEG in {folder}")
         return load_folder(folder, image_size, {"test": "val"})  # labels of its test images are not public
     if name not in SOURCES:
-        if Path(name).is_dir():
-            return load_folder(Path(name), image_size)
-        where = "there is no such folder; " if "/" in name else ""
-        raise DataError(where + nearest_name("data set", name, [n for n in DATA_SETS if n != "ufm"]))
+        path = data_folder(name)
+        if path is None:
+            raise DataError(nearest_name("data set", name, [n for n in DATA_SETS if n != "ufm"]))
+        if not path.is_dir():
+            raise DataError(f"no such folder: {path}: name the folder of images, or its new place, by --data FOLDER")
+        return load_folder(path, image_size)
     directory = data_root(root)
     train, test = read_python_cifar(name, directory) or read_official(name, directory)
     mean, std = channel_statistics(train.images)

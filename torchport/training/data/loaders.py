@@ -43,6 +43,8 @@ def make_loader(
         If the batch size does not fit the split or the processes, or the augmentation is not for image folders.
     """
     if data.name == "ufm":
+        if settings.mixup or settings.cutmix or settings.color_jitter:
+            raise DataError("data = 'ufm' has no images: leave mixup, cutmix and color_jitter out")
         return IndexLoader(torch.from_numpy(split.labels).to(device))
     shared: dict[str, Any] = {
         "mean": data.mean,
@@ -59,6 +61,7 @@ def make_loader(
             raise DataError(
                 "image folders are augmented by random crops and flip: crop_padding and rotation are not for them"
             )
-        return FolderLoader(split, batch_size, flip=settings.flip, workers=settings.workers, **shared)
+        shared |= {"flip": settings.flip, "scale": settings.scale, "workers": settings.workers}
+        return FolderLoader(split, batch_size, **shared)
     augmentation = Augmentation(settings.flip, settings.crop_padding, settings.rotation)
     return DeviceLoader(split, batch_size, augmentation=augmentation, **shared)

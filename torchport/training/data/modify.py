@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .images import AnySplit
 from .split import DataError
@@ -23,6 +24,16 @@ def class_sizes(available: int, num_classes: int, kind: str, ratio: float) -> li
     else:
         shares = [1.0] * num_classes
     return [max(1, round(available * share)) for share in shares]
+
+
+def balanced_weights(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.float64]:
+    """Weights N/(K n_c) of the classes (K,), by which each of them counts as much as any other; 0 for an empty one.
+
+    >>> balanced_weights(np.array([0, 0, 0, 1]), 2).round(2)
+    array([0.67, 2.  ])
+    """
+    sizes = np.bincount(labels, minlength=num_classes)
+    return np.where(sizes > 0, len(labels) / (num_classes * np.maximum(sizes, 1)), 0.0)
 
 
 def modified(

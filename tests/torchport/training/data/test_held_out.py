@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from nearest_etf.torchport.training.data.held_out import hold_out
+from nearest_etf.torchport.training.data.held_out import hold_out, uncovered
 from nearest_etf.torchport.training.data.images import ImageData
 from nearest_etf.torchport.training.data.split import DataError, Split
 
@@ -49,3 +51,17 @@ def test_a_class_of_one_image_is_named_and_an_absent_one_is_not() -> None:
     assert np.bincount(data.val.labels).tolist() == [2, 0, 2]
     with pytest.raises(DataError, match="has a validation split"):
         hold_out(data, 0.2, seed=0)
+
+
+def test_classes_that_held_out_data_lack_are_named() -> None:
+    data = numbered(*[9] * 6)
+    assert uncovered(data) == [
+        "no validation data: the last epoch is the result (--val-fraction 0.1 holds out a tenth)"
+    ]
+    val = data.train.take(np.flatnonzero(data.train.labels == 2))
+    assert uncovered(replace(data, val=val, test=data.train)) == [
+        "validation data have no images of 5 of 6 classes: 'a', 'b', 'd', 'e', 'f'"
+    ]
+    (note,) = uncovered(replace(data, val=data.train, test=data.train.take(np.array([], np.int64))))
+    assert note == "test data have no images of 6 of 6 classes: 'a', 'b', 'c', 'd', 'e' and 1 more"
+    assert uncovered(hold_out(data, 0.2, seed=0)) == []

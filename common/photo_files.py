@@ -1,0 +1,134 @@
+"""Finding image files: named ones, patterns, and folders with all below them; training and prediction find in one way.
+
+Hidden files and folders (`._x.jpg` of macOS, `.ipynb_checkpoints`) are passed over, linked folders are followed once,
+and whatever else is left out is counted, so that nothing goes missing in silence.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .photo import PhotoError
+
+IMAGE_SUFFIXES = (
+    *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm"),
+    *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
+)
+
+
+@dataclass
+class FoundImages:
+    """The outcome of a search.
+
+    Attributes
+    ----------
+    paths : list of Path
+        The images, sorted within each folder that was searched. A link to nowhere is among them: it is a broken image.
+    other_files : Counter
+        Files that are no images by their name, by suffix.
+    followed_before : list of Path
+        Linked folders that lead to a folder which was searched already, or back to one around them.
+    closed : list of Path
+        Folders that could not be opened.
+    """
+
+    paths: list[Path] = field(default_factory=list)
+    other_files: Counter[str] = field(default_factory=Counter)
+    followed_before: list[Path] = field(default_factory=list)
+    closed: list[Path] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """A line for each kind of thing that was left out.
+
+        >>> FoundImages(other_files=Counter({".heic": 2, "": 1})).notes()
+        ['3 files are no images by their names: 2 .heic, 1 without suffix']
+        """
+        notes = []
+        if count := self.other_files.total():
+            kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in self.other_files.most_common(5))
+            more = ", …" if len(self.other_files) > 5 else ""
+            are = "file is no image by its name" if count == 1 else "files are no images by their names"
+            notes.append(f"{count} {are}: {kinds}{more}")
+        if self.followed_before:
+            notes.append(_counted(self.followed_before, "linked folder(s) lead to what was searched already"))
+        if self.closed:
+            notes.append(_counted(self.closed, "folder(s) cannot be opened"))
+        return notes
+
+
+def find_images(names: Iterable[str | Path]) -> FoundImages:
+    """Files named directly, by a pattern (`"photos/*.png"`), or by a folder, with all below it.
+
+    A folder gives the files with one of `IMAGE_SUFFIXES`, in either case; what a name or a pattern says is taken as it
+    is.
+
+    Raises
+    ------
+    PhotoError
+        If a name leads to no image.
+
+    Examples
+    --------
+    >>> find_images(["nowhere"])
+    Traceback (most recent call last):
+    ...
+    nearest_etf.common.photo.PhotoError: nowhere is neither a file, nor a folder, nor a pattern that matches any
+    """
+    found = FoundImages()
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            before = len(found.paths)
+            search(path, found)
+            if len(found.paths) == before:
+                but = f"; {'; '.join(notes)}" if (notes := found.notes()) else ""
+                raise PhotoError(f"{path} holds no images (looked for {', '.join(IMAGE_SUFFIXES)}){but}")
+        elif path.is_file():
+            found.paths.append(path)
+        elif matches := sorted(Path(m) for m in glob.glob(str(name), recursive=True) if Path(m).is_file()):
+            found.paths += matches
+        else:
+            raise PhotoError(f"{name} is neither a file, nor a folder, nor a pattern that matches any")
+    return found
+
+
+def search(folder: Path, found: FoundImages) -> FoundImages:
+    """Add all images below a folder to what was found, sorted."""
+    start = len(found.paths)
+    real = Path(os.path.realpath(folder))
+    _search(folder, found, {str(real), *map(str, real.parents)})
+    found.paths[start:] = sorted(found.paths[start:])
+    return found
+
+
+def _search(folder: Path, found: FoundImages, seen: set[str]) -> None:
+    """`seen` holds the real paths of the folders that were searched, and of those around the first one."""
+    try:
+        with os.scandir(folder) as scan:
+            entries = sorted((e for e in scan if not e.name.startswith(".")), key=lambda e: (e.is_symlink(), e.name))
+    except OSError:
+        found.closed.append(folder)
+        return
+    for entry in entries:  # links last, so that a folder goes by its own name
+        path = folder / entry.name
+        if entry.is_dir():
+            real = os.path.realpath(path)
+            if real in seen:
+                found.followed_before.append(path)
+            else:
+                seen.add(real)
+                _search(path, found, seen)
+        elif entry.is_file() or entry.is_symlink():  # neither a pipe nor a device, which would be waited for
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                found.paths.append(path)
+            else:
+                found.other_files[path.suffix.lower()] += 1
+
+
+def _counted(paths: list[Path], what: str) -> str:
+    return f"{len(paths)} {what}: {paths[0]}{', …' if len(paths) > 1 else ''}"
