@@ -36,11 +36,26 @@ def numerical_rank(features: Tensor, labels: Tensor) -> float:
     return float(torch.stack(ranks).mean())
 
 
+def eigenpairs(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (d,), ascending, and -vectors (d, d).
+
+    Where divide and conquer does not converge, as torch's may not on covariances of far fewer samples than dimensions
+    (90 photos with 1280 features), by QR iteration.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(symmetric)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        from scipy.linalg import eigh
+
+        values, vectors = (torch.from_numpy(x).to(symmetric) for x in eigh(symmetric.cpu().numpy(), driver="ev"))
+    return values, vectors
+
+
 def between_class_spectrum(class_mean_rows: Tensor) -> tuple[Tensor, Tensor]:
     """The range of `Σ_B = H̄H̄ᵀ/K`, by the smaller Gram matrix: eigenvalues (r,) and -vectors (d, r)."""
     K, d = class_mean_rows.shape
     gram = class_mean_rows.T @ class_mean_rows if d < K else class_mean_rows @ class_mean_rows.T
-    values, vectors = torch.linalg.eigh(gram / K)
+    values, vectors = eigenpairs(gram / K)
     kept = values > CUTOFF * values[-1].clamp_min(torch.finfo(gram.dtype).tiny)
     values, vectors = values[kept], vectors[:, kept]
     if d >= K:
@@ -54,7 +69,7 @@ def variability_collapse(sigma_w: Tensor, class_mean_rows: Tensor, rank: int) ->
     if rank == 0:
         return 1.0
     K = len(class_mean_rows)
-    values, vectors = torch.linalg.eigh(sigma_w + class_mean_rows.T @ class_mean_rows / K)
+    values, vectors = eigenpairs(sigma_w + class_mean_rows.T @ class_mean_rows / K)
     kept = values > CUTOFF * values[-1]
     between = (class_mean_rows @ vectors[:, kept]).square().sum(0) / K
     return max(0.0, 1.0 - float((between / values[kept]).sum()) / rank)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nearest_etf.reference import NeuralCollapse, neural_collapse, simplex_etf
 from nearest_etf.torchport import NeuralCollapseMeter
-from nearest_etf.torchport.collapse_metrics import numerical_rank
+from nearest_etf.torchport.collapse_metrics import eigenpairs, numerical_rank
 
 SECOND_PASS = ("nc4", "cosine_margin", "cosine_margin_std")
 
@@ -271,3 +271,18 @@ def test_features_that_leave_the_range_of_the_first_batch_are_refused() -> None:
 
 if __name__ == "__main__":
     reduce_in_process(int(sys.argv[1]), sys.argv[2])
+
+
+def test_eigenpairs_where_divide_and_conquer_does_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+    X = torch.randn(9, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    S = X.T @ X  # of rank 9
+
+    def failing(_: Tensor) -> None:
+        raise torch.linalg.LinAlgError("the algorithm failed to converge")
+
+    expected = torch.linalg.eigvalsh(S)
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    values, vectors = eigenpairs(S)
+    torch.testing.assert_close(values, expected)
+    torch.testing.assert_close(vectors * values @ vectors.T, S)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(40, dtype=torch.float64))

@@ -8,7 +8,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nearest_etf.torchport import Classifier, FixedETFHead, ImplicitETFHead, LearnedHead
+from nearest_etf.torchport import (
+    Classifier,
+    ClassMeanHead,
+    FixedETFHead,
+    Head,
+    ImplicitETFHead,
+    LearnedHead,
+    TightFrameHead,
+)
 from nearest_etf.torchport.distributed import all_reduce_sum
 
 
@@ -18,9 +26,15 @@ def shared_batch() -> tuple[Tensor, Tensor]:
     return features, torch.arange(12) % 4
 
 
-def step(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The classifier after one step, and the gradient of this process' sum of losses."""
-    head = ImplicitETFHead(8, 4).double()
+HEADS: list[tuple[type[Head], int]] = [(ImplicitETFHead, 8), (ClassMeanHead, 8), (TightFrameHead, 2)]  # with d
+
+
+def steps(features: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Of each head, the classifier after one step, and the gradient of this process' sum of losses."""
+    return [step(kind(d, 4).double(), features[:, :d], labels) for kind, d in HEADS]
+
+
+def step(head: Head, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     features = features.clone().requires_grad_()
     torch.nn.functional.cross_entropy(head(features, labels), labels, reduction="sum").backward()
     assert features.grad is not None
@@ -31,7 +45,7 @@ def one_of_two(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     features, labels = shared_batch()
     mine = slice(0, 5) if rank == 0 else slice(5, 12)
-    torch.save(step(features[mine], labels[mine]), f"{folder}/{rank}.pt")
+    torch.save(steps(features[mine], labels[mine]), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -39,7 +53,7 @@ def several_forwards_of_two(rank: int, folder: str) -> None:
     """Under DDP, which writes rank 0's buffers into the others' at every forward: two forwards, one backward."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/ddp", rank=rank, world_size=2)
     gradients = []
-    for kind in (FixedETFHead, ImplicitETFHead, LearnedHead):
+    for kind in (FixedETFHead, ImplicitETFHead, LearnedHead, ClassMeanHead, TightFrameHead):
         torch.manual_seed(0)
         model = torch.nn.parallel.DistributedDataParallel(Classifier(torch.nn.Linear(8, 8), kind(8, 4)))
         features, labels = (x[rank::2] for x in shared_batch())
@@ -61,11 +75,11 @@ def test_two_processes_solve_the_same_problem(tmp_path: Path) -> None:
     # New processes: a fork would inherit locks of the threads that earlier tests have started.
     running = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
-    weight, gradient = step(*shared_batch())
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    for part in parts:
-        torch.testing.assert_close(part[0], weight)
-    torch.testing.assert_close(torch.cat([part[1] for part in parts]), gradient)
+    for (weight, gradient), *of_both in zip(steps(*shared_batch()), *parts, strict=True):
+        for part in of_both:
+            torch.testing.assert_close(part[0], weight)
+        torch.testing.assert_close(torch.cat([part[1] for part in of_both]), gradient)
 
 
 def test_several_forwards_share_one_backward_under_ddp(tmp_path: Path) -> None:

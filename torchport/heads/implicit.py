@@ -52,6 +52,7 @@ class ImplicitETFHead(SolvingHead):
 
     Examples
     --------
+    >>> import torch
     >>> head = ImplicitETFHead(num_features=8, num_classes=3)
     >>> logits = head(torch.randn(4, 8, requires_grad=True), torch.tensor([0, 1, 2, 0]))
     >>> (head.weight @ head.weight.T).round(decimals=3)[0].tolist()

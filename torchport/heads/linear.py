@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from .base import Head
@@ -28,17 +30,21 @@ class LinearHead(Head):
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__(num_features, num_classes)
         linear = nn.Linear(num_features, num_classes)
-        self.register_parameter("weight", linear.weight)
-        self.register_parameter("bias", linear.bias)
+        self.register_parameter("weight", linear._parameters["weight"])
+        self.bias = linear.bias
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """W (K, d): the parameter itself, or with the pinned rows in place of its first ones."""
-        return self._with_pinned(self.__getattr__("weight"))
+        return self._with_pinned(self._rows())
 
     def grow(self, n: int) -> None:
         """New rows and biases as `nn.Linear` starts them."""
         new = nn.Linear(self.num_features, n)
-        self.register_parameter("weight", lengthened(self.__getattr__("weight"), new.weight))
-        self.register_parameter("bias", lengthened(self.bias, new.bias))
+        self.register_parameter("weight", lengthened(self._rows(), new.weight))
+        self.bias = lengthened(self.bias, new.bias)
         warn_of_new_parameters(type(self).__name__, "weight and bias")
+
+    def _rows(self) -> Tensor:
+        parameter: Any = self.__getattr__("weight")  # past the property
+        return parameter  # type: ignore[no-any-return]

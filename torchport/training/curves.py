@@ -43,9 +43,11 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> str:
             for axes, name in zip(figure.subplots(2, 3).ravel(), PANELS, strict=True):
                 draw_curve(axes, [group], BY_NAME[name])
                 if name in RUNNING:
-                    shown = [(row["epoch"], BY_NAME[name].factor * row[f"running_{name}"]) for row in rows]
+                    key = f"running_{name}"  # which epoch 0, before the first step, has not
+                    shown = [(row["epoch"], BY_NAME[name].factor * row[key]) for row in rows if key in row]
                     style = {"color": COLOURS[1], "linewidth": 1, "marker": "." if len(rows) < 25 else ""}
-                    axes.plot(*zip(*shown, strict=True), label="train, running", zorder=1, **style)
+                    x, y = zip(*shown, strict=True) if shown else ((), ())
+                    axes.plot(x, y, label="train, running", zorder=1, **style)
                     if group.held_out:
                         style = {"color": COLOURS[0], "linestyle": LINES[group.held_out], "linewidth": 1.1}
                         axes.plot([], [], label=f"{group.held_out}, eval mode", **style)

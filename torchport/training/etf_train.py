@@ -11,43 +11,52 @@ from functools import partial
 from typing import Any
 
 from ...common.command import Parser, fail, printer, run_command
+from .run.data_path import default_output, default_sweep, folder_recipe
+from .run.folder import RESUMABLE
 from .run.reading import epochs_to, read_run
 from .run.settings import Settings, SettingsError, load_recipe, recipe_names, recipe_text, settings_from
 
 EXAMPLES = """
 etf-train digits --head implicit --seed 0 --output runs/x    train; seconds on a laptop
 etf-train digits --head learned --epochs 5 --lr 1e-3         any setting of the recipe can be changed
+etf-train --data photos --backbone resnet18                  images in photos/CLASS/, or in train/, val/, test/ of these
+etf-train --data photos --backbone timm:resnet50 --pretrained     fine-tune a network; or --weights FILE
 etf-train --resume --output runs/x                           go on where a run stopped
+etf-train --resume --output runs/x --epochs 40               extend it; --data FOLDER: its images have moved
+etf-train runs/x/config.json --output runs/y                 repeat a run
 etf-train sweep digits --heads fixed implicit --seeds 3      several runs; finished ones are skipped
 etf-train --list                                             the recipes
 etf-train --show cifar10-resnet18                            the text of a recipe
 """
-ALIASES = {"optimizer": ["--optimiser"], "lr": ["--learning-rate"]}
+# torchrun of Python 3.11 takes --start for the beginning of an option of its own.
+ALIASES = {"optimizer": ["--optimiser"], "lr": ["--learning-rate"], "start": ["--head-start"]}
 
 
 def build_parser(sweeping: bool = False) -> Parser:
     """All flags; those of the settings are made from the fields of `Settings`."""
     parser = Parser(
         "etf-train sweep" if sweeping else "etf-train",
-        "Train a network with a linear, a learned, a fixed ETF or a nearest-ETF classifier head.",
+        "Train a network with a linear, learned, fixed-ETF, nearest-ETF, class-mean or tight-frame classifier head.",
         EXAMPLES,
     )
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a recipe's name, or a TOML file")
+    about = "a recipe's name, a TOML file, or the config.json of a run to repeat"
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=about)
     parser.add_argument("--list", action="store_true", help="list the recipes and exit")
     parser.add_argument("--show", metavar="RECIPE", help="print a recipe and exit")
     run = parser.add_argument_group("the run")
     if sweeping:
         run.add_argument("--heads", nargs="+", metavar="HEAD", default=["learned", "fixed", "implicit"])
         run.add_argument("--seeds", type=int, metavar="N", default=3, help="seeds 0 to N-1 [3]")
-        run.add_argument("--output", metavar="DIR", help="folder of the run folders HEAD-seedN [runs/RECIPE]")
+        run.add_argument("--output", metavar="DIR", help="folder of the run folders HEAD-seedN [runs/RECIPE-DATA]")
     else:
-        run.add_argument("--output", metavar="DIR", help="run folder [runs/RECIPE-HEAD-seedN]")
+        run.add_argument("--output", metavar="DIR", help="run folder [runs/RECIPE-DATA-HEAD-seedN]")
         run.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
     run.add_argument("--overwrite", action="store_true", help="replace runs that exist")
     run.add_argument(
         "--recalibrate",
         action=argparse.BooleanOptionalAction,
-        help="implicit: at the end (of a finished run with --resume: now) set means, W and b from one exact pass [on]",
+        help="implicit, class-mean, tight-frame: at the end (of a finished run with --resume: now) set means, W and b "
+        "from one exact pass [on]",
     )
     run.add_argument("--data-dir", metavar="DIR", help="where data sets lie [$NEAREST_ETF_DATA, or a cache folder]")
     run.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … [a GPU where there is one]")
@@ -94,8 +103,7 @@ def train_command(values: dict[str, Any]) -> int:
         print(recipe_text(show).rstrip() if show else "\n".join(recipe_names()))
         return 0
     options = {name: values.pop(name) for name in ("resume", "overwrite", "recalibrate", "data_dir", "device", "quiet")}
-    settings = gather_settings(recipe, values, output if options["resume"] else None)
-    output = output or f"runs/{settings.recipe}-{settings.head}-seed{settings.seed}"
+    settings, output = gather_settings(recipe, values, output, options["resume"])
 
     from .progress import Stopped, accuracies
     from .train import train
@@ -107,7 +115,8 @@ def train_command(values: dict[str, Any]) -> int:
     if row:  # on the first of several processes
         run = read_run(output)
         first = {level: epochs_to(run.rows, level) for level in (0.95, 0.99)}
-        reached = ", ".join(f"{level:.0%} {f'in epoch {e}' if e else 'not reached'}" for level, e in first.items())
+        words = {level: "not reached" if epoch is None else f"in epoch {epoch}" for level, epoch in first.items()}
+        reached = ", ".join(f"{level:.0%} {word}" for level, word in words.items())
         result = f"{output}/{run.result}.pt: {', '.join(accuracies(run.result_row))}"
         printer(options["quiet"])(f"{result}; training accuracy {reached}")
     return 0
@@ -120,14 +129,13 @@ def sweep_command(values: dict[str, Any]) -> int:
         raise SettingsError(f"--{'list' if listing else 'show'} is not for sweeps: use etf-train --list, --show RECIPE")
     heads, seeds = values.pop("heads"), values.pop("seeds")
     options = {name: values.pop(name) for name in ("overwrite", "recalibrate", "data_dir", "device", "quiet")}
-    runs = [
-        gather_settings(recipe, {**values, "head": head, "seed": seed}, None) for head in heads for seed in range(seeds)
-    ]
+    settings = [{**values, "head": head, "seed": seed} for head in heads for seed in range(seeds)]
+    runs = [gather_settings(recipe, chosen)[0] for chosen in settings]
 
     from .progress import Stopped
     from .sweep import sweep
 
-    folder = output or f"runs/{recipe or 'custom'}"
+    folder = output or (default_sweep(runs[0]) if runs else "runs/none")
     log = printer(options["quiet"])
     try:
         outcomes = sweep(runs, folder, **options)
@@ -142,15 +150,27 @@ def sweep_command(values: dict[str, Any]) -> int:
     return status
 
 
-def gather_settings(recipe: str | None, values: dict[str, Any], resumed: str | None) -> Settings:
-    """Settings from a recipe, else from the run that is resumed, else the defaults; then the flags."""
-    if recipe:
-        return load_recipe(recipe, values)
-    if resumed:
-        return settings_from({**read_run(resumed, need_rows=False).settings, **values})
-    if not values:
+def gather_settings(
+    recipe: str | None, values: dict[str, Any], output: str | None = None, resume: bool = False
+) -> tuple[Settings, str]:
+    """Settings and run folder: of a recipe, or of the run that is resumed, or the defaults; then the flags.
+
+    An image folder without a recipe has the defaults of one: "fine-tune" where weights are given, else "photos".
+
+    A resumed run keeps its own epochs, workers and data where no flag says otherwise.
+    """
+    if not (recipe or values or (resume and output)):
         raise SettingsError("name a recipe (etf-train --list) or settings (etf-train --help)")
-    return settings_from(values)
+    if resume and output and not recipe:
+        return settings_from({**read_run(output, need_rows=False).settings, **values}), output
+    base = recipe or folder_recipe(values)
+    settings = load_recipe(base, values) if base else settings_from(values)
+    output = output or default_output(settings)
+    if resume:
+        saved = read_run(output, need_rows=False).settings
+        kept = {name: saved[name] for name in RESUMABLE if name in saved} if recipe else saved
+        settings = settings_from({**settings.to_dict(), **kept, **values})
+    return settings, output
 
 
 def stopped_status(command: str, error: Any) -> int:

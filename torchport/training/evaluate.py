@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,10 @@ from torch.nn import functional as F
 from ...reference.collapse import MARGIN_EDGES, NeuralCollapse
 from ..collapse import NeuralCollapseMeter
 from ..collapse_metrics import numerical_rank as rank_per_class
-from ..heads import Classifier
+from ..heads import Classifier, Head
+from ..heads.solving import SolvingHead
+from .data.batches import Loader
+from .run.reading import Row
 
 KEPT_BYTES = 2**31  # features of larger splits are not kept for the figures that need them twice
 TOP5_FROM = 10  # classes; with fewer, five guesses say little
@@ -122,6 +125,20 @@ def evaluate(
     figures = {name: value for name, value in figures.items() if math.isfinite(value)}
     rows = torch.where(meter.counts[:, None] > 0, meter.class_mean_rows(), torch.nan)
     return Evaluation(figures, rows, histogram)
+
+
+def evaluate_splits(model: Classifier[Any], loaders: Mapping[str, Loader]) -> Row:
+    """Reported metrics on every split that there is, as `train_loss`, `val_accuracy`, …"""
+    row: Row = {}
+    for name, loader in loaders.items():
+        row |= evaluate(model, loader.ordered()).prefixed(name)
+    return row
+
+
+def solver_health(head: Head) -> Row:
+    """Solver diagnostics of the last step of a head that solves, as `solver_gap`, `solver_condition`, …"""
+    health = head.solution_health() if isinstance(head, SolvingHead) else {}
+    return {f"solver_{name}": value for name, value in health.items() if math.isfinite(value)}
 
 
 def _collapse(

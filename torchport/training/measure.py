@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +10,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..heads import ImplicitETFHead
-from ..procrustes import solve
+from ..heads.solving import SolvingHead
+from .data.fingerprint import compare_data, recorded
 from .data.load import training_data
 from .data.loaders import make_loader
 from .device import computing_device, use_precision
 from .evaluate import evaluate
 from .measurement import Measurement, save_measurement
 from .model import load_model
-from .run.checkpoint import load_checkpoint
+from .run.checkpoint import load_checkpoint, trained_epochs
+from .run.data_path import located
 from .run.reading import Run, RunError, read_run
-
-CHECKPOINTS = ("best", "last")  # measured by default, where they exist
 
 
 def measure_run(
     run: str | Path,
     checkpoint: str | None = None,
     *,
+    data: str | None = None,
     data_dir: str | Path | None = None,
     device: str | torch.device | None = None,
+    log: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Measurement]:
     """Measure checkpoints of a run, and keep each measurement in the run folder.
 
@@ -37,31 +39,34 @@ def measure_run(
     run : path
         A run folder of `etf-train`.
     checkpoint : {"best", "last", "recalibrated"}, optional
-        Default: best and last, where they exist.
+        Default: all that exist.
+    data : str, optional
+        Where the image folder of the run lies by now, if it has moved.
     data_dir : path, optional
         Where data sets lie, as for `etf-train`.
     device : str or torch.device, optional
         "cpu", "cuda", …; default: a GPU where there is one.
+    log : function
+        Called with a line where the data are others than those of the run.
 
     Raises
     ------
     UserError
-        If the run, its checkpoint or its data are missing or damaged.
+        If the run, its checkpoint or its data are missing or damaged, or the data have other classes than the run.
     """
     found = read_run(run, need_rows=False)
-    measurements = {}
+    measurements, lines = {}, list[str]()
     for name in chosen_checkpoints(found, checkpoint):
-        measurements[name] = measure(run, name, data_dir=data_dir, device=device)
+        measurements[name] = measure(run, name, data=data, data_dir=data_dir, device=device, log=lines.append)
         save_measurement(run, name, measurements[name])
+    for line in dict.fromkeys(lines):
+        log(line)
     return measurements
 
 
 def chosen_checkpoints(run: Run, checkpoint: str | None) -> list[str]:
     """The checkpoints to measure, all of which exist."""
-    if checkpoint is None:
-        chosen = [name for name in CHECKPOINTS if name in run.checkpoints]
-    else:
-        chosen = [name for name in run.checkpoints if name == checkpoint]
+    chosen = [name for name in run.checkpoints if checkpoint in (None, name)]
     if not chosen:
         wanted = f"{checkpoint}.pt" if checkpoint else "checkpoint to measure"
         raise RunError(f"{run.path} has no {wanted}: it has {', '.join(run.checkpoints) or 'none yet'}")
@@ -72,46 +77,51 @@ def measure(
     run: str | Path,
     checkpoint: str | None = None,
     *,
+    data: str | None = None,
     data_dir: str | Path | None = None,
     device: str | torch.device | None = None,
+    log: Callable[[str], object] = lambda line: None,
 ) -> Measurement:
     """Measure one checkpoint, in the precision of its training.
 
     Parameters
     ----------
-    run, data_dir, device
+    run, data, data_dir, device, log
         As for `measure_run`.
     checkpoint : {"best", "last", "recalibrated"}, optional
-        Default: the run's result, which is best where there was validation data, else last.
+        Default: the run's result, see `Run.result`.
 
     Raises
     ------
     UserError
         As `measure_run`.
     """
-    checkpoint = checkpoint or read_run(run, need_rows=False).result
-    model, settings = load_model(run, checkpoint)
+    found = read_run(run, need_rows=False)
+    checkpoint = checkpoint or found.result
+    model, settings = load_model(found, checkpoint)
     device = computing_device(device)
     use_precision(model.to(device).backbone, device, settings.precision)
-    data = training_data(settings, data_dir)
+    contents = load_checkpoint(Path(run) / f"{checkpoint}.pt")
+    images = training_data(located(settings, data or found.settings.get("data")), data_dir, contents["data"])
+    if changed := compare_data(contents["data"], recorded(images)):
+        log(changed)
     figures: dict[str, float] = {}
     arrays: dict[str, NDArray[Any]] = {"weight": model.head.weight.detach().cpu().numpy()}
-    for name, split in data.splits().items():
-        loader = make_loader(split, data, settings, device=device)
+    for name, split in images.splits().items():
+        loader = make_loader(split, images, settings, device=device)
         evaluation = evaluate(model, loader.ordered(), numerical_rank=True)
         figures |= evaluation.prefixed(name)
         arrays[f"{name}_class_mean_rows"] = evaluation.class_mean_rows.cpu().numpy()
         arrays[f"{name}_margins"] = evaluation.margin_histogram
-    if isinstance(model.head, ImplicitETFHead):
+    if isinstance(model.head, SolvingHead):
         arrays["singular_values"] = singular_values(model.head)
-    epoch = int(load_checkpoint(Path(run) / f"{checkpoint}.pt")["epoch"]) - 1
-    return Measurement(epoch, figures, arrays)
+    epochs, _ = trained_epochs(contents)
+    return Measurement(epochs, figures, arrays)
 
 
 @torch.no_grad()
-def singular_values(head: ImplicitETFHead) -> NDArray[np.float64]:
+def singular_values(head: SolvingHead) -> NDArray[np.float64]:
     """Singular values of the A that the head's next solve would decompose, descending, (m,)."""
     H = head.running.class_means.double()
     norm = H.norm().clamp_min(torch.finfo(H.dtype).tiny)
-    solution = solve(H / norm, head.frame.double(), head.delta, method="svd", formulation=head.formulation)
-    return solution.singular_values.cpu().numpy()
+    return head.solve(H / norm, head.frame.double(), "svd", None).singular_values.cpu().numpy()

@@ -37,7 +37,7 @@ class Measurement:
         Flat: `train_accuracy`, `test_nc1`, …
     arrays : dict
         `weight` (K, d); per split `…_class_mean_rows` (K, d), nan for a class without samples, and `…_margins`
-        (200,), the histogram of cosine margins; for an implicit head `singular_values` (m,) of A, descending.
+        (200,), the histogram of cosine margins; for a head that solves `singular_values` (m,) of A, descending.
     """
 
     epoch: int
@@ -114,10 +114,14 @@ def measurement_table(measurements: Mapping[str, Measurement]) -> str:
     """
     names = list(dict.fromkeys(key.split("_", 1)[1] for m in measurements.values() for key in m.figures))
     width = max(map(len, names))
-    columns = [(m, split) for m in measurements.values() for split in m.splits]
-    heading = "".join(f"{f'{name} (epoch {m.epoch})':>{11 * len(m.splits)}}" for name, m in measurements.items())
-    lines = [" " * width + heading, " " * width + "".join(f"{split:>11}" for _, split in columns)]
+    heading, columns = "", []
+    for label, m in measurements.items():
+        words, count = f"{label} (epoch {m.epoch})", len(m.splits)
+        cell = max(11, -(-(len(words) + 2) // count))
+        heading += f"{words:>{cell * count}}"
+        columns += [(m, split, cell) for split in m.splits]
+    lines = [" " * width + heading, " " * width + "".join(f"{split:>{cell}}" for _, split, cell in columns)]
     for name in names:
-        cells = (m.figures.get(f"{split}_{name}") for m, split in columns)
-        lines.append(f"{name:<{width}}" + "".join(f"{'–':>11}" if x is None else f"{x:11.4g}" for x in cells))
+        cells = ((m.figures.get(f"{split}_{name}"), cell) for m, split, cell in columns)
+        lines.append(f"{name:<{width}}" + "".join(f"{'–' if x is None else f'{x:.4g}':>{cell}}" for x, cell in cells))
     return "\n".join(lines)

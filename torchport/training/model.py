@@ -10,7 +10,18 @@ import torch
 
 from ...common.files import reading
 from ...reference.procrustes import initial_frame
-from ..heads import Classifier, FixedETFHead, Head, ImplicitETFHead, LearnedHead, LinearHead
+from ...reference.stiefel import random_point
+from ..heads import (
+    Classifier,
+    ClassMeanHead,
+    FixedETFHead,
+    Head,
+    ImplicitETFHead,
+    LearnedHead,
+    LinearHead,
+    TightFrameHead,
+)
+from ..simplex import from_coordinates
 from .backbones.build import build_backbone
 from .run.checkpoint import CheckpointError, load_checkpoint
 from .run.reading import Run, read_run
@@ -29,23 +40,40 @@ def build_head(settings: Settings, num_features: int, num_classes: int) -> Head:
     averaging: Any = settings.averaging
     if settings.head == "learned":
         return LearnedHead(num_features, num_classes, tau)
+    if settings.head == "class-mean":
+        return ClassMeanHead(num_features, num_classes, tau, gradient=settings.gradient, averaging=averaging)
     initial: str | torch.Tensor = "canonical"
-    if settings.initial == "random":  # from a generator of its own: the backbone's weights do not depend on it
-        rng = np.random.default_rng(settings.seed)
-        initial = torch.tensor(initial_frame("random", np.zeros((num_features, num_classes)), rng)).float()
+    if settings.initial == "random":
+        initial = random_frame(num_features, num_classes, settings.seed)
     if settings.head == "fixed":
         return FixedETFHead(num_features, num_classes, tau, initial=initial, averaging=averaging)
-    return ImplicitETFHead(
-        num_features,
-        num_classes,
-        tau,
-        delta=settings.delta,
-        formulation="gauge-free" if settings.formulation == "gauge-free" else "paper",
-        gradient=settings.gradient,
-        method=settings.method,
-        initial=initial,
-        averaging=averaging,
-    )
+    solving: Any = {
+        "delta": settings.delta,
+        "gradient": settings.gradient,
+        "method": settings.method,
+        "initial": initial,
+        "averaging": averaging,
+    }
+    if settings.head == "tight-frame":
+        norms: Any = settings.norms
+        return TightFrameHead(num_features, num_classes, tau, norms=norms, **solving)
+    formulation: Any = settings.formulation
+    return ImplicitETFHead(num_features, num_classes, tau, formulation=formulation, **solving)
+
+
+def random_frame(num_features: int, num_classes: int, seed: int) -> torch.Tensor:
+    """A Haar-distributed frame (d, K), a tight one for K > d+1.
+
+    It comes from a generator of its own, so that the backbone's weights do not depend on it.
+
+    >>> F = random_frame(2, 5, seed=0)
+    >>> (F @ F.T).allclose(torch.eye(2), atol=1e-6), F.sum(1).abs().max().item() < 1e-6
+    (True, True)
+    """
+    d, K, rng = num_features, num_classes, np.random.default_rng(seed)
+    if d + 1 >= K:
+        return torch.tensor(initial_frame("random", np.zeros((d, K)), rng)).float()
+    return from_coordinates(torch.tensor(random_point(K - 1, d, rng)).mT).float()
 
 
 def build_model(settings: Settings, image_shape: tuple[int, int, int], num_classes: int) -> Classifier[Any]:
@@ -69,7 +97,10 @@ def build_model(settings: Settings, image_shape: tuple[int, int, int], num_class
     try:
         return Classifier(backbone, build_head(settings, num_features, num_classes))
     except ValueError as error:
-        raise SettingsError(f"backbone {settings.backbone}, head {settings.head}: {error}") from error
+        remedy = ""
+        if num_features < num_classes - 1:
+            remedy = " On the command line: --head tight-frame, class-mean, learned or linear."
+        raise SettingsError(f"backbone {settings.backbone}, head {settings.head}: {error}{remedy}") from error
 
 
 def load_model(run: Run | str | Path, checkpoint: str | None = None) -> tuple[Classifier[Any], Settings]:
@@ -97,5 +128,6 @@ def load_model(run: Run | str | Path, checkpoint: str | None = None) -> tuple[Cl
         settings = settings_from(contents["settings"])
         data = contents["data"]
         model = build_model(settings, tuple(data["image_shape"]), len(data["class_names"]))
-        model.load_state_dict(contents["model"])
+        averaged = contents.get("ema")  # `WeightAverage.state_dict()`
+        model.load_state_dict(averaged["model"] if averaged else contents["model"])
     return model.eval(), settings

@@ -1,4 +1,4 @@
-"""After training: an implicit head's class means, W and b from one exact pass instead of running means."""
+"""After training: class means, W and b of a head that follows them, from one exact pass instead of running means."""
 
 from __future__ import annotations
 
@@ -9,25 +9,34 @@ import torch
 from torch import Tensor
 
 from ..collapse import NeuralCollapseMeter
-from ..heads import Classifier, ImplicitETFHead
+from ..heads import AveragingHead, Classifier
 
 
 @torch.no_grad()
 def recalibrate_head(model: Classifier[Any], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Set an implicit head's class means to those of all samples, and solve for its W and b.
+    """Set a head's class means to those of all samples, and W and b by them.
 
     Parameters
     ----------
     model : Classifier
-        With an `ImplicitETFHead`; left in eval mode.
+        With an `AveragingHead`; left in eval mode.
     batches : iterable of (images (B, C, H, W), labels (B,))
         Under several processes, the batches of all of them count.
     """
+    assert isinstance(model.head, AveragingHead)
+    model.head.set_means(*exact_means(model, batches))
+
+
+@torch.no_grad()
+def exact_means(model: Classifier[Any], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Means per class (K, d) of what a head's classifier sees, over all samples, and how many there are (K,).
+
+    In eval mode, in which the model is left.
+    """
     model.eval()
     head = model.head
-    assert isinstance(head, ImplicitETFHead)
     meter = NeuralCollapseMeter(head.num_features, head.num_classes, device=head.weight.device)
     for images, labels in batches:
         meter.update(head.normalise(model.backbone(images)), labels)
     meter.all_reduce()
-    head.set_means(meter.class_mean_rows(), meter.counts)
+    return meter.class_mean_rows(), meter.counts

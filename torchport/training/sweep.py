@@ -14,8 +14,10 @@ from typing import Any
 from ...common.command import printer
 from ...common.errors import UserError
 from .run.checkpoint import load_checkpoint
-from .run.reading import read_run
-from .run.settings import Settings, settings_from
+from .run.data_path import located
+from .run.folder import refused_changes
+from .run.reading import read_exact, read_run
+from .run.settings import FOLLOWS_MEANS, Settings, SettingsError, settings_from
 from .train import train
 
 
@@ -39,7 +41,7 @@ def sweep(
     overwrite : bool
         Train again what exists.
     recalibrate : bool, optional
-        As for `train`, for implicit heads.
+        As for `train`, for the heads that it is for.
     quiet : bool
         Print nothing.
     options
@@ -55,7 +57,7 @@ def sweep(
     for settings in runs:
         name = f"{settings.head}-seed{settings.seed}"
         folder = Path(output) / name
-        exact = recalibrate if settings.head == "implicit" else None
+        exact = recalibrate if settings.head in FOLLOWS_MEANS else None
         begun = (folder / "config.json").exists() and not overwrite
         try:
             if begun and is_finished(folder, settings, exact):
@@ -71,11 +73,24 @@ def sweep(
 
 
 def is_finished(folder: Path, settings: Settings, recalibrate: bool | None) -> bool:
-    """Whether a run of these settings has nothing left to do; its metrics may be ahead of its last checkpoint."""
+    """Whether a run of these settings has nothing left to do; its metrics may be ahead of its last checkpoint.
+
+    Raises
+    ------
+    SettingsError
+        If the run had fewer epochs: a run that was extended is not one that began with them.
+    """
     run = read_run(folder, need_rows=False)
-    if settings_from(run.settings) != settings or "last" not in run.checkpoints:
+    saved = settings_from(run.settings)
+    if refused_changes(saved, located(settings)) or "last" not in run.checkpoints:
         return False
+    if saved.epochs != settings.epochs:
+        raise SettingsError(
+            f"{folder} was trained with epochs = {saved.epochs}, not {settings.epochs}: choose another --output, train "
+            f"anew (--overwrite), or extend it (etf-train --resume --epochs {settings.epochs} --output {folder})"
+        )
     if load_checkpoint(folder / "last.pt")["epoch"] <= settings.epochs:
         return False
-    exact = settings.head == "implicit" and recalibrate is not False
-    return not exact or (folder / "recalibrated.json").exists()
+    exact = settings.head in FOLLOWS_MEANS and recalibrate is not False
+    done = (folder / "recalibrated.json").exists()  # 0.1.0 recorded no epoch in it
+    return not exact or (done and read_exact(folder).get("epoch", settings.epochs) == settings.epochs)

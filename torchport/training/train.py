@@ -4,6 +4,7 @@
     etf-train cifar10-resnet18 --head implicit --val-fraction 0.1         # on the GPU, where there is one
     etf-train --data path/to/images --backbone resnet50 --head implicit   # CLASS/*.jpg, or train/, val/, test/ of these
     etf-train --resume --output runs/digits                               # goes on where that run stopped
+    etf-train --resume --epochs 40 --output runs/digits                   # extends it
     torchrun --nproc-per-node 4 -m nearest_etf.torchport.training.etf_train cifar10-resnet18   # four GPUs
 
 In Python: `train(load_recipe("digits", {"head": "implicit"}), "runs/digits")`.
@@ -11,37 +12,50 @@ In Python: `train(load_recipe("digits", {"head": "implicit"}), "runs/digits")`.
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from ...common.errors import UserError
 from ...common.machine import provenance
-from ..heads import Classifier, Head, ImplicitETFHead
-from .curves import draw_curves
-from .data.batches import Loader
+from .data.fingerprint import compare_data, recorded
+from .data.held_out import uncovered
 from .data.load import training_data
 from .data.loaders import make_loader
+from .data.mixing import Mixing
 from .device import computing_device, use_precision
-from .evaluate import evaluate
-from .losses import training_loss
+from .ema import WeightAverage
+from .evaluate import evaluate_splits, solver_health
+from .freeze import freeze, train_mode
+from .losses import loss_options, training_loss
 from .model import build_model
 from .optim import build_optimizer, learning_rate
-from .progress import Interrupt, Progress, epoch_line, recalibrated_line, result_line, run_line
+from .progress import (
+    Interrupt,
+    Progress,
+    epoch_line,
+    picture,
+    recalibrated_line,
+    result_line,
+    resumed_line,
+    run_line,
+    watched,
+)
 from .recalibrate import recalibrate_head
-from .run.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from .run.checkpoint import load_checkpoint, random_state, resumed_step, save_checkpoint, set_random_state
+from .run.data_path import located
 from .run.folder import RunFolder
 from .run.reading import Row, read_rows, read_run
-from .run.settings import Settings, SettingsError
+from .run.settings import FOLLOWS_MEANS, Settings, SettingsError
+from .start import start_head
 from .tensorboard import scalar_writer
+from .totals import batch_totals, is_finite
+from .weights import start_weights
 
 SAVE_EVERY = 60.0  # seconds between checkpoints, where evaluations are rarer
 CHECK_EVERY = 100  # steps between checks of the loss, each of which waits for the device
@@ -72,17 +86,18 @@ def train(
     output : path
         The run folder; must not exist, unless `resume` or `overwrite`.
     resume : bool
-        Go on from the folder's last checkpoint, bit-identically on the CPU.
+        Go on from the folder's last checkpoint, bit-identically on the CPU. `epochs` may be larger than before, and
+        `workers` and the place of an image folder may be others; all other settings have to be the same.
     overwrite : bool
-        Replace the folder's contents.
+        Replace the folder's contents, once the new run has a checkpoint.
     data_dir : path, optional
         Where data sets lie; `NEAREST_ETF_DATA`, or the user's cache folder, by default.
     device : str, optional
         "cpu", "cuda", "cuda:1", …; a GPU by default where there is one.
     recalibrate : bool, optional
-        At the end, set an implicit head's means, W and b from one exact pass over the training split, instead of
+        At the end, set class means, W and b from one exact pass over the training split, instead of
         relying on the last batches; writes recalibrated.pt and, with the figures before and after, recalibrated.json.
-        The default is to do so for implicit heads.
+        The default is to do so for the heads of `FOLLOWS_MEANS`: implicit, class-mean and tight-frame.
     quiet : bool
         Print nothing; log.txt is written all the same.
 
@@ -109,69 +124,77 @@ def train(
     2
     """
     # Where to write, and where to compute.  Under torchrun every process has a rank; rank 0 does the writing.
-    implicit = settings.head == "implicit"
-    if recalibrate and not implicit:
-        raise SettingsError(f"recalibrate is for the implicit head: the {settings.head} head has no class means")
+    follows = settings.head in FOLLOWS_MEANS
+    if recalibrate and not follows:
+        raise SettingsError(f"recalibrate is for the heads {', '.join(FOLLOWS_MEANS)}, and not for {settings.head}")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = computing_device(device)
     if world_size > 1:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         dist.barrier()  # nobody reads the folder while rank 0 may still be writing an earlier run's end
+    settings = located(settings)
     folder = RunFolder(output, settings, resume=resume, overwrite=overwrite)
+    saved = load_checkpoint(folder.path / "last.pt") if folder.resumed else {}
     torch.manual_seed(settings.seed)
 
     # The data, as 8-bit images: on the device, or behind worker processes for image folders.
     # Rank 0 goes first, since it may have to download them.
     if rank > 0:
         dist.barrier()
-    data = training_data(settings, data_dir)
+    data = training_data(settings, data_dir, saved.get("data"))
     if rank == 0 and world_size > 1:
         dist.barrier()
+    kept = recorded(data)
+    changed = compare_data(saved["data"], kept) if saved else ""
     loaders = {
         name: make_loader(split, data, settings, device=device, rank=rank, world_size=world_size)
         for name, split in data.splits().items()
     }
-    loader = loaders["train"]
+    steps = loaders["train"].steps_per_epoch()
+    mixing = Mixing(settings, data, rank=rank, world_size=world_size)
+    weighing = loss_options(settings, data, device)
 
     # The model: a backbone from images to features, and the head, which holds the classifier W, b.
     model = build_model(settings, data.image_shape, data.num_classes).to(device)
+    notes = [] if saved else start_weights(model.backbone, settings, data.image_shape[2])
+    still = freeze(model, settings)  # modules that stay in eval mode
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     tau = model.head.temperature
     optimizer = build_optimizer(settings, model)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
-    use_precision(model.backbone, device, settings.precision)
+    average = WeightAverage(model, settings)
+    for made in average.models():
+        use_precision(made.backbone, device, settings.precision)
     if settings.compile:
         model.backbone.compile()
     network: nn.Module = nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
 
     # Where a resumed run goes on.
-    start_epoch, start_step, best_accuracy = 1, 0, -1.0
+    start_epoch, start_step, best_accuracy, saved_at = 1, 0, -1.0, time.monotonic()
     totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right, samples of the epoch so far
-    if folder.resumed:
-        saved = load_checkpoint(folder.path / "last.pt")
+    elapsed, solver = 0.0, {}  # seconds of the epoch so far, diagnostics of its last step
+    if saved:
         model.load_state_dict(saved["model"])
-        if isinstance(model.head, ImplicitETFHead):
+        if hasattr(model.head, "warm_start"):
             model.head.warm_start = saved.get("warm_start")
+        average.load_state_dict(saved.get("ema", {}))
         optimizer.load_state_dict(saved["optimizer"])
         scaler.load_state_dict(saved["scaler"])
-        start_epoch, start_step, best_accuracy = saved["epoch"], saved["step"], saved["best_accuracy"]
+        start_epoch, start_step, best_accuracy = saved["epoch"], resumed_step(saved, steps), saved["best_accuracy"]
+        elapsed, solver = saved.get("seconds", 0.0), saved.get("solver", {})
         if rank == 0:  # they hold the sums over all processes
             totals = saved["totals"].to(device)
         set_random_state(saved["random"])
-    if rank == 0:
-        folder.begin()
-        if not folder.resumed:
-            folder.write_config(settings, data.to_dict(), provenance(str(device)))
-        folder.truncate(start_epoch - 1)
 
     def save(name: str, epoch: int, step: int) -> None:
-        """Write a checkpoint from which the run goes on with step `step` of epoch `epoch`."""
+        """Write a checkpoint from which the run goes on with step `step` of epoch `epoch`; see `trained_epochs`."""
         state: dict[str, Any] = {
             "settings": settings.to_dict(),
-            "data": data.preprocessing(),
+            "data": kept,
             "model": model.state_dict(),
+            "ema": average.state_dict(),
             "warm_start": getattr(model.head, "warm_start", None),  # a cache, on which the last bits depend
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
@@ -179,30 +202,65 @@ def train(
             "totals": totals,
             "epoch": epoch,
             "step": step,
+            "steps_per_epoch": steps,
+            "seconds": elapsed,
+            "solver": solver if step else {},
+            "evaluated": step == 0,
             "best_accuracy": best_accuracy,
         }
         if rank == 0:
             save_checkpoint(folder.path / name, state)
+            folder.replaced()
+        interrupt.saved = True
 
-    steps = loader.steps_per_epoch()
+    def conclude(row: Row, *, evaluated: bool) -> None:
+        """Write the metrics of an epoch, then the checkpoint from which the next one can begin."""
+        nonlocal best_accuracy, saved_at
+        if rank == 0:
+            folder.append(row)
+            scalars.append(row)
+        if evaluated:
+            progress.log(epoch_line(row, settings.epochs))
+            if row.get("val_accuracy", -1.0) > best_accuracy:  # nothing is chosen on test data
+                best_accuracy = row["val_accuracy"]
+                save("best.pt", int(row["epoch"]) + 1, 0)
+        if evaluated or time.monotonic() - saved_at > SAVE_EVERY:
+            save("last.pt", int(row["epoch"]) + 1, 0)
+            saved_at = time.monotonic()
+
+    # The run folder: nothing has been written, or of an earlier run deleted, before this point.
     done = steps * (start_epoch - 1) + start_step
     progress = Progress(folder, steps * settings.epochs, done, writing=rank == 0, quiet=quiet)
+    interrupt = Interrupt(folder.path, data_dir, saved=folder.resumed, saying=progress.printing)
+    loaders = watched(loaders, data, progress, interrupt)
+    loader = loaders["train"]
+    if rank == 0:
+        where = provenance(str(device))
+        folder.begin()
+        if not folder.resumed or settings != folder.saved_settings or changed:
+            folder.write_config(settings, kept, where)
+        folder.truncate(start_epoch - 1 if saved else -1)
     progress.log(run_line(settings, data, model, device, world_size, steps))
-    if data.val is None:
-        hint = "" if data.name == "ufm" else " (--val-fraction 0.1 holds out a tenth)"
-        progress.log(f"no validation data: the last epoch is the result{hint}")
-    if folder.resumed:
-        progress.log(f"resumed in epoch {start_epoch} of {settings.epochs} after {start_step} of {steps} steps")
+    for note in (*notes, *uncovered(data)):
+        progress.log(note)
+    if saved:
+        progress.log(resumed_line(folder.saved_settings, settings, start_epoch, start_step, steps))
+    if changed:
+        progress.log(changed)
     scalars = scalar_writer(folder.path / "tensorboard", start_epoch, enabled=rank == 0)
-    interrupt, saved_at = Interrupt(), time.monotonic()
     with folder, picture(folder, enabled=rank == 0), scalars, progress, interrupt:
+        if (settings.fine_tuning or settings.aligned) and not saved:  # epoch 0: the figures before the first step
+            start_head(model, settings, loader.ordered())
+            average.restart()
+            conclude({"epoch": 0, **evaluate_splits(average.model(), loaders)}, evaluated=True)
         for epoch in range(start_epoch, settings.epochs + 1):
-            began, began_at = time.perf_counter(), start_step
-            model.train()
-            for step, (images, labels) in enumerate(loader.epoch(epoch, start_step), start_step):
+            began, done, stop = time.perf_counter() - elapsed, start_step, False
+            train_mode(model, still)
+            batches = mixing(loader.epoch(epoch, start_step), epoch, start_step)
+            for step, (images, labels) in enumerate(batches, start_step):
                 rate = learning_rate(settings, ((epoch - 1) * steps + step) / (settings.epochs * steps))
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = rate * group.get("lr_scale", 1.0)
 
                 # Given labels, the implicit head normalises the features to h = τ f/‖f‖, moves the running
                 # class means H by this batch, solves for the simplex ETF U nearest to H, and answers with
@@ -216,7 +274,7 @@ def train(
                         logits = network(microbatch, microbatch_labels)
                     except ValueError as error:  # the head refuses features that are not finite
                         raise diverged(epoch, folder.path) from error
-                    loss = training_loss(settings.loss, logits, microbatch_labels, tau)
+                    loss = training_loss(settings.loss, logits, microbatch_labels, tau, **weighing)
                     # The gradient reaches the features through h and, in closed form, through U as well.
                     scaler.scale(loss * len(microbatch) / len(images)).backward()
                     totals += batch_totals(loss, logits, microbatch_labels)
@@ -225,7 +283,9 @@ def train(
                     nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
                 scaler.step(optimizer)
                 scaler.update()
+                average.update()
                 progress.advance()
+                done = step + 1
                 if step % CHECK_EVERY == CHECK_EVERY - 1 and not totals[0].isfinite():
                     raise diverged(epoch, folder.path)
                 stop = interrupt.agreed()
@@ -233,71 +293,52 @@ def train(
                     break
 
             # Totals of the epoch: sums over all processes, and one process's batch-norm statistics for all.
-            seconds = time.perf_counter() - began
+            elapsed = time.perf_counter() - began
             if world_size > 1:
                 dist.all_reduce(totals)
                 for buffer in model.buffers():
                     dist.broadcast(buffer, 0)
             if not is_finite(totals, model):
                 raise diverged(epoch, folder.path)
-            if stop and step + 1 < steps:
-                save("last.pt", epoch, step + 1)
-                raise interrupt.stop(folder.path, data_dir)
+
+            # The checkpoint comes before the evaluation, which may be stopped, too: a resumed run begins with it.
+            evaluated = epoch % settings.eval_interval == 0 or epoch == settings.epochs
+            if done > start_step:
+                solver = solver_health(model.head)
+            if stop or evaluated:
+                save("last.pt", epoch, done)
+            if stop:
+                raise interrupt.stop()
 
             # Running metrics come from training batches, against the classifier that was solved with their own
             # labels; reported metrics use eval mode and the stored classifier.
             loss_sum, right, count = totals.tolist()
             row: Row = {
                 "epoch": epoch,
-                "seconds": round(seconds, 4),
-                "images_per_second": round((steps - began_at) * settings.batch_size / seconds, 1),
-                "lr": optimizer.param_groups[0]["lr"],
+                "seconds": round(elapsed, 4),
+                "images_per_second": round(done * settings.batch_size / elapsed, 1),
+                "lr": learning_rate(settings, (epoch * steps - 1) / (settings.epochs * steps)),
                 "running_loss": loss_sum / count,
                 "running_accuracy": right / count,
             }
-            evaluated = epoch % settings.eval_interval == 0 or epoch == settings.epochs
             if evaluated:
-                row |= evaluate_splits(model, loaders) | solver_health(model.head)
-            totals, start_step = torch.zeros_like(totals), 0
+                row |= evaluate_splits(average.model(), loaders) | solver
+            totals, start_step, elapsed = torch.zeros_like(totals), 0, 0.0
+            conclude(row, evaluated=evaluated)
 
-            # The run folder: first the metrics, then the checkpoint from which the next epoch can begin.
+        # The last classifier comes from running means; one exact pass over the training split sets W and b from it.
+        last = read_rows(folder.path)[-1] if rank == 0 else {}
+        if follows and recalibrate is not False:
+            recalibrate_head(average.model(), loader.ordered())
+            exact = evaluate_splits(average.model(), loaders)
+            save("recalibrated.pt", settings.epochs + 1, 0)
             if rank == 0:
-                folder.append(row)
-                scalars.append(row)
-            if evaluated:
-                progress.log(epoch_line(row, settings.epochs))
-                if row.get("val_accuracy", -1.0) > best_accuracy:  # nothing is chosen on test data
-                    best_accuracy = row["val_accuracy"]
-                    save("best.pt", epoch + 1, 0)
-            if evaluated or stop or time.monotonic() - saved_at > SAVE_EVERY:
-                save("last.pt", epoch + 1, 0)
-                saved_at = time.monotonic()
-            if stop and epoch < settings.epochs:
-                raise interrupt.stop(folder.path, data_dir)
-
-    # The last classifier comes from running means; one exact pass over the training split sets W and b from all of it.
-    last = read_rows(folder.path)[-1] if rank == 0 else {}
-    if implicit and recalibrate is not False:
-        recalibrate_head(model, loader.ordered())
-        exact = evaluate_splits(model, loaders)
-        save("recalibrated.pt", settings.epochs + 1, 0)
-        if rank == 0:
-            folder.write_recalibrated({name: last[name] for name in exact if name in last}, exact)
-            progress.log(recalibrated_line(last, exact))
+                running = {name: last[name] for name in exact if name in last}
+                folder.write_recalibrated(settings.epochs, running, exact)
+                progress.log(recalibrated_line(last, exact))
     if rank == 0:
         progress.log(result_line(read_run(folder.path)))
     return last
-
-
-@contextmanager
-def picture(folder: RunFolder, enabled: bool) -> Iterator[None]:
-    """Draw the curves from the metrics that there are, however the run ends."""
-    try:
-        yield
-    finally:
-        trouble = draw_curves(rows, folder.path / "curves.png") if enabled and (rows := read_rows(folder.path)) else ""
-        if trouble:
-            folder.log(trouble)
 
 
 def diverged(epoch: int, run: Path) -> TrainingError:
@@ -306,32 +347,3 @@ def diverged(epoch: int, run: Path) -> TrainingError:
         f"the loss is not finite in epoch {epoch}: stopped, with the checkpoints of {run} as they were after "
         f"epoch {epoch - 1}; try a lower --lr, --clip 1 or another --precision"
     )
-
-
-def is_finite(totals: Tensor, model: Classifier[Any]) -> bool:
-    """Whether the loss, the weights and the head's state are finite, and may so be saved."""
-    state = [totals, *model.parameters(), *model.head.buffers()]
-    return bool(torch.stack([value.isfinite().all() for value in state]).all())
-
-
-def batch_totals(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss, right answers and samples of a batch, summed, without waiting for the device."""
-    right = (logits.argmax(dim=1) == labels).sum()
-    count = loss.new_tensor(float(len(labels)))
-    return torch.stack([loss.detach() * count, right, count]).double()
-
-
-def evaluate_splits(model: Classifier[Any], loaders: Mapping[str, Loader]) -> Row:
-    """Reported metrics on every split that there is, as `train_loss`, `val_accuracy`, …"""
-    row: Row = {}
-    for name, loader in loaders.items():
-        row |= evaluate(model, loader.ordered()).prefixed(name)
-    return row
-
-
-def solver_health(head: Head) -> Row:
-    """Solver diagnostics of an implicit head's last step, as `solver_gap`, `solver_condition`, …"""
-    if not isinstance(head, ImplicitETFHead):
-        return {}
-    health = head.solution_health()
-    return {f"solver_{name}": value for name, value in health.items() if math.isfinite(value)}

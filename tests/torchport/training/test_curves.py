@@ -66,6 +66,6 @@ def test_the_held_out_split(
 
 
 def test_a_run_goes_on_without_its_picture(tmp_path: Path) -> None:
-    trouble = draw_curves([{"epoch": 1.0}], tmp_path / "curves.png")  # without the figures that are drawn
+    trouble = draw_curves([{"train_loss": 1.0}], tmp_path / "curves.png")  # without an epoch
     assert trouble.startswith("curves.png could not be drawn: KeyError")
     assert list(tmp_path.iterdir()) == []

@@ -30,7 +30,7 @@ QUICK = ["digits", "--samples-per-class", "10", "--batch-size", "50", "--epochs"
         ([*QUICK, "--device", "abacus"], "device 'abacus' cannot be used here"),
         ([*QUICK, "--num-features", "4"], "10 classes with 4 features"),
         ([*QUICK, "--batch-size", "200"], "a batch of 200 is more than the 100 images"),
-        ([*QUICK, "--recalibrate", "--head", "fixed"], "recalibrate is for the implicit head"),
+        ([*QUICK, "--recalibrate", "--head", "fixed"], "recalibrate is for the heads implicit, class-mean"),
         ([*QUICK, "--resume"], "run is no run folder: it has no config.json"),
         ([*QUICK, "--val-fraction", "1"], "val_fraction is 1.0, but has to be at most 0.9"),
         ([], "name a recipe"),
@@ -55,7 +55,7 @@ def test_a_run_folder_is_replaced_only_on_request(tmp_path: Path, capsys: pytest
     run = tmp_path / "run"
     command = [*QUICK, "--output", str(run)]
     assert main(command) == 0
-    assert re.match(rf"{run}/last\.pt: train \d+\.\d\d %, test \d+\.\d\d %; training", capsys.readouterr().out)
+    assert re.match(rf"{run}/recalibrated\.pt: train \d+\.\d\d %, test \d+\.\d\d %; training", capsys.readouterr().out)
     names = {p.name for p in run.iterdir()}
     assert names == {
         *("config.json", "metrics.jsonl", "metrics.csv", "curves.png", "log.txt", "last.pt"),
@@ -73,8 +73,8 @@ def test_a_run_folder_is_replaced_only_on_request(tmp_path: Path, capsys: pytest
     before = {p: p.read_bytes() for p in run.iterdir()}
     assert main(command) == 2
     assert "exists: choose another --output" in capsys.readouterr().err
-    assert main([*command, "--resume", "--epochs", "2"]) == 2
-    assert "was trained with epochs = 1, not 2" in capsys.readouterr().err
+    assert main([*command, "--resume", "--lr", "0.2"]) == 2
+    assert "was trained with lr = 0.001, not 0.2" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in run.iterdir()} == before
     assert main([*command, "--overwrite", "--no-recalibrate"]) == 0
     assert not (run / "recalibrated.pt").exists()

@@ -20,6 +20,7 @@ import nearest_etf
 from nearest_etf.reference import neural_collapse
 from nearest_etf.torchport.training.data.load import load_data
 from nearest_etf.torchport.training.etf_measure import main
+from nearest_etf.torchport.training.etf_report import main as report
 from nearest_etf.torchport.training.measure import measure
 from nearest_etf.torchport.training.measurement import (
     MeasurementError,
@@ -100,6 +101,24 @@ def test_a_run_without_held_out_data(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "test" not in table
 
 
+@pytest.mark.parametrize("head", ["learned", "class-mean", "tight-frame"])
+def test_more_classes_than_a_simplex_has_vertices(
+    head: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """K = 10, d = 4: what is about the nearest simplex ETF is absent, the rest is measured and reported as ever."""
+    trained(tmp_path / "run", head=head, num_features=4, samples_per_class=40)
+    measured = measure(tmp_path / "run", "last", device="cpu")
+    assert not [name for name in measured.figures if "etf_distance" in name]
+    assert {"train_nc1", "train_nc2", "train_nc3", "train_cosine_margin", "test_nc4"} <= measured.figures.keys()
+    assert all(math.isfinite(value) for value in measured.figures.values())
+    assert ("singular_values" in measured.arrays) == (head == "tight-frame")
+    assert main([str(tmp_path / "run"), "--device", "cpu"]) == 0
+    assert "etf_distance" not in capsys.readouterr().out
+    assert report([str(tmp_path / "run"), "--to", str(tmp_path / "report.html")]) == 0
+    assert "No simplex ETF has so many classes in so few features" in capsys.readouterr().out
+    assert "geometry not drawn" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_measurement_is_kept_until_the_checkpoint_changes(run: Path) -> None:
     measured = measure(run, "last", device="cpu")
     save_measurement(run, "last", measured)
@@ -151,7 +170,8 @@ def test_command(run: Path, run_with_val: Path, capsys: pytest.CaptureFixture[st
     assert main([str(run)]) == 0  # without validation data there is no best checkpoint
     table = capsys.readouterr().out
     assert "best" not in table
-    assert table.splitlines()[1].split() == ["train", "test"]
+    assert table.splitlines()[0].split() == ["last", "(epoch", "1)", "recalibrated", "(epoch", "1)"]
+    assert table.splitlines()[1].split() == ["train", "test"] * 2
     assert main([str(run), "--checkpoint", "recalibrated", "--quiet", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["recalibrated"]["epoch"] == 1
 

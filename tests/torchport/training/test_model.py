@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from nearest_etf.torchport.heads import ImplicitETFHead
+from nearest_etf.torchport.heads import ClassMeanHead, ImplicitETFHead, TightFrameHead
 from nearest_etf.torchport.simplex import centred, classifier_from_frame
+from nearest_etf.torchport.tight_frame import classifier_from_tight_frame
 from nearest_etf.torchport.training.model import build_head, build_model, load_model
 from nearest_etf.torchport.training.run.checkpoint import CheckpointError, save_checkpoint
 from nearest_etf.torchport.training.run.folder import RunFolder
@@ -43,6 +45,50 @@ def test_random_frames_have_no_preferred_direction() -> None:
     entries = torch.stack([random_frame(3, 3, seed) for seed in range(2000)]).double()
     assert entries.mean(0).abs().max() < 5 * math.sqrt(1 / 3 / 2000)
     assert (entries.square().mean(0) - 1 / 3).abs().max() < 5 * math.sqrt(4 / 45 / 2000)  # u² of a sphere's point
+
+
+@pytest.mark.parametrize(("num_features", "num_classes"), [(12, 10), (9, 10), (8, 10), (3, 40)])
+def test_random_initial_tight_frames(num_features: int, num_classes: int) -> None:
+    d, K = num_features, num_classes
+    frames = []
+    for seed in (3, 4):
+        settings = Settings(head="tight-frame", initial="random", seed=seed)
+        before = torch.get_rng_state()
+        head = build_head(settings, d, K)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert isinstance(head, TightFrameHead)
+        F = centred(head.frame)
+        gram, expected = (F.T @ F, centred(torch.eye(K))) if d >= K - 1 else (F @ F.T, torch.eye(d))
+        torch.testing.assert_close(gram, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(head.weight, classifier_from_tight_frame(F))
+        frames.append(F)
+    assert not torch.allclose(frames[0], frames[1], atol=0.1)
+
+
+def test_settings_reach_the_heads_for_any_number_of_classes() -> None:
+    changed = Settings(
+        head="tight-frame", norms="equal", delta=0.01, gradient=False, method="svd", averaging="class", temperature=7.0
+    )
+    tight = build_head(changed, 3, 10)
+    assert isinstance(tight, TightFrameHead)
+    assert (tight.norms, tight.delta, tight.gradient, tight.method) == ("equal", 0.01, False, "svd")
+    means = build_head(replace(changed, head="class-mean"), 3, 10)
+    assert isinstance(means, ClassMeanHead)
+    assert not means.gradient
+    for head in (tight, means):
+        assert head.temperature == 7.0
+        assert head.running.averaging == "class"
+
+
+@pytest.mark.parametrize("head", ["fixed", "implicit"])
+def test_more_classes_than_a_simplex_has_vertices_need_another_head(head: str) -> None:
+    for formulation in ("paper", "gauge-free"):
+        settings = Settings(backbone="mlp", num_features=4, head=head, formulation=formulation)
+        with pytest.raises(SettingsError, match=r"10 classes with 4 features.*--head tight-frame, class-mean, learned"):
+            build_model(settings, (8, 8, 1), 10)
+    with pytest.raises(SettingsError, match='formulation="gauge-free"') as caught:  # which suffices for d = K−1
+        build_model(Settings(backbone="mlp", num_features=9), (8, 8, 1), 10)
+    assert "--head" not in str(caught.value)
 
 
 def test_a_head_that_does_not_fit_is_a_settings_error() -> None:

@@ -11,9 +11,10 @@ from torch import nn
 from nearest_etf.torchport import Classifier, LearnedHead
 from nearest_etf.torchport.training.agd import AGD
 from nearest_etf.torchport.training.backbones.small import MLP
+from nearest_etf.torchport.training.freeze import freeze
 from nearest_etf.torchport.training.losses import training_loss
 from nearest_etf.torchport.training.optim import build_optimizer, learning_rate
-from nearest_etf.torchport.training.run.settings import Settings
+from nearest_etf.torchport.training.run.settings import Settings, SettingsError
 
 
 def test_automatic_gradient_descent_follows_its_formulas() -> None:
@@ -39,7 +40,7 @@ def test_automatic_gradient_descent_follows_its_formulas() -> None:
     assert not convolution.bias.requires_grad
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_weight_decay_is_for_matrices_of_the_backbone(optimizer: str) -> None:
     backbone, head = MLP((2, 2, 1), num_features=4, depth=1), LearnedHead(4, 3)
     model = Classifier(backbone, head)
@@ -48,6 +49,42 @@ def test_weight_decay_is_for_matrices_of_the_backbone(optimizer: str) -> None:
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.25, 0.0)
     bias = backbone.get_parameter("layers.1.bias")
     assert {id(p) for p in plain["params"]} == {id(bias), *map(id, head.parameters())}
+
+
+def test_layers_and_the_head_have_learning_rates_of_their_own() -> None:
+    backbone = MLP((2, 2, 1), num_features=4, depth=2)
+    model = Classifier(backbone, LearnedHead(4, 3))
+    optimizer = build_optimizer(Settings(lr=0.5, head_lr=10.0, layer_decay=0.5), model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    scales = {names[id(p)]: group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    assert scales == {
+        **{f"backbone.layers.1.{kind}": 0.25 for kind in ("weight", "bias")},
+        **{f"backbone.layers.3.{kind}": 0.5 for kind in ("weight", "bias")},
+        "head.rows": 10.0,
+    }
+    assert all(group["lr"] == 0.5 * group["lr_scale"] for group in optimizer.param_groups)
+
+
+def test_what_is_frozen_is_not_optimised() -> None:
+    model = Classifier(MLP((2, 2, 1), num_features=4, depth=2), LearnedHead(4, 3))
+    freeze(model, Settings(freeze="layers.3"))
+    groups = build_optimizer(Settings(optimizer="adamw"), model).param_groups
+    found = {id(p) for group in groups for p in group["params"]}
+    assert found == {id(p) for p in (*model.backbone.get_submodule("layers.3").parameters(), *model.head.parameters())}
+
+
+def test_agd_takes_no_rates_of_layers() -> None:
+    for changes in ({"freeze": "all"}, {"head_lr": 2.0}, {"layer_decay": 0.5}):
+        with pytest.raises(SettingsError, match="agd takes its steps from the architecture"):
+            Settings(optimizer="agd", **changes)  # type: ignore[arg-type]
+
+
+def test_the_warm_up_rises_linearly_and_the_schedule_goes_on_as_without_it() -> None:
+    settings = Settings(schedule="cosine", lr=2.0, epochs=20, warmup_epochs=5)
+    plain = Settings(schedule="cosine", lr=2.0, epochs=20)
+    assert [learning_rate(settings, epochs / 20) for epochs in (0, 2.5)] == pytest.approx([0.02, 2 * 0.505])
+    for epochs in (5, 12, 19.5):
+        assert learning_rate(settings, epochs / 20) == learning_rate(plain, epochs / 20)
 
 
 @pytest.mark.parametrize(

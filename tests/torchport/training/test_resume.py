@@ -8,18 +8,20 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from nearest_etf.torchport.collapse import NeuralCollapseMeter
 from nearest_etf.torchport.training import train as loop
 from nearest_etf.torchport.training.etf_train import main
 from nearest_etf.torchport.training.optim import build_optimizer
-from nearest_etf.torchport.training.progress import Progress, Stopped
-from nearest_etf.torchport.training.run.checkpoint import load_checkpoint
-from nearest_etf.torchport.training.run.reading import read_rows
-from nearest_etf.torchport.training.run.settings import Settings
+from nearest_etf.torchport.training.progress import Interrupt, Progress, Stopped
+from nearest_etf.torchport.training.run.checkpoint import load_checkpoint, trained_epochs
+from nearest_etf.torchport.training.run.reading import read_rows, read_run
+from nearest_etf.torchport.training.run.settings import Settings, SettingsError
 from nearest_etf.torchport.training.train import TrainingError, train
 
 TINY = Settings(
@@ -35,7 +37,8 @@ TINY = Settings(
 HEADS = ("learned", "fixed", "implicit")
 
 # Every run is a fork of one process that has imported torch and computed nothing.  A run is killed at its nth step,
-# or at its nth renaming of a finished temporary file: between the metrics, best.pt and last.pt of an epoch.
+# at its nth evaluation, or at its nth renaming of a finished temporary file: between the checkpoint before an
+# evaluation, the metrics, best.pt and last.pt of an epoch.
 KILLED_RUNS = """
 import os, signal, sys
 import sklearn.datasets, torch, torch._dynamo  # once, for all forks
@@ -60,6 +63,8 @@ def run(output, settings, resume=False, event=None, count=0):
         return count_down
     if event == "step":
         progress.Progress.advance = lethal(progress.Progress.advance)
+    elif event == "evaluation":
+        loop.evaluate_splits = lethal(loop.evaluate_splits)
     elif event == "rename":
         os.replace = lethal(os.replace)
     loop.train(settings, output, resume=resume)
@@ -94,7 +99,7 @@ def assert_equal(ours: object, theirs: object, where: str = "") -> None:
 
 def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
     anywhere = random.Random(5).sample(range(6, 15), 3)  # steps of the second and third epoch
-    points = [*(("step", step) for step in anywhere), ("rename", 4), ("rename", 5)]
+    points = [*(("step", step) for step in anywhere), *(("rename", n) for n in (4, 5, 6, 8)), ("evaluation", 2)]
     arguments = [str(tmp_path), repr(TINY.to_dict()), repr(HEADS), repr(points)]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", KILLED_RUNS, *arguments], capture_output=True, text=True, check=False
@@ -127,17 +132,82 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
         train(TINY, tmp_path / "run")
     assert "go on with: etf-train --resume" in stopped.value.message
     epochs = [line.split(",")[0] for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
-    assert epochs == ["epoch", *map(str, range(1, step // 5 + 1))]
+    assert epochs == ["epoch", "1"]  # after the last step of an epoch, its evaluation is left to the resumed run
     assert (tmp_path / "run" / "curves.png").exists()
+    found = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert (found["epoch"], found["step"], found["steps_per_epoch"], found["evaluated"]) == (2, step - 5, 5, False)
+    assert trained_epochs(found) == ((2, False) if step == 10 else (1, True))
     assert main(["--resume", "--output", str(tmp_path / "run")]) == 0
     log = (tmp_path / "run" / "log.txt").read_text().splitlines()
     assert log[0].startswith(
         "digits: 200 training, 287 validation and 360 test images 8x8x1, K = 10; small-cnn, d = 16, implicit head"
     )
-    assert f"resumed in epoch {step // 5 + 1} of 3 after {step % 5} of 5 steps" in log
+    assert f"resumed in epoch 2 of 3 after {step - 5} of 5 steps" in log
     assert without_times(tmp_path / "run") == without_times(tmp_path / "whole")
     ours, theirs = (load_checkpoint(tmp_path / name / "last.pt") for name in ("run", "whole"))
     assert_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 11])  # in an evaluation on training data, on validation data, …, at the end
+def test_a_signal_stops_an_evaluation_between_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], batch: int
+) -> None:
+    train(TINY, tmp_path / "whole")
+    update, batches = NeuralCollapseMeter.update, iter(range(1, 1000))
+
+    def interrupting(self: NeuralCollapseMeter, features: torch.Tensor, labels: torch.Tensor) -> None:
+        update(self, features, labels)
+        if next(batches) == batch:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(NeuralCollapseMeter, "update", interrupting)
+    with pytest.raises(Stopped, match=str(128 + signal.SIGINT)):
+        train(TINY, tmp_path / "run")
+    assert next(batches) == batch + 1
+    assert "SIGINT: stopping after this batch (Ctrl-C again ends at once)\n" in capfd.readouterr().err
+    assert len(read_rows(tmp_path / "run")) == (batch - 1) // 3
+    train(TINY, tmp_path / "run", resume=True)
+    assert without_times(tmp_path / "run") == without_times(tmp_path / "whole")
+    for name in ("last.pt", "best.pt", "recalibrated.pt"):
+        assert_equal(load_checkpoint(tmp_path / "run" / name), load_checkpoint(tmp_path / "whole" / name), name)
+
+
+def test_a_second_ctrl_c_ends_at_once_but_a_second_sigterm_does_not(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with Interrupt(tmp_path) as interrupt:
+        for _ in range(2):  # one to the process, one to its group, as `timeout` sends them
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupt.agreed()
+        stopped = interrupt.stop()
+        assert stopped.code == 128 + signal.SIGTERM
+        assert stopped.message == "SIGTERM: stopped before there was anything to save; start anew"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err.count("stopping") == 1
+
+
+@pytest.mark.parametrize("head", ["learned", "implicit"])
+def test_an_extended_run_is_one_that_began_with_as_many_epochs(tmp_path: Path, head: str) -> None:
+    settings = replace(TINY, head=head, schedule="none")
+    train(settings, tmp_path / "whole")
+    train(replace(settings, epochs=2), tmp_path / "run")
+    train(replace(settings, workers=0), tmp_path / "run", resume=True)
+    assert "after 0 of 5 steps; extended from 2 epochs" in (tmp_path / "run" / "log.txt").read_text()
+    assert read_run(tmp_path / "run").settings == replace(settings, workers=0).to_dict()
+    assert without_times(tmp_path / "run") == without_times(tmp_path / "whole")
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (load_checkpoint(tmp_path / run / name) for run in ("run", "whole"))
+        assert_equal({**ours, "settings": {}}, {**theirs, "settings": {}}, name)
+    with pytest.raises(SettingsError, match="was trained with epochs = 3, not 2"):
+        train(replace(settings, epochs=2), tmp_path / "run", resume=True)
+
+
+def test_an_extended_schedule_is_said_to_be_another_one(tmp_path: Path) -> None:
+    train(replace(TINY, epochs=1, head="fixed"), tmp_path / "run")
+    train(replace(TINY, epochs=2, head="fixed"), tmp_path / "run", resume=True)
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "extended from 1 epochs, with the rest of a cosine schedule over 2" in log
 
 
 @pytest.mark.parametrize("head", ["learned", "implicit"])
@@ -146,6 +216,11 @@ def test_a_diverging_run_keeps_the_last_good_checkpoint(tmp_path: Path, head: st
     with pytest.raises(TrainingError, match="loss is not finite in epoch 1"):
         train(Settings(**settings), tmp_path / "run")
     assert not (tmp_path / "run" / "last.pt").exists()
+    train(replace(TINY, epochs=1), tmp_path / "good")
+    with pytest.raises(TrainingError):  # before it has a checkpoint: the run that it was to replace is back
+        train(Settings(**settings), tmp_path / "good", overwrite=True)
+    assert len(read_rows(tmp_path / "good")) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["good", "run"]
 
 
 @pytest.mark.parametrize("signalled", [False, True])

@@ -27,5 +27,9 @@ def test_a_sweep_skips_what_is_done_and_goes_on_after_failures(
     (tmp_path / "implicit-seed0" / "recalibrated.json").unlink()  # as if killed on its last steps
     assert main(command) == 0
     assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()[-2:]] == ["done before", "done"]
+    assert main([*command, "--epochs", "2"]) == 1  # a run that is extended is not one that began with two
+    assert "trained with epochs = 1, not 2: choose another --output, train anew (--overwrite), or extend it" in (
+        capsys.readouterr().err
+    )
     assert main([*command[:-5], "fixd", *command[-4:]]) == 2
     assert "did you mean 'fixed'" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nearest_etf.torchport.heads import ImplicitETFHead, default_temperature
+from nearest_etf.torchport.training import progress
 from nearest_etf.torchport.training import train as loop
 from nearest_etf.torchport.training.model import load_model
 from nearest_etf.torchport.training.run.checkpoint import load_checkpoint
@@ -127,7 +128,7 @@ def test_free_features_are_measured_on_training_data_alone(tmp_path: Path) -> No
 
 
 def test_a_run_goes_on_without_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "draw_curves", lambda rows, path: f"{path.name} could not be drawn: {len(rows)} rows")
+    monkeypatch.setattr(progress, "draw_curves", lambda rows, path: f"{path.name} could not be drawn: {len(rows)} rows")
     train(TINY, tmp_path / "run", device="cpu")
     assert "curves.png could not be drawn: 2 rows" in (tmp_path / "run" / "log.txt").read_text()
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from ....common.errors import nearest_name
-from ..run.settings import BACKBONES, Settings, SettingsError
-from .foreign import foreign_backbone
+from ..run.settings import BACKBONES, FOREIGN_BACKBONES, Settings, SettingsError
+from .foreign import foreign_backbone, foreign_view
 from .free import FreeFeatures
+from .own import own_backbone, own_view
 from .resnet import DEPTHS, ResNet
 from .small import MLP, SmallCNN
 from .vgg import SMALLEST_IMAGE, STAGES, VGG
+from .view import IMAGENET, View
 
 
 def build_backbone(settings: Settings, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -42,9 +43,24 @@ def build_backbone(settings: Settings, image_shape: tuple[int, int, int]) -> nn.
                 f"not {image_shape[:2]}"
             )
         return VGG(name, channels, width=settings.width, signed=signed)
-    library, _, model = name.partition(":")
-    if library in ("torchvision", "timm") and model:
-        if signed:
-            raise SettingsError(f"features = 'signed' is for this project's own backbones, not for {name}")
+    if signed:
+        raise SettingsError(f"features = 'signed' is for this project's own backbones, not for {name}")
+    if name.startswith(FOREIGN_BACKBONES):
+        library, _, model = name.partition(":")
         return foreign_backbone(library, model, image_shape)
-    raise SettingsError(nearest_name("backbone", name, BACKBONES))
+    return own_backbone(name, image_shape)
+
+
+def network_view(settings: Settings) -> View:
+    """The images that the network of the settings is for; empty for this project's own networks from random weights.
+
+    >>> network_view(Settings(backbone="resnet18"))
+    View(size=None, mean=None, std=None, interpolation=None, crop=None, crop_mode=None)
+    """
+    name, view = settings.backbone, View()
+    if name.startswith(FOREIGN_BACKBONES):
+        view = foreign_view(*name.split(":", 1))
+        view = view if settings.fine_tuning else View(size=view.size)
+    elif name not in BACKBONES:
+        view = own_view(name)
+    return view.or_else(View(mean=IMAGENET[0], std=IMAGENET[1])) if settings.fine_tuning else view

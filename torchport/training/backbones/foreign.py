@@ -1,17 +1,22 @@
-"""Networks of torchvision and timm as backbones, where these libraries are installed."""
+"""Networks of torchvision and timm as backbones, where these libraries are installed.
+
+A name may have a tag, which says which of several pretrained weights are meant: resnet18.a1_in1k of timm,
+resnet50.IMAGENET1K_V2 of torchvision.
+"""
 
 from __future__ import annotations
 
-import copy
 import difflib
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ....common.errors import first_line, nearest_name
 from ..run.settings import SettingsError
+from .features import with_num_features
+from .view import View
 
 
 def foreign_backbone(library: str, name: str, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -22,25 +27,28 @@ def foreign_backbone(library: str, name: str, image_shape: tuple[int, int, int])
     SettingsError
         If the library is missing or has no such network, or the network does not take such images.
     """
-    network: Any = without_classifier(library, name, image_shape[2])
-    network.num_features = count_features(network, f"{library}:{name}", image_shape)
-    return network
+    return with_num_features(without_classifier(library, name, image_shape[2]), f"{library}:{name}", image_shape)
 
 
-def without_classifier(library: str, name: str, channels: int) -> nn.Module:
-    """A network of torchvision or timm with its last linear layer removed."""
-    try:
-        models = importlib.import_module("timm" if library == "timm" else "torchvision.models")
-    except (ImportError, RuntimeError) as error:
-        raise SettingsError(f"backbone {library}:{name} needs {library}, which cannot be imported: {error}") from error
-    known = models.list_models() if library == "timm" else models.list_models(module=models)  # those that classify
-    if name not in known:
-        raise SettingsError(nearest_name(f"{library} model", name, difflib.get_close_matches(name, known, 5, 0.0)))
-    if library == "timm":
-        return models.create_model(name, num_classes=0, in_chans=channels)
-    if channels != 3:
+def without_classifier(library: str, name: str, channels: int, *, pretrained: bool = False) -> nn.Module:
+    """A network of torchvision or timm with its last linear layer removed, new or with the library's weights."""
+    models = library_models(library, name)
+    if library == "torchvision" and channels != 3:
         raise SettingsError(f"backbone torchvision:{name} takes images of 3 channels, not {channels}")
-    network: nn.Module = models.get_model(name)
+    try:
+        if library == "timm":
+            return models.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels)
+        chosen = {"weights": _weights(models, name)} if pretrained else {}
+        network: nn.Module = models.get_model(name.partition(".")[0], **chosen)
+    except SettingsError:
+        raise
+    except Exception as error:
+        if not pretrained:
+            raise SettingsError(f"backbone {library}:{name} cannot be made: {first_line(error)}") from error
+        raise SettingsError(
+            f"the weights of {library}:{name} could not be had ({first_line(error)}): without network, give a file of "
+            "them by --weights FILE in place of --pretrained"
+        ) from error
     linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise SettingsError(f"backbone torchvision:{name} has no linear classifier that could be removed")
@@ -49,17 +57,44 @@ def without_classifier(library: str, name: str, channels: int) -> nn.Module:
     return network
 
 
-def count_features(network: nn.Module, name: str, image_shape: tuple[int, int, int]) -> int:
-    """d, and proof that a network takes such images: a copy of it is tried on two of them, in training mode."""
-    height, width, channels = image_shape
+def foreign_view(library: str, name: str) -> View:
+    """The images that the pretrained weights of a network of torchvision or timm were trained on."""
+    models = library_models(library, name)
+    if library == "timm":
+        try:
+            return View.of(models.get_pretrained_cfg(name))
+        except RuntimeError as error:
+            raise SettingsError(f"backbone timm:{name}: {first_line(error)}") from error
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            features = copy.deepcopy(network)(torch.zeros(2, channels, height, width))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise SettingsError(
-            f"backbone {name} does not take images of {height}×{width} pixels: {first_line(error)}"
-        ) from error
-    if not isinstance(features, Tensor) or features.ndim != 2:
-        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise SettingsError(f"backbone {name} makes {found} of two images: expected features (2, d)")
-    return features.shape[1]
+        transforms = _weights(models, name).transforms()
+    except SettingsError:
+        raise
+    except (AttributeError, ValueError):  # a network without weights
+        return View()
+    size = transforms.crop_size[0]
+    named = {name: getattr(transforms, name) for name in ("mean", "std")}
+    crop = {"interpolation": transforms.interpolation.value, "crop_pct": size / transforms.resize_size[0]}
+    return View.of({"input_size": size, **named, **crop})
+
+
+def library_models(library: str, name: str) -> Any:
+    """timm, or torchvision.models, after a look at whether it has such a network."""
+    try:
+        models = importlib.import_module("timm" if library == "timm" else "torchvision.models")
+    except (ImportError, RuntimeError) as error:
+        raise SettingsError(f"backbone {library}:{name} needs {library}, which cannot be imported: {error}") from error
+    known = models.list_models() if library == "timm" else models.list_models(module=models)  # those that classify
+    plain = name.partition(".")[0]
+    if plain not in known:
+        raise SettingsError(nearest_name(f"{library} model", plain, difflib.get_close_matches(plain, known, 5, 0.0)))
+    return models
+
+
+def _weights(models: Any, name: str) -> Any:
+    """A member of the enumeration of a torchvision network's weights: the one of the tag, else the default."""
+    plain, _, tag = name.partition(".")
+    weights = models.get_model_weights(plain)
+    known: Mapping[str, Any] = weights.__members__
+    if tag and tag not in known:
+        raise SettingsError(nearest_name(f"weights of torchvision:{plain}", tag, known))
+    return known[tag] if tag else weights.DEFAULT

@@ -165,7 +165,7 @@ def cosine_spread_figure(subjects: Sequence[Subject]) -> Figure:
 
 
 def singular_value_figure(subjects: Sequence[Subject]) -> Figure | None:
-    """Singular values of A for the implicit heads; None without one."""
+    """Singular values of A for the heads that solve; None without one."""
     figure = one_column(2.9)
     axes = figure.add_subplot()
     for subject in subjects:

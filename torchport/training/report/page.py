@@ -149,7 +149,7 @@ def page_sections(groups: Sequence[Group], subjects: Sequence[Subject], figures_
         (
             "solver",
             "Solver health",
-            "Certificate and conditioning of the nearest-ETF problem as the implicit head solved it, epoch by epoch; "
+            "Certificate and conditioning of the problem as an implicit or tight-frame head solved it, epoch by epoch; "
             "and the singular values of A in its last checkpoint.",
             solver(),
         ),

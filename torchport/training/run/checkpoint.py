@@ -6,6 +6,7 @@ Version 1 of the format, which 0.1.0 wrote, is read through the table of old nam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,26 @@ VERSION = 2
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, newer or of another kind."""
+
+
+def trained_epochs(contents: Mapping[str, Any]) -> tuple[int, bool]:
+    """Whole epochs that a checkpoint was trained for, and whether it lies in the middle of the next one.
+
+    A checkpoint after the last step of an epoch waits for that epoch's evaluation: `evaluated` is false.
+
+    >>> trained_epochs({"epoch": 3, "step": 0}), trained_epochs({"epoch": 3, "step": 5, "steps_per_epoch": 5})
+    ((2, False), (3, False))
+    """
+    epoch, step = int(contents["epoch"]), int(contents["step"])
+    if step and step == contents.get("steps_per_epoch"):
+        return epoch, False
+    return epoch - 1, step > 0
+
+
+def resumed_step(contents: Mapping[str, Any], steps: int) -> int:
+    """The step that a run goes on with, in epochs of `steps`, which are others where the data have changed."""
+    step = int(contents["step"])
+    return steps if step == contents.get("steps_per_epoch") else min(step, steps)
 
 
 def random_state() -> dict[str, Any]:

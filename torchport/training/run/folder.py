@@ -7,7 +7,7 @@ curves.png      the same as a picture, and tensorboard/ where TensorBoard is ins
 log.txt         what was printed
 last.pt         everything needed to go on from where the run stopped
 best.pt         the same at the best validation accuracy so far, where there is validation data
-recalibrated.*  on request: the model with exact class means, and its figures beside the running ones
+recalibrated.*  the model with exact class means, and its figures beside the running ones
 
 `reading.py` reads it. Needs no torch.
 """
@@ -23,8 +23,28 @@ from pathlib import Path
 from typing import Any, Self
 
 from ....common.files import write_file
+from .data_path import data_folder
 from .reading import FORMAT, Row, check_run_folder, read_rows, read_run
 from .settings import Settings, SettingsError, settings_from
+
+RESUMABLE = ("epochs", "workers", "data")  # may change in a resumed run: more epochs, workers, the place of a folder
+
+
+def refused_changes(saved: Settings, wanted: Settings) -> list[str]:
+    """Names of settings with which a run cannot go on.
+
+    >>> refused_changes(Settings(epochs=3, lr=0.1), Settings(epochs=4, lr=0.2, workers=0))
+    ['lr']
+    """
+    changed = [name for name, value in wanted.to_dict().items() if value != getattr(saved, name)]
+    folders = [data_folder(settings.data) is not None for settings in (saved, wanted)]
+    allowed = {
+        "workers": True,
+        "epochs": wanted.epochs > saved.epochs,
+        "data": all(folders),
+        "image_size": wanted.image_size is None or not any(folders),  # the checkpoint knows it
+    }
+    return [name for name in changed if not allowed.get(name, False)]
 
 
 class RunFolder:
@@ -36,8 +56,8 @@ class RunFolder:
     Raises
     ------
     SettingsError
-        If the folder exists, without `resume` or `overwrite`, or if the run in it had other settings; it is left as it
-        was.
+        If the folder exists, without `resume` or `overwrite`, or if the run in it had other settings than `RESUMABLE`
+        ones; it is left as it was.
     RunError
         If `resume` or `overwrite` name a folder that holds no run.
 
@@ -58,14 +78,13 @@ class RunFolder:
         self.path = Path(path)
         taken = self.path.exists() and (not self.path.is_dir() or any(p.suffix != ".tmp" for p in self.path.iterdir()))
         self.resumed = resume and (self.path / "last.pt").exists()
+        self.saved_settings = settings_from(read_run(self.path, need_rows=False).settings) if resume else settings
         if resume:
-            saved = settings_from(read_run(self.path, need_rows=False).settings)
-            for name, value in settings.to_dict().items():
-                if value != getattr(saved, name):
-                    raise SettingsError(
-                        f"{self.path} was trained with {name} = {getattr(saved, name)!r}, not {value!r}: "
-                        "resume with the same settings, or start a run in another folder"
-                    )
+            for name in refused_changes(self.saved_settings, settings):
+                raise SettingsError(
+                    f"{self.path} was trained with {name} = {getattr(self.saved_settings, name)!r}, not "
+                    f"{getattr(settings, name)!r}: resume with the same settings, or start a run in another folder"
+                )
         elif taken and not overwrite:
             raise SettingsError(
                 f"{self.path} exists: choose another --output, go on with it (--resume) or replace it (--overwrite)"
@@ -73,20 +92,33 @@ class RunFolder:
         elif taken:
             check_run_folder(self.path)  # nothing else is overwritten
         self._replace = taken and overwrite and not resume
+        self._aside = self.path.with_name(f"{self.path.name}.replaced")
         self._begun = False
 
     def begin(self) -> None:
-        """Create the folder, in place of an earlier run with `overwrite`."""
+        """Create the folder; an earlier run, with `overwrite`, is set aside until `replaced`."""
         if self._replace:
-            shutil.rmtree(self.path)
+            if self._aside.exists():  # a run was killed before it had a checkpoint: the one aside is worth more
+                shutil.rmtree(self.path)
+            else:
+                self.path.rename(self._aside)
         self.path.mkdir(parents=True, exist_ok=True)
         self._begun = True
+
+    def replaced(self) -> None:
+        """Delete the earlier run, now that the new one has a checkpoint."""
+        if self._replace:
+            shutil.rmtree(self._aside, ignore_errors=True)
+            self._replace = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._begun and (rows := read_rows(self.path)):
+        if self._begun and self._replace:  # it ends without a checkpoint: the earlier run is put back
+            shutil.rmtree(self.path)
+            self._aside.rename(self.path)
+        elif self._begun and (rows := read_rows(self.path)):
             self.write_table(rows)
 
     def write_config(self, settings: Settings, data: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
@@ -96,10 +128,12 @@ class RunFolder:
         ----------
         settings : Settings
         data : mapping
-            `ImageData.to_dict()`.
+            `data.fingerprint.recorded(data)`.
         provenance : mapping
-            `common.machine.provenance()`.
+            `common.machine.provenance()`; of a resumed run, the one of its beginning stays.
         """
+        if self.resumed:
+            provenance = read_run(self.path, need_rows=False).config["provenance"]
         config = {"format": FORMAT, "settings": settings.to_dict(), "data": data, "provenance": provenance}
         write_file(self.path / "config.json", json.dumps(config, indent=2) + "\n")
 
@@ -121,9 +155,10 @@ class RunFolder:
         writer.writerows(rows)
         write_file(self.path / "metrics.csv", table.getvalue())
 
-    def write_recalibrated(self, running: Row, exact: Row) -> None:
+    def write_recalibrated(self, epoch: int, running: Row, exact: Row) -> None:
         """Write recalibrated.json: the figures with running and with exact class means, side by side."""
-        write_file(self.path / "recalibrated.json", json.dumps({"running": running, "exact": exact}, indent=2) + "\n")
+        figures = {"epoch": epoch, "running": running, "exact": exact}
+        write_file(self.path / "recalibrated.json", json.dumps(figures, indent=2) + "\n")
 
     def log(self, text: str) -> None:
         """Add a line to log.txt."""

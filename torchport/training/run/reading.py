@@ -39,12 +39,15 @@ class Run:
         All of config.json: `settings`, `data`, `provenance`.
     rows : list of dict
         Metrics, an entry per epoch.
+    exact : dict
+        `epoch` and metrics of recalibrated.pt, the model with exact class means; empty where there is none.
     """
 
     path: Path
     settings: dict[str, Any]
     config: dict[str, Any]
     rows: list[Row] = field(repr=False)
+    exact: Row = field(default_factory=dict, repr=False)
 
     @property
     def seed(self) -> int:
@@ -53,8 +56,9 @@ class Run:
 
     @property
     def data_name(self) -> str:
-        """Name of the data set, or path of the image folder."""
-        return str(self.config.get("data", {}).get("name", ""))
+        """Name of the data set, or of the image folder, without the path."""
+        name = str(self.config.get("data", {}).get("name", ""))
+        return Path(name).name if Path(name).is_absolute() else name
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -68,19 +72,64 @@ class Run:
 
     @property
     def result(self) -> str:
-        """The checkpoint that stands for the run: "best" where validation data chose one, else "last".
+        """The checkpoint that stands for the run.
 
+        "best" where validation data chose one, else "last"; but "recalibrated" where exact class means give a higher
+        accuracy than that one has, on validation data, or where there are none on training data: never on test data.
         Version 0.1.0 chose its best.pt on test data, and it stands for nothing; it can still be named.
         """
+        if not self._compared:
+            return self._by_rows
+        exact, other = (row[self._judged] for row in (self.exact, self._row))
+        return "recalibrated" if exact > other else self._by_rows
+
+    @property
+    def result_row(self) -> Row:
+        """Metrics of the result."""
+        if self.result != "recalibrated":
+            return self._row
+        return {**next((row for row in self.rows if row["epoch"] == self.exact["epoch"]), {}), **self.exact}
+
+    @property
+    def reason(self) -> str:
+        """Why the result is the result, with the figures that were compared; empty where there was no choice.
+
+        >>> Run(Path("nowhere"), {}, {}, [{"epoch": 1, "train_accuracy": 0.5}]).reason
+        ''
+        """
+        kept, validated = self._by_rows, self._judged.startswith("val")
+        if not self._compared:
+            return "chosen on validation data" if kept == "best" else ""
+        exact, other = (f"{100 * row[self._judged]:.2f} %" for row in (self.exact, self._row))
+        where = f"on {'validation' if validated else 'training'} data"
+        if self.result == "recalibrated":
+            return f"exact class means: {exact} {where}, {kept}.pt {other}"
+        return f"chosen {where}: {other}, with exact class means {exact}"
+
+    @property
+    def _by_rows(self) -> str:
+        """The result among the checkpoints that training chose from."""
         validated = any("val_accuracy" in row for row in self.rows)
         return "best" if validated and (self.path / "best.pt").is_file() else "last"
 
     @property
-    def result_row(self) -> Row:
-        """Metrics of the epoch that stands for the run."""
-        if self.result == "last":
+    def _row(self) -> Row:
+        """Metrics of the epoch that training chose."""
+        if self._by_rows == "last":
             return self.rows[-1]
         return max(self.rows, key=lambda row: row.get("val_accuracy", -1.0))  # the first of equals
+
+    @property
+    def _judged(self) -> str:
+        """The figure by which checkpoints are compared."""
+        return "val_accuracy" if self._by_rows == "best" else "train_accuracy"
+
+    @property
+    def _compared(self) -> bool:
+        """Whether there is a recalibrated.pt, of this version, to compare with what training chose."""
+        if not self.rows or "epoch" not in self.exact or "recalibrated" not in self.checkpoints:
+            return False
+        return self._judged in self.exact and self._judged in self._row
 
 
 def read_run(path: str | Path, *, need_rows: bool = True) -> Run:
@@ -109,7 +158,26 @@ def read_run(path: str | Path, *, need_rows: bool = True) -> Run:
     rows = read_rows(path)
     if need_rows and not rows:
         raise RunError(f"{path} has no metrics yet: train it for at least one epoch")
-    return Run(path, settings, {**config, "settings": settings}, rows)
+    return Run(path, settings, {**config, "settings": settings}, rows, read_exact(path))
+
+
+def read_exact(run: str | Path) -> Row:
+    """`epoch` and metrics of a run's recalibrated.pt, on every split; empty where there is no recalibrated.json.
+
+    Version 0.1.0 did not record the epoch.
+
+    Raises
+    ------
+    RunError
+        If recalibrated.json is damaged.
+    """
+    path, expected = Path(run) / "recalibrated.json", "the figures of a recalibration"
+    if not path.exists():
+        return {}
+    figures = read_json(path, expected, RunError)
+    with reading(path, expected, RunError):
+        exact = {name: float(value) for name, value in figures["exact"].items()}
+        return {**({"epoch": int(figures["epoch"])} if "epoch" in figures else {}), **exact}
 
 
 def check_run_folder(path: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ....common.errors import UserError, nearest_name
-from ....common.files import reading
+from ....common.files import read_json, reading
 from ....common.old_names import SETTINGS, present_settings
 
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagenet", "ufm")
@@ -26,7 +27,8 @@ BACKBONES = (
     *("small-cnn", "mlp", "resnet18", "resnet34", "resnet50", "resnet101"),
     *("vgg11", "vgg13", "vgg16", "vgg19"),
 )
-FOREIGN_BACKBONES = ("torchvision:", "timm:")
+FOLLOWS_MEANS = ("implicit", "class-mean", "tight-frame")  # heads whose classifier comes from the class means
+FOREIGN_BACKBONES = ("torchvision:", "timm:")  # before a name, which may have a tag of weights: resnet18.a1_in1k
 
 
 class SettingsError(UserError):
@@ -96,15 +98,37 @@ class Settings:
     imbalance_ratio: float = _option(100.0, "largest class size over smallest", least=1)
     label_noise: float = _option(0.0, "share of training labels replaced by another class", least=0, most=1)
     stratified: bool = _option(False, "spread each class evenly over the batches of an epoch")
-    image_size: int = _option(224, "side of the images cut from an image folder", least=8)
+    image_size: int | None = _option(
+        None,
+        "side of the images cut from an image folder",
+        least=8,
+        type_if_given=int,
+        default_text="what a network of torchvision or timm was made for, else 224",
+    )
     flip: bool = _option(False, "augmentation: mirror half of the images")
+    scale: float = _option(0.08, "augmentation of image folders: least share of a photo in a crop", least=1e-3, most=1)
+    color_jitter: float = _option(
+        0.0, "augmentation: change brightness, contrast, saturation by up to this share", least=0
+    )
+    mixup: float = _option(
+        0.0, "augmentation: alpha of mixup; images and labels are blended with others (0: not)", least=0
+    )
+    cutmix: float = _option(0.0, "augmentation: alpha of cutmix; boxes come from other images (0: not)", least=0)
     crop_padding: int = _option(0, "augmentation: shift by up to this many pixels, filling with zeros", least=0)
     rotation: float = _option(0.0, "augmentation: rotate by up to this many degrees", least=0, most=180)
     workers: int = _option(4, "worker processes that read an image folder", least=0)
 
     backbone: str = _option(
-        "small-cnn", f"{', '.join(BACKBONES)}, or torchvision:NAME and timm:NAME where these are installed"
+        "small-cnn",
+        f"{', '.join(BACKBONES)}; torchvision:NAME or timm:NAME where these are installed; FILE.py:FUNCTION or "
+        "PACKAGE.MODULE:FUNCTION of one's own, which makes a module (N, C, H, W) -> (N, d)",
     )
+    pretrained: bool = _option(False, "start from the library's own weights, or say that a function brings them along")
+    weights: str = _option("", "start the backbone from this file: safetensors, or a checkpoint of torch.save")
+    freeze: str = _option(
+        "none", "keep parts of the backbone as they are: all, or everything defined before this module"
+    )
+    freeze_bn: bool = _option(False, "keep the statistics of batch norm in the backbone as they are")
     width: int = _option(64, "channels of the first stage, of resnet and vgg; 2, 4, 8 times that later", least=1)
     stem: str = _option("cifar", "resnet: 7x7 stride 2 with pooling, or 3x3 stride 1", choices=("imagenet", "cifar"))
     features: str = _option("relu", "the last activation before pooling, or none", choices=("relu", "signed"))
@@ -112,7 +136,7 @@ class Settings:
     head: str = _option(
         "implicit",
         "the classifier on the features; linear takes them as they come, the others at unit length",
-        choices=("linear", "learned", "fixed", "implicit"),
+        choices=("linear", "learned", "fixed", "implicit", "class-mean", "tight-frame"),
     )
     temperature: float | str | None = _option(
         None,
@@ -124,31 +148,60 @@ class Settings:
     )
     averaging: str = _option(
         "step",
-        "fixed, implicit: the rate of the running class means, the paper's or one per class",
+        "all but linear, learned: the rate of the running class means, the paper's or one per class",
         choices=("step", "class"),
     )
-    delta: float = _option(1e-3, "implicit: weight of the proximal term", least=0)
+    delta: float = _option(1e-3, "implicit, tight-frame: weight of the proximal term", least=0)
     formulation: str = _option("paper", "implicit: the problem that is solved", choices=("paper", "gauge-free"))
-    gradient: bool = _option(True, "implicit: differentiate through the solution")
+    norms: str = _option(
+        "unit",
+        "tight-frame: rows of length one, the tight frame itself, or a tight frame with rows of one length",
+        choices=("unit", "tight", "equal"),
+    )
+    gradient: bool = _option(True, "implicit, class-mean, tight-frame: differentiate through the solution")
     method: str = _option(
         "auto",
-        "implicit: how the problem is solved; trust-region is the paper's method",
+        "implicit, tight-frame: how the problem is solved; trust-region is the paper's method",
         choices=("auto", "svd", "eigh", "matmul", "trust-region"),
     )
     initial: str = _option(
         "canonical",
-        "fixed: the frame; implicit: the one that the first step starts from; random by the seed",
+        "fixed: the frame; implicit, tight-frame: the one that the first step starts from; random by the seed",
         choices=("canonical", "random"),
     )
+    start: str | None = _option(
+        None,
+        "before the first step: aligned sets the class means, W and b by one pass over the training images",
+        choices=("none", "aligned"),
+        type_if_given=str,
+        default_text="aligned with pretrained or weights, but for head linear, which has no class means; else none",
+    )
 
-    loss: str = _option("cross-entropy", "training loss", choices=("cross-entropy", "dot-regression"))
+    loss: str = _option(
+        "cross-entropy",
+        "training loss; ntce and nonl compare the samples of a batch instead of the classes",
+        choices=("cross-entropy", "dot-regression", "mse", "ntce", "nonl"),
+    )
+    smoothing: float = _option(0.0, "cross-entropy: share of the target spread over all classes", least=0, most=0.99)
+    class_weights: str = _option(
+        "none",
+        "cross-entropy: balanced weighs each image by N / (K times the size of its class)",
+        choices=("none", "balanced"),
+    )
     optimizer: str = _option(
-        "sgd", "agd is automatic gradient descent, without parameters", choices=("sgd", "adamw", "agd")
+        "sgd",
+        "adam has its decay in the gradient; agd is automatic gradient descent, without parameters",
+        choices=("sgd", "adam", "adamw", "agd"),
     )
     lr: float = _option(0.1, "peak learning rate (for agd: its gain)", least=0)
+    head_lr: float = _option(1.0, "learning rate of the head as a multiple of lr", least=0)
+    layer_decay: float = _option(
+        1.0, "learning rate of each layer as a multiple of the next one's, the head being the last", least=1e-3, most=1
+    )
     momentum: float = _option(0.9, "sgd: Nesterov momentum", least=0, most=1)
     weight_decay: float = _option(5e-4, "on matrices and kernels, of the backbone and of a linear head", least=0)
     schedule: str = _option("none", "learning rate over the run", choices=("none", "step", "cosine", "one-cycle"))
+    warmup_epochs: float = _option(0.0, "epochs over which the learning rate rises linearly from a hundredth", least=0)
     epochs: int = _option(200, "passes over the training set (ufm: iterations)", least=1)
     batch_size: int = _option(256, "images per step, over all processes together", least=2)
     grad_accum_steps: int = _option(
@@ -157,6 +210,8 @@ class Settings:
         least=1,
     )
     clip: float = _option(0.0, "largest gradient norm (0: no clipping)", least=0)
+    model_ema: bool = _option(False, "average the weights over steps; the averaged model is evaluated and exported")
+    model_ema_decay: float = _option(0.9998, "largest share that the average keeps in a step", least=0, most=1)
 
     eval_interval: int = _option(1, "epochs between evaluations; the last epoch always has one", least=1)
     precision: str = _option("float32", "arithmetic of the backbone", choices=("float32", "bfloat16", "float16"))
@@ -188,17 +243,68 @@ class Settings:
                 raise SettingsError(f"{f.name} is {value}, but has to be at least {least}")
             if most is not None and not value <= most:
                 raise SettingsError(f"{f.name} is {value}, but has to be at most {most}")
-        if self.backbone not in BACKBONES and not self.backbone.startswith(FOREIGN_BACKBONES):
-            raise SettingsError(nearest_name("backbone", self.backbone, BACKBONES))
-        if self.loss == "dot-regression" and (self.head == "linear" or self.temperature == "learned"):
-            raise SettingsError(
-                "loss dot-regression pulls logits to the temperature, which has to be fixed: not for head linear or "
-                "temperature learned"
-            )
+        self._check_network()
+        self._check_loss()
         if self.batch_size % self.grad_accum_steps:
             raise SettingsError(
                 f"grad_accum_steps {self.grad_accum_steps} does not divide the batch size {self.batch_size}"
             )
+
+    def _check_loss(self) -> None:
+        """Refuse a loss that has no minimum, or no meaning, with this head and temperature."""
+        if self.head == "linear" and self.loss in ("dot-regression", "ntce", "nonl"):
+            raise SettingsError(
+                f"loss {self.loss} is for unit features, and head linear takes them as they come: use head learned, or "
+                "loss cross-entropy or mse"
+            )
+        if self.head == "class-mean" and self.loss == "dot-regression":
+            raise SettingsError(
+                "loss dot-regression pushes no classes apart, and with head class-mean nothing else does: use head "
+                "tight-frame or implicit, or loss mse"
+            )
+        if self.loss != "cross-entropy" and (self.smoothing or self.class_weights != "none"):
+            raise SettingsError(f"smoothing and class_weights are for loss cross-entropy, not for {self.loss}")
+        if self.loss not in ("cross-entropy", "mse") and (self.mixup or self.cutmix):
+            raise SettingsError(f"mixup and cutmix make soft labels: use loss cross-entropy or mse, not {self.loss}")
+        learned = self.temperature == "learned" and self.head != "linear"
+        if learned and self.loss in ("dot-regression", "mse", "nonl"):
+            raise SettingsError(
+                f"loss {self.loss} needs a fixed temperature, since its minimum moves with it: give temperature a "
+                "number, or use loss cross-entropy or ntce"
+            )
+
+    def _check_network(self) -> None:
+        if self.backbone not in BACKBONES and not all(self.backbone.partition(":")):
+            raise SettingsError(nearest_name("backbone", self.backbone, BACKBONES))
+        if self.pretrained and self.backbone in BACKBONES:
+            raise SettingsError(
+                f"backbone {self.backbone} has no pretrained weights of its own: give a file of them (--weights FILE), "
+                "or a backbone of torchvision or timm"
+            )
+        if self.optimizer == "agd" and (self.freeze != "none" or self.head_lr != 1 or self.layer_decay != 1):
+            raise SettingsError(
+                "optimizer agd takes its steps from the architecture: no freeze, head_lr or layer_decay"
+            )
+        if self.start == "aligned" and self.head == "linear":
+            raise SettingsError("start aligned is for heads of class means: head linear has none, leave start out")
+        if self.pretrained and self.weights:
+            raise SettingsError("pretrained and weights are two origins of the same weights: give one of them")
+        for name in ("backbone", "weights"):  # a run works from any working directory
+            path, colon, function = (
+                getattr(self, name).rpartition(".py:") if name == "backbone" else (self.weights, "", "")
+            )
+            if path:
+                object.__setattr__(self, name, f"{os.path.abspath(os.path.expanduser(path))}{colon}{function}")
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the head is set by a pass over the training images before the first step."""
+        return self.head != "linear" and (self.fine_tuning if self.start is None else self.start == "aligned")
+
+    @property
+    def fine_tuning(self) -> bool:
+        """Whether the backbone starts from weights that were trained before."""
+        return self.pretrained or bool(self.weights)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, as plain values that JSON, TOML and checkpoints hold."""
@@ -257,7 +363,7 @@ def recipe_text(name: str) -> str:
 
 
 def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Settings of a recipe with `overrides` on top.
+    """Settings of a recipe, or of the run that a config.json belongs to, with `overrides` on top.
 
     Raises
     ------
@@ -269,6 +375,12 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Settin
     >>> load_recipe("digits", {"head": "fixed"}).head
     'fixed'
     """
+    if name.endswith(".json"):
+        expected = "the config.json of a run of etf-train"
+        config = read_json(name, expected, SettingsError)
+        with reading(name, expected, SettingsError):
+            values = _translated(config["settings"])
+        return settings_from({**values, **_translated(overrides or {})})
     text = recipe_text(name)
     with reading(f"recipe {name}", "TOML", SettingsError):
         values = _translated(tomllib.loads(text))

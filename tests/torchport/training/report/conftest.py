@@ -50,7 +50,7 @@ def _write_run(
             factor = {"train": 1.0, "val": 1.1, "test": 1.2}[split]
             row |= {f"{split}_accuracy": 1 - 0.3 * factor * left, f"{split}_loss": 2 * left}
             row |= {f"{split}_nc1": factor * left, f"{split}_nc2_means": left, f"{split}_nc3": 0.5 * left}
-            row |= {f"{split}_nc2": 0.0, f"{split}_cosine_margin": 1 - left}
+            row |= {f"{split}_nc2": 0.0, f"{split}_cosine_margin": 1 - left, f"{split}_etf_distance_means": left}
         if head == "implicit":
             row |= {"solver_gap": 1e-9, "solver_condition": 30.0}
         rows.append(row)

@@ -73,6 +73,18 @@ def test_words_say_what_the_numbers_do(runs: list[str]) -> None:
     assert len(summary(groups)) == 4
 
 
+def test_no_simplex_etf_is_spoken_of_where_none_exists(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    """For K > d+1 the distances to the nearest ETF are undefined, and absent from a run's rows."""
+    run = write_run(tmp_path, "learned", 0)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [{name: value for name, value in row.items() if "etf_distance" not in name} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    (group,) = groups_of([run])
+    assert "No simplex ETF has so many classes in so few features" in verdict(group)
+    assert "NC1 at" in verdict(group)
+    assert "collapsed" not in verdict(group)
+
+
 @pytest.mark.parametrize(
     ("splits", "held_out", "word"),
     [

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from nearest_etf.torchport.training.run.folder import RunFolder
+from nearest_etf.torchport.training.run.folder import RunFolder, refused_changes
 from nearest_etf.torchport.training.run.reading import RunError, read_rows
-from nearest_etf.torchport.training.run.settings import Settings, SettingsError
+from nearest_etf.torchport.training.run.settings import Settings, SettingsError, settings_from
 
 TINY = Settings(epochs=3)
 
@@ -49,12 +49,14 @@ def test_the_constructor_writes_nothing(tmp_path: Path) -> None:
 def test_a_folder_is_taken_over_only_on_request(folder: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="exists: choose another --output"):
         RunFolder(folder.path, TINY)
-    with pytest.raises(SettingsError, match="was trained with epochs = 3, not 4"):
-        RunFolder(folder.path, Settings(epochs=4), resume=True)
+    with pytest.raises(SettingsError, match="was trained with epochs = 3, not 2"):
+        RunFolder(folder.path, Settings(epochs=2), resume=True)
     assert len(read_rows(folder.path)) == 3
     assert not RunFolder(folder.path, TINY, resume=True).resumed  # without a checkpoint it starts anew
-    RunFolder(folder.path, TINY, overwrite=True).begin()
+    replacing = RunFolder(folder.path, TINY, overwrite=True)
+    replacing.begin()
     assert not list(folder.path.iterdir())
+    replacing.replaced()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     for resume, overwrite in ((True, False), (False, True)):
@@ -66,3 +68,41 @@ def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="is no run folder"):
         RunFolder(tmp_path / "file", TINY, overwrite=True)
+
+
+def test_nothing_is_deleted_before_the_new_run_has_a_checkpoint(folder: RunFolder) -> None:
+    def rows() -> int:
+        return len(read_rows(folder.path))
+
+    with RunFolder(folder.path, TINY, overwrite=True) as failing:  # it ends without a checkpoint
+        failing.begin()
+        failing.write_config(TINY, {"name": "digits"}, {})
+        assert rows() == 0
+    assert rows() == 3
+    killed = RunFolder(folder.path, TINY, overwrite=True)
+    killed.begin()
+    killed.write_config(TINY, {"name": "digits"}, {})
+    with RunFolder(folder.path, TINY, overwrite=True) as again:
+        again.begin()
+    assert rows() == 3  # the run that was killed had nothing to lose
+    with RunFolder(folder.path, TINY, overwrite=True) as new:
+        new.begin()
+        new.replaced()
+    assert [path.name for path in folder.path.parent.iterdir()] == ["run"]
+    assert rows() == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "refused"),
+    [
+        ({"epochs": 3}, {"epochs": 4, "workers": 0}, []),
+        ({"epochs": 3}, {"epochs": 2}, ["epochs"]),
+        ({"data": "/photos"}, {"data": "elsewhere/photos"}, []),
+        ({"data": "/photos"}, {"data": "digits"}, ["data"]),
+        ({"data": "digits"}, {"data": "mnist", "lr": 0.5}, ["data", "lr"]),
+        ({"image_size": 224}, {}, []),
+        ({"data": "/photos", "image_size": 224}, {"data": "/photos", "image_size": 64}, ["image_size"]),
+    ],
+)
+def test_what_a_resumed_run_may_change(before: dict[str, object], after: dict[str, object], refused: list[str]) -> None:
+    assert sorted(refused_changes(settings_from(before), settings_from(after))) == refused

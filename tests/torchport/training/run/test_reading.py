@@ -80,3 +80,57 @@ def test_what_is_no_run_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=rf"{name} is no run folder: it has no config\.json"):
         read_run(tmp_path / name, need_rows=False)
+
+
+def recalibrated(path: Path, exact: dict[str, float], epoch: int | None = 3) -> None:
+    figures = {"running": {}, "exact": exact} | ({} if epoch is None else {"epoch": epoch})
+    (path / "recalibrated.json").write_text(json.dumps(figures))
+
+
+@pytest.mark.parametrize(
+    ("val", "test", "result", "reason"),
+    [
+        (0.875, 0.1, "recalibrated", "exact class means: 87.50 % on validation data, best.pt 75.00 %"),
+        (0.75, 1.0, "best", "chosen on validation data: 75.00 %, with exact class means 75.00 %"),
+        (0.5, 1.0, "best", "chosen on validation data: 75.00 %, with exact class means 50.00 %"),
+    ],
+)
+def test_exact_class_means_stand_for_a_run_where_they_are_better_on_validation_data(
+    tmp_path: Path, val: float, test: float, result: str, reason: str
+) -> None:
+    path = write_run(tmp_path / "run", checkpoints=("best", "last", "recalibrated"))
+    recalibrated(path, {"train_accuracy": 0.0, "val_accuracy": val, "test_accuracy": test})
+    run = read_run(path)
+    assert (run.result, run.reason) == (result, reason)
+    assert run.result_row["val_accuracy"] == max(val, 0.75)
+    assert run.result_row["epoch"] == (3 if result == "recalibrated" else 1)
+    (path / "recalibrated.pt").unlink()
+    assert read_run(path).result == "best"
+
+
+@pytest.mark.parametrize(("train", "result"), [(0.75, "recalibrated"), (0.5, "last"), (0.25, "last")])
+def test_without_validation_data_training_data_decide_and_never_test_data(
+    tmp_path: Path, train: float, result: str
+) -> None:
+    rows = [{"epoch": 3, "train_accuracy": 0.5, "test_accuracy": 0.5}]
+    path = write_run(tmp_path / "run", rows=rows, checkpoints=("last", "recalibrated"))
+    recalibrated(path, {"train_accuracy": train, "test_accuracy": 1 - train})
+    run = read_run(path)
+    assert run.result == result
+    assert "on training data" in run.reason
+    assert "50.00 %" in run.reason
+
+
+def test_a_recalibration_of_version_0_1_0_is_never_the_result(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", checkpoints=("best", "recalibrated"))
+    recalibrated(path, {"val_accuracy": 1.0}, epoch=None)
+    run = read_run(path)
+    assert (run.result, run.reason, run.exact) == ("best", "chosen on validation data", {"val_accuracy": 1.0})
+    (path / "recalibrated.json").write_text("{}")
+    with pytest.raises(RunError, match=r"recalibrated\.json is damaged .*expected the figures of a recalibration"):
+        read_run(path)
+
+
+def test_an_image_folder_is_called_by_its_own_name(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run", {**CONFIG, "data": {"name": "/home/somebody/photos"}}))
+    assert run.data_name == "photos"
