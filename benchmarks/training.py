@@ -36,7 +36,7 @@ from nearest_etf.torchport.training.device import use_precision
 from nearest_etf.torchport.training.model import build_model
 from nearest_etf.torchport.training.optim import build_optimizer
 from nearest_etf.torchport.training.run.settings import Settings
-from nearest_etf.torchport.training.train import batch_totals
+from nearest_etf.torchport.training.totals import batch_totals
 
 CLASSES = 10
 DEFAULTS = {"cpu": {"width": 64, "batch_size": 64, "steps": 4}, "cuda": {"width": 64, "batch_size": 512, "steps": 100}}

@@ -288,7 +288,7 @@ def test_damaged_files_of_every_format_never_end_in_another_error(
         for _ in range(60):
             damaged = bytearray(data)
             for place in rng.integers(0, min(len(data), int(rng.choice([30, 100, 1000]))), rng.integers(1, 5)):
-                damaged[place] = rng.choice([0, 255, rng.integers(256)])
+                damaged[place] = int(rng.choice([0, 255, int(rng.integers(256))]))
             path.write_bytes(damaged[: rng.integers(len(data)) if rng.random() < 0.2 else None])
             for read in (*READERS.values(), lambda path: exact_pixels(path, (12, 9, 3))):
                 try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ FORMATS = {
 def make_photos(folder: Path, seed: int) -> list[Path]:
     """One image of every format and mode, in random sizes, with EXIF orientations and transparent colours."""
     rng = np.random.default_rng(seed)
-    paths = []
+    paths: list[Path] = []
     for suffix, modes in FORMATS.items():
         for mode in modes:
             height, width = (int(side) for side in rng.integers(1, 60, 2))
@@ -55,7 +56,7 @@ def make_photos(folder: Path, seed: int) -> list[Path]:
                 image = Image.fromarray(rng.integers(0, 65536, (height, width)).astype(np.uint16))
             else:
                 image = Image.fromarray(pixels if mode == "RGBA" else pixels[..., :3]).convert(mode)
-            options: dict[str, object] = {}
+            options: dict[str, Any] = {}
             if suffix in ("png", "jpg", "tif", "webp"):
                 options["exif"] = Image.Exif()
                 options["exif"][0x0112] = int(rng.integers(1, 9))

@@ -38,11 +38,11 @@ def normalised(images: np.ndarray) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def narrow(model: Classifier[ImplicitETFHead], digits: Images) -> nn.Module:
-    """The trained backbone, projected onto the four directions in which its features vary most: K = 10 > d + 1."""
+    """The trained backbone, projected onto the four directions with most of its features: K = 10 > d + 1."""
     with torch.no_grad():
         features = model.backbone(normalised(digits[0][:1400]))
     projection = nn.Linear(24, 4, bias=False).requires_grad_(False)
-    projection.weight.copy_(torch.linalg.svd(features - features.mean(0), full_matrices=False)[2][:4])
+    projection.weight.copy_(torch.linalg.svd(features, full_matrices=False)[2][:4])
     return nn.Sequential(model.backbone, projection).eval()
 
 

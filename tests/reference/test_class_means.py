@@ -94,10 +94,10 @@ def test_means_that_were_set_are_kept_and_averaged_from_there(averaging):
     mean = (rows[0] + 3 * rows[1]) / 4
     assert running.global_mean == pytest.approx(mean)
     assert running.class_means == pytest.approx(np.stack([rows[0] - mean, rows[1] - mean, np.zeros(2)], axis=1))
-    assert (running.steps, running.batches.tolist()) == (30, [30, 30, 0])
+    assert (running.steps, running.batches.tolist()) == (10, [10, 10, 0])
     before = running.class_means.copy()
     running.update([[1.0, 0.0], [0.0, 1.0]], [0, 2])
-    assert running.class_means[:, 0] == pytest.approx(before[:, 0] + 2 / 32 * (np.array([0.5, -0.5]) - before[:, 0]))
+    assert running.class_means[:, 0] == pytest.approx(before[:, 0] + 2 / 12 * (np.array([0.5, -0.5]) - before[:, 0]))
     assert running.class_means[:, 2] == pytest.approx([-0.5, 0.5])  # not among the means that were set
 
 

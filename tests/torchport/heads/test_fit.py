@@ -223,7 +223,7 @@ def test_digits_without_training(name: str) -> None:
     sets = load_data("digits")
     (train, train_labels), (held_out, held_out_labels) = (
         (torch.as_tensor(split.images).float().flatten(1) / 16, torch.as_tensor(split.labels))
-        for split in (sets.train, sets.test)
+        for split in (sets.splits()["train"], sets.splits()["test"])
     )
     mean = train.mean(0)
     head = MAKERS[name](64, 10).fit(train - mean, train_labels).eval()

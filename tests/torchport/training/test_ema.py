@@ -28,7 +28,8 @@ def step(made: Classifier[Head], count: int) -> None:
     loss.backward()
     with torch.no_grad():
         for parameter in made.parameters():
-            parameter -= 0.1 * parameter.grad
+            assert parameter.grad is not None
+            parameter.sub_(parameter.grad, alpha=0.1)
 
 
 @pytest.mark.parametrize("decay", [0.9998, 0.25])

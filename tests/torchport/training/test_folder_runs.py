@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from nearest_etf.export import OnnxClassifier
@@ -202,7 +203,7 @@ def started(photos: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
     """A run in a process group of its own."""
     module = [sys.executable, "-m", "nearest_etf.torchport.training.etf_train"]
     command = [*module, "--data", str(photos), *FLAGS, "--output", str(output), *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # which last bits depend on
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment)
 
 

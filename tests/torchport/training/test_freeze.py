@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -17,7 +19,7 @@ class Wrapped(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = nn.Module()
+        self.network: Any = nn.Module()
         self.network.token = nn.Parameter(torch.zeros(1, 4))
         self.network.stem = nn.Linear(4, 4)
         self.network.blocks = nn.ModuleList(
@@ -62,7 +64,7 @@ def test_everything_before_a_module_is_frozen() -> None:
     assert learning(made) == {name for name, _ in made.named_parameters() if name.startswith(later)}
     made.eval()
     train_mode(made, still)
-    blocks = made.backbone.get_submodule("network.blocks")
+    blocks: Any = made.backbone.get_submodule("network.blocks")
     assert [block[1].training for block in blocks] == [False, True, True]
     assert [block[2].training for block in blocks] == [False, True, True]
 

@@ -85,7 +85,7 @@ def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
         if name.endswith(".nonsense"):
             raise RuntimeError("Invalid pretrained tag (nonsense) for tiny.")
         network = fetched(tiny()) if pretrained else tiny()
-        return nn.Sequential(*list(network)[:3]) if num_classes == 0 else network
+        return nn.Sequential(*list(network.children())[:3]) if num_classes == 0 else network
 
     cfg = SimpleNamespace(
         input_size=(3, 288, 288), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), interpolation="bicubic", crop_pct=0.95
