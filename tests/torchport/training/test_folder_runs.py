@@ -196,6 +196,18 @@ def test_the_recalibrated_checkpoint_is_measured_and_exported_as_announced(run: 
     assert (found["checkpoint"], found["epoch"], found["val_accuracy"]) == ("recalibrated", 2, exact["val_accuracy"])
 
 
+def test_a_broken_picture_ends_a_run_only_where_that_is_asked_for(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in CLASSES:
+        (photos / name / "3.png").write_bytes(b"no picture")
+    command = ["--data", str(photos), *FLAGS, "--output"]
+    assert etf_train([*command, str(tmp_path / "strict"), "--strict-images"]) == 2
+    assert "3.png cannot be read" in capfd.readouterr().err.splitlines()[-1]
+    assert etf_train([*command, str(tmp_path / "run")]) == 0
+    assert len(read_rows(tmp_path / "run")) == 2
+
+
 WAITS = 120  # seconds
 
 

@@ -62,6 +62,6 @@ def make_loader(
                 "image folders are augmented by random crops and flip: crop_padding and rotation are not for them"
             )
         shared |= {"flip": settings.flip, "scale": settings.scale, "workers": settings.workers}
-        return FolderLoader(split, batch_size, **shared)
+        return FolderLoader(split, batch_size, strict=settings.strict_images, **shared)
     augmentation = Augmentation(settings.flip, settings.crop_padding, settings.rotation)
     return DeviceLoader(split, batch_size, augmentation=augmentation, **shared)

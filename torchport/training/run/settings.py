@@ -117,6 +117,7 @@ class Settings:
     crop_padding: int = _option(0, "augmentation: shift by up to this many pixels, filling with zeros", least=0)
     rotation: float = _option(0.0, "augmentation: rotate by up to this many degrees", least=0, most=180)
     workers: int = _option(4, "worker processes that read an image folder", least=0)
+    strict_images: bool = _option(False, "end at a picture that cannot be read, instead of leaving it out")
 
     backbone: str = _option(
         "small-cnn",
