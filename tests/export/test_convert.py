@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from torch import nn
+import torch
 
 from nearest_etf.export import (
     Bound,
@@ -63,20 +64,22 @@ def test_layouts_and_inputs_answer_alike(
 
 
 @pytest.mark.parametrize(
-    ("backbone", "shape"),
+    ("make", "shape"),
     [
-        (SmallCNN(3, 16, signed=True), (8, 8, 3)),
-        (MLP((6, 5, 1), 16), (6, 5, 1)),
-        (ResNet("resnet18", 3, width=2), (16, 16, 3)),
-        (VGG("vgg11", 3, width=2), (32, 32, 3)),
+        (lambda: SmallCNN(3, 16, signed=True), (8, 8, 3)),
+        (lambda: MLP((6, 5, 1), 16), (6, 5, 1)),
+        (lambda: ResNet("resnet18", 3, width=2), (16, 16, 3)),
+        (lambda: VGG("vgg11", 3, width=2), (32, 32, 3)),
     ],
     ids=["small-cnn", "mlp", "resnet18", "vgg11"],
 )
-def test_every_family_exports(backbone: nn.Module, shape: tuple[int, int, int], tmp_path: Path) -> None:
-    head = LearnedHead(backbone.num_features, 5) if shape[2] == 3 else FixedETFHead(backbone.num_features, 5)  # type: ignore[arg-type]
+def test_every_family_exports(make: Callable[[], Any], shape: tuple[int, int, int], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = make()
+    kind = LearnedHead if shape[2] == 3 else FixedETFHead
     channels = shape[2]
     report = export_onnx(
-        Classifier(backbone, head),
+        Classifier(backbone, kind(backbone.num_features, 5, temperature=5.0)),
         tmp_path / "model.onnx",
         image_shape=shape,
         mean=[0.4, 0.5, 0.6][:channels],
