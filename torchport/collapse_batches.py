@@ -34,6 +34,7 @@ def unit_of(values: Tensor) -> Tensor:
 
 
 def check_batch(features: Tensor, labels: Tensor, num_classes: int, num_features: int) -> None:
+    """Refuse features other than floating (B, d), and labels other than int64 (B,) in 0…K−1."""
     if features.ndim != 2 or features.shape[1] != num_features or not features.is_floating_point():
         raise ValueError(
             f"features are {features.dtype} {tuple(features.shape)}; expected floating (B, {num_features})."
