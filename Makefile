@@ -28,8 +28,8 @@ demo: setup     ## verify, train three heads, measure, export, check, predict: a
 	$(BIN)/etf-predict $(DEMO)/model.onnx $(DEMO)/model-samples --score --format csv > $(DEMO)/predictions.csv
 	@printf '\nmade in %s:\n' $(DEMO); cd $(DEMO) && ls -1 */config.json */metrics.csv */last.pt *.onnx *.json *.csv *.png *.html
 
-test: lint      ## formatting, lint, types, and all tests
-	$(BIN)/pytest -q
+test: lint      ## formatting, lint, types, and all tests, in as many processes as there are cores (at most four)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup     ## ruff and mypy
 	$(BIN)/ruff check .

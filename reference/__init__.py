@@ -20,6 +20,7 @@ __all__ = [
     "auroc",
     "canonical_etf",
     "canonical_tight_frame",
+    "class_gaussians",
     "class_subspace",
     "classifier_from_tight_frame",
     "energy_score",
@@ -29,6 +30,7 @@ __all__ = [
     "frame_geometry",
     "hyperspherical_uniformity",
     "initial_frame",
+    "mahalanobis_score",
     "max_logit_score",
     "max_softmax_score",
     "mutual_coherence",
@@ -36,6 +38,7 @@ __all__ = [
     "nearest_etf",
     "nearest_etf_jvp",
     "nearest_etf_vjp",
+    "nearest_neighbour_score",
     "nearest_tight_frame",
     "neco_score",
     "neural_collapse",
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
         neco_score,
         principal_subspace,
     )
+    from .ood_distance import class_gaussians, mahalanobis_score, nearest_neighbour_score
     from .procrustes import NearestETF, initial_frame, nearest_etf
     from .riemannian import Status, TrustRegionResult, trust_region
     from .simplex import canonical_etf, etf_error, simplex_etf
@@ -85,6 +89,7 @@ else:
         "auroc": "ood",
         "canonical_etf": "simplex",
         "canonical_tight_frame": "frames",
+        "class_gaussians": "ood_distance",
         "class_subspace": "ood",
         "classifier_from_tight_frame": "equal_norm",
         "energy_score": "ood",
@@ -94,6 +99,7 @@ else:
         "frame_geometry": "geometry",
         "hyperspherical_uniformity": "hyperspherical",
         "initial_frame": "procrustes",
+        "mahalanobis_score": "ood_distance",
         "max_logit_score": "ood",
         "max_softmax_score": "ood",
         "mutual_coherence": "hyperspherical",
@@ -101,6 +107,7 @@ else:
         "nearest_etf": "procrustes",
         "nearest_etf_jvp": "implicit",
         "nearest_etf_vjp": "implicit",
+        "nearest_neighbour_score": "ood_distance",
         "nearest_tight_frame": "tight_frame",
         "neco_score": "ood",
         "neural_collapse": "collapse",
