@@ -4,10 +4,10 @@ BIN := .venv/bin
 # An editable install links the package file by file: it is made again when one of these comes or goes.
 SOURCES := $(sort $(shell find root common reference torchport export -type f -not -name '*.pyc'))
 
-.PHONY: help setup demo verify test lint bench release clean
+.PHONY: help setup demo verify test test-oldest test-faults lint bench release clean
 
 help:           ## show the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
 
 setup: .venv/ready  ## install everything into .venv
 	@printf '%s\n' $(SOURCES) | cmp -s - .venv/sources || { \
@@ -30,6 +30,13 @@ demo: setup     ## verify, train three heads, measure, export, check, predict: a
 
 test: lint      ## formatting, lint, types, and all tests, in as many processes as there are cores (at most four)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+test-oldest:    ## all tests with the oldest versions that pyproject.toml admits, in build/oldest (see .ci/oldest.py for PINS)
+	OMP_NUM_THREADS=1 $(PYTHON) .ci/oldest.py $(PINS)
+
+test-faults: setup  ## files from strangers and ten thousand steps, in full: half an hour, into tests/faults/results
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.mutate_files
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.long_run
 
 lint: setup     ## ruff and mypy
 	$(BIN)/ruff check .

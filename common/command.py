@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import os
+import signal
 import sys
 import unicodedata
 import warnings
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
 from .. import __version__
@@ -29,6 +32,8 @@ OPTIONAL_PACKAGES = (
     "onnxscript",
     "onnxruntime",
 )
+# How torch and NumPy say that there is not enough memory, in errors of many types.
+NO_MEMORY = ("allocate memory", "Unable to allocate", "out of memory", "Storage size calculation overflowed")
 PLAIN = {"≤": "<=", "≥": ">=", "−": "-", "→": "->", "‖": "||", "√": "sqrt "}
 
 
@@ -110,12 +115,23 @@ def run_command(prog: str, body: Callable[[], int], extra: str = "train") -> int
     """The exit status of a command: that of `body`, or of the error that ended it, which is printed as one line.
 
     `extra` names what brings the packages that the command needs, as in `pip install 'nearest-etf[train]'`. A warning
-    is one line; Pillow's, about the insides of image files, are left out: what it cannot read is an error.
+    is one line; Pillow's, about the insides of image files, are left out: what it cannot read is an error. After Ctrl-C
+    any error is taken for its consequence: a library that is interrupted while it loads may raise whatever it likes.
     """
-    format_before = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_, **__: f"{prog}: warning: {' '.join(str(message).split())}\n"
-    warnings.filterwarnings("ignore", module=r"PIL\.")
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    format_before, handler_before = warnings.formatwarning, signal.getsignal(signal.SIGINT)
     try:
+        if handler_before in (signal.default_int_handler, end_at_once):
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(signal.SIGINT, interrupt)
+        warnings.formatwarning = lambda message, *_, **__: f"{prog}: warning: {' '.join(str(message).split())}\n"
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         status = body()
         sys.stdout.flush()
         return status
@@ -123,6 +139,8 @@ def run_command(prog: str, body: Callable[[], int], extra: str = "train") -> int
         return fail(prog, str(error), error.exit_status)
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
+        if interrupted:
+            return fail(prog, "interrupted", 130)
         if package not in OPTIONAL_PACKAGES:
             raise
         if not isinstance(error, ModuleNotFoundError):
@@ -135,11 +153,36 @@ def run_command(prog: str, body: Callable[[], int], extra: str = "train") -> int
         return fail(prog, f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except KeyboardInterrupt:
         return fail(prog, "interrupted", 130)
+    except Exception as error:
+        if interrupted:
+            return fail(prog, "interrupted", 130)
+        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+            line = first_line(error)
+            return fail(prog, f"not enough memory ({line}): lower the batch size, or the size of the network", 1)
+        raise
     finally:
         warnings.formatwarning = format_before
+        with contextlib.suppress(ValueError, TypeError):  # or one that Python did not set
+            signal.signal(signal.SIGINT, handler_before)
 
 
 def fail(prog: str, message: str, status: int = 2) -> int:
     """Print an error as one line; returns the exit status."""
     print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
     return status
+
+
+def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """What Ctrl-C does to a command that is still loading, and has nothing to lose."""
+    os.write(2, f"{_command()}: interrupted\n".encode())
+    os._exit(130)
+
+
+def _command() -> str:
+    """The name of the program that runs, which is one of ours where this module is not imported by another."""
+    return os.path.basename(sys.argv[0]) if sys.argv else ""
+
+
+if _command().startswith("etf-") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, end_at_once)

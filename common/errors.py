@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST_NAME = 200  # characters of a name that others are compared with, which takes time
+
 
 class UserError(ValueError):
     """Something that cannot be used as it was given; the base of the errors below it in every room.
@@ -24,6 +26,19 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value as Python writes it, cut where it is long.
+
+    >>> shown(0.5), shown("x" * 1000, most=6)
+    ('0.5', "'xxxxx…")
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of many digits; lists within lists
+        text = f"a long {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def nearest_name(kind: str, found: str, known: Iterable[str]) -> str:
     """The message about an unknown name.
 
@@ -31,5 +46,5 @@ def nearest_name(kind: str, found: str, known: Iterable[str]) -> str:
     "unknown head 'implict': did you mean 'implicit'? (one of: learned, fixed, implicit)"
     """
     known = list(known)
-    close = difflib.get_close_matches(found, known, n=1, cutoff=0.0)
-    return f"unknown {kind} {found!r}: did you mean {close[0]!r}? (one of: {', '.join(known)})"
+    close = difflib.get_close_matches(found[:LONGEST_NAME], known, n=1, cutoff=0.0)
+    return f"unknown {kind} {shown(found)}: did you mean {close[0]!r}? (one of: {', '.join(known)})"

@@ -1,16 +1,23 @@
-"""Files: the one way to write them, whole or not at all, and the one way to read what may be damaged or foreign."""
+"""Files: the one way to write them, whole or not at all, and the one way to read what may be damaged or foreign.
+
+What is read is bounded before it is read, and what we wrote is compared with its seal (see `seals.py`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import UserError, first_line
+from .seals import Damage, opened_json, sealed_json
+
+LARGEST_TEXT = 2**28  # bytes of a text that is read whole: metrics of 100,000 epochs have half as many
+LONGEST_REASON = 200  # characters of another library's message
 
 
 class FileError(UserError):
@@ -36,7 +43,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -84,6 +91,8 @@ def reading(path: str | os.PathLike[str], expected: str, error_type: type[UserEr
         raise
     except FileNotFoundError as error:
         raise error_type(f"{path} is missing: expected {expected}") from error
+    except Damage as error:
+        raise error_type(f"{path} is damaged ({error}): expected {expected}") from error
     except OSError as error:
         reason = error.strerror or first_line(error)
         raise error_type(f"{path} cannot be read ({reason}): expected {expected}") from error
@@ -91,13 +100,49 @@ def reading(path: str | os.PathLike[str], expected: str, error_type: type[UserEr
         raise error_type(f"{path} is damaged or of another kind ({describe(error)}): expected {expected}") from error
 
 
-def read_json(path: str | os.PathLike[str], expected: str, error_type: type[UserError] = FileError) -> Any:
-    """The value in a JSON file."""
+def read_bytes(
+    path: str | os.PathLike[str],
+    expected: str,
+    error_type: type[UserError] = FileError,
+    largest: int = LARGEST_TEXT,
+) -> bytes:
+    """A whole file of at most `largest` bytes; a larger one, or a device without an end, is refused unread."""
+    with reading(path, expected, error_type), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size or largest  # a pipe has none; `read` allocates what it is told at once
+        contents = b"" if size > largest else file.read(size + 1)
+        if size > largest or len(contents) > size:
+            raise Damage(f"more than {largest} bytes" if size >= largest else "it grew while it was read")
+        return contents
+
+
+def read_text(path: str | os.PathLike[str], expected: str, error_type: type[UserError] = FileError) -> str:
+    """A text file in UTF-8, with lines that end in \\n, however they end in the file."""
+    contents = read_bytes(path, expected, error_type)
     with reading(path, expected, error_type):
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return contents.decode("utf-8").replace("\r\n", "\n")
+
+
+def read_json(path: str | os.PathLike[str], expected: str, error_type: type[UserError] = FileError) -> Any:
+    """The value in a JSON file; where `write_json` wrote it, the same value or an error."""
+    text = read_text(path, expected, error_type)
+    with reading(path, expected, error_type):
+        return opened_json(json.loads(text))
+
+
+def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
+    """Write a JSON object with a seal, which `read_json` compares and takes off.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(f"{folder}/x.json", {"epoch": 3})
+    ...     read_json(f"{folder}/x.json", "figures")
+    {'epoch': 3}
+    """
+    write_file(path, json.dumps(sealed_json(value), indent=2) + "\n")
 
 
 def describe(error: BaseException) -> str:
     """Type and first line of an error, as in "KeyError: 'settings'"."""
     line = first_line(error)
-    return line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
+    line = line if line == type(error).__name__ else f"{type(error).__name__}: {line}"
+    return line if len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…"

@@ -7,16 +7,19 @@ no pixel and refuses the rest. All three apply the EXIF orientation, and all tha
 from __future__ import annotations
 
 import math
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import UserError, nearest_name
+from .errors import UserError, first_line, nearest_name
 from .files import reading
 
 if TYPE_CHECKING:
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+# Pillow knows many more, of which one runs another program (EPS); HEIF comes with a plugin.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
+LARGEST = 2**30  # bytes: of a file, and of what its pixels take while they are converted
 ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 0x0102, 0x0106  # tags of EXIF and TIFF
 UPRIGHT = {  # what undoes each EXIF orientation, by Pillow's names
     2: "FLIP_LEFT_RIGHT",
@@ -190,8 +196,8 @@ def exact_pixels(path: str | Path, shape: tuple[int, int, int]) -> NDArray[np.ui
     """
     height, width, channels = shape
     with _opened(path) as image:
-        if (frames := getattr(image, "n_frames", 1)) > 1:
-            raise PhotoError(f"{path} is animated ({frames} frames): save one frame as an image")
+        if getattr(image, "is_animated", False):  # n_frames would read all of them
+            raise PhotoError(f"{path} is animated (more than one frame): save one frame as an image")
         if image.mode not in ("1", "L", "P", "RGB") or "transparency" in image.info:
             mode = f"{image.mode} with transparency" if "transparency" in image.info else image.mode
             raise PhotoError(f"{path} is a {mode} image: convert it to 8-bit {'RGB or ' * (channels == 3)}greyscale")
@@ -229,12 +235,45 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except ImportError as error:
         raise PhotoError("image files need Pillow: pip install 'nearest-etf[deploy]', or pass arrays") from error
     with reading(path, "an image", PhotoError):
+        about = os.stat(path)
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+            raise PhotoError(f"{path} is a pipe or a device: expected an image file")
+        if about.st_size > LARGEST:
+            raise PhotoError(f"{path} has {about.st_size} bytes: expected an image of at most {LARGEST}")
         try:
-            image = Image.open(path)
+            image = Image.open(path, formats=_formats())
         except UnidentifiedImageError as error:  # its message is the path once more
-            raise PhotoError(f"{path} cannot be read (of no format that Pillow knows): expected an image") from error
+            known = ", ".join(_formats())
+            raise PhotoError(f"{path} cannot be read (of another format than {known}): expected an image") from error
+        except Image.DecompressionBombError as error:
+            raise PhotoError(f"{path} has too many pixels ({first_line(error)})") from error
         with image:
+            _refuse_too_large(path, image)
             yield image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow has."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _refuse_too_large(path: str | Path, image: Image.Image) -> None:
+    """Refuse before anything is decoded: opaque photos above 89 megapixels, where Pillow warns, and others earlier."""
+    width, height = image.size
+    if image.mode.startswith(("I", "F")):
+        each = 32  # bytes per pixel while it is converted
+    else:
+        each = 16 if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info else 12
+    if width * height * each > LARGEST:
+        megapixels = LARGEST // each // 10**6
+        raise PhotoError(
+            f"{path} has {width}×{height} pixels of mode {image.mode}: expected at most {megapixels} megapixels of "
+            "this mode: scale it down"
+        )
 
 
 def _eight_bits(path: str | Path, image: Image.Image) -> Image.Image:

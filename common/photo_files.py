@@ -100,30 +100,36 @@ def find_images(names: Iterable[str | Path]) -> FoundImages:
 def search(folder: Path, found: FoundImages) -> FoundImages:
     """Add all images below a folder to what was found, sorted."""
     start = len(found.paths)
-    real = Path(os.path.realpath(folder))
-    _search(folder, found, {str(real), *map(str, real.parents)})
+    _search(folder, found, set(map(str, Path(os.path.realpath(folder)).parents)))
     found.paths[start:] = sorted(found.paths[start:])
     return found
 
 
-def _search(folder: Path, found: FoundImages, seen: set[str]) -> None:
+def _search(first: Path, found: FoundImages, seen: set[str]) -> None:
     """`seen` holds the real paths of the folders that were searched, and of those around the first one."""
-    try:
-        with os.scandir(folder) as scan:
-            entries = sorted((e for e in scan if not e.name.startswith(".")), key=lambda e: (e.is_symlink(), e.name))
-    except OSError:
-        found.closed.append(folder)
-        return
-    for entry in entries:  # links last, so that a folder goes by its own name
-        path = folder / entry.name
-        if entry.is_dir():
-            real = os.path.realpath(path)
-            if real in seen:
-                found.followed_before.append(path)
-            else:
-                seen.add(real)
-                _search(path, found, seen)
-        elif entry.is_file() or entry.is_symlink():  # neither a pipe nor a device, which would be waited for
+    # Still to be searched, with their real paths; a stack, for folders may be nested a thousand deep.
+    folders = [(first, os.path.realpath(first))]
+    while folders:
+        folder, real = folders.pop()
+        if real in seen:
+            found.followed_before.append(folder)
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(folder) as scan:
+                entries = [entry for entry in scan if not entry.name.startswith(".")]
+        except OSError:
+            found.closed.append(folder)
+            continue
+        entries.sort(key=lambda e: (e.is_symlink(), e.name))  # links last, so that a folder goes by its own name
+        for entry in reversed(entries):
+            if entry.is_dir():
+                path = folder / entry.name
+                folders.append((path, os.path.realpath(path) if entry.is_symlink() else os.path.join(real, entry.name)))
+        for entry in entries:
+            path = folder / entry.name
+            if entry.is_dir() or not (entry.is_file() or entry.is_symlink()):  # a pipe or device would be waited for
+                continue
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 found.paths.append(path)
             else:

@@ -15,31 +15,41 @@ from .errors import CheckError, ExportError, InputError, ModelFileError
 
 __all__ = [
     "Bound",
+    "Calibration",
     "CheckError",
     "CheckReport",
     "ExportError",
     "InputError",
     "ModelFileError",
     "OnnxClassifier",
+    "OodScore",
     "Prediction",
     "check_onnx",
     "export_head_onnx",
     "export_onnx",
+    "fit_calibration",
+    "fit_ood",
 ]
 
 if TYPE_CHECKING:
+    from .calibration import Calibration, fit_calibration
     from .check import Bound, CheckReport, check_onnx
     from .convert import export_head_onnx, export_onnx
+    from .ood import OodScore, fit_ood
     from .predict import OnnxClassifier, Prediction
 else:
     _MODULES = {
         "Bound": "check",
+        "Calibration": "calibration",
         "CheckReport": "check",
         "OnnxClassifier": "predict",
+        "OodScore": "ood",
         "Prediction": "predict",
         "check_onnx": "check",
         "export_head_onnx": "convert",
         "export_onnx": "convert",
+        "fit_calibration": "calibration",
+        "fit_ood": "ood",
     }
 
     def __getattr__(name):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,17 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from ..common.errors import first_line
+from ..torchport import Head
 from .errors import CheckError, ExportError, InputError
 from .freeze import Frozen, freeze
+from .model_file import OOD_SCORE
+from .ood import OodScore
 from .predict import OnnxClassifier
+from .trial import runtime_reason
 
 BATCH_SIZES = (1, 7, 64)
 COMPARED = ("logits", "probabilities", "cosine")
+OOD_BOUND = 10  # times the bound of logits: relative to the largest score, since features are centred first
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ def check_onnx(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     bound: Bound | None = None,
+    ood: OodScore | None = None,
 ) -> CheckReport:
     """Compare a PyTorch model with its file.
 
@@ -144,6 +150,8 @@ def check_onnx(
         Normalisation on PyTorch's side; default: the file's.
     bound : Bound, optional
         Default: the entry of `BOUNDS` for the file's precision.
+    ood : OodScore, optional
+        The score that the file's `ood_score` should be; without it that output is not compared.
 
     Raises
     ------
@@ -173,7 +181,7 @@ def check_onnx(
     stated = classifier.metadata["preprocessing"]
     return compare(
         classifier,
-        freeze(model),
+        replace(freeze(model), ood=ood),
         images,
         labels,
         mean=stated["mean"] if mean is None else mean,
@@ -216,8 +224,10 @@ def compare(
         size_of_logits = float(expected["length"].max()) * longest
     else:
         size_of_logits = frozen.temperature * max(1.0, longest)
+    size_of_logits *= _factor(classifier)
 
-    worst = {name: Deviation(0.0, 0.0) for name in COMPARED}
+    compared = COMPARED if frozen.ood is None else (*COMPARED, OOD_SCORE)
+    worst = {name: Deviation(0.0, 0.0) for name in compared}
     found = np.empty(len(pixels), np.int64)
     differ = np.zeros(len(pixels), bool)  # at any batch size
     for batch_size in sorted(BATCH_SIZES):  # the largest one sees every image, and leaves its labels in `found`
@@ -225,13 +235,22 @@ def compare(
         try:
             answer = classifier.predict(inputs[some], batch_size=batch_size)
         except InputError as error:
-            raise CheckError(f"in {precision}, the exported model fails where PyTorch does not: {error}") from error
+            reason = runtime_reason(error.__cause__) if error.__cause__ else str(error)
+            raise CheckError(
+                f"in {precision}, the exported model fails on a batch of {batch_size}, where PyTorch does not: {reason}"
+            ) from error
+        if answer.logits.shape != expected["logits"][some].shape:
+            raise CheckError(f"in {precision}, the exported model mixes the images of a batch of {batch_size}")
         got = {"logits": answer.logits, "probabilities": answer.probabilities, "cosine": answer.cosines}
+        if frozen.ood is not None:
+            if answer.ood_scores is None:
+                raise CheckError(f"the file has no output {OOD_SCORE}")
+            got[OOD_SCORE] = answer.ood_scores
         found[some] = answer.labels
         same = answer.labels == expected["label"][some]
         differ[some] |= ~same
-        for name in COMPARED:
-            rows = same if name == "cosine" else slice(None)  # another label has another vertex
+        for name in compared:
+            rows = same if name in ("cosine", OOD_SCORE) else slice(None)  # another label has another vertex
             deviation = _deviation(got[name][rows], expected[name][some][rows])
             worst[name] = max(worst[name], deviation, key=lambda d: d.absolute)
 
@@ -241,6 +260,9 @@ def compare(
     largest = worst["logits"].absolute
     bound = bound or BOUNDS[precision]
     failures = _failures(bound, size_of_logits, largest, len(pixels), disagreements, right[0] - right[1])
+    if frozen.ood is not None and bound.logits is not None:
+        off, allowed = worst[OOD_SCORE].relative, OOD_BOUND * bound.logits
+        failures += [f"the OOD score is off by {off:.1e} of the largest; allowed is {allowed:.1e}"] * (off > allowed)
     return CheckReport(
         precision=precision,
         images=len(pixels),
@@ -253,6 +275,11 @@ def compare(
         accuracy_onnx=accuracy[1],
         failures=tuple(failures),
     )
+
+
+def _factor(classifier: OnnxClassifier) -> float:
+    """The factor on the file's logits, by a calibration; 1 where there is none."""
+    return float((classifier.metadata.get("calibration") or {}).get("factor", 1.0))
 
 
 def _failures(bound: Bound, size: float, error: float, images: int, differ: int, lost: int) -> list[str]:
@@ -282,19 +309,23 @@ def _torch_side(
     m, s = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (mean, std))
     if m.shape[1] != images.shape[3]:
         raise InputError(f"images have {images.shape[3]} channels, but mean and std {m.shape[1]}")
-    weight = torch.from_numpy(frozen.weight)
+    weight, factor = torch.from_numpy(frozen.weight), _factor(classifier)
     chunks: list[dict[str, torch.Tensor]] = []
     for batch in torch.from_numpy(np.ascontiguousarray(images)).split(64):
-        x = (batch.permute(0, 3, 1, 2).float() / 255 - m) / s  # (B, C, H, W)
+        x = (batch.permute(0, 3, 1, 2).contiguous().float() / 255 - m) / s  # (B, C, H, W), as loaders give it
         try:
-            features = frozen.backbone(x)
+            features = frozen.backbone(x.clone()).reshape(len(x), -1)  # .squeeze() drops a batch of one
             logits = frozen.head(features)
-        except (ValueError, RuntimeError) as error:
-            raise ExportError(f"PyTorch's own model fails on the images: {first_line(error)}") from error
+        except Exception as error:
+            raise ExportError(f"PyTorch's own model fails on {len(x)} images: {first_line(error)}") from error
         label = logits.argmax(1)
+        logits = factor * logits
         pixels = batch if classifier.takes_images else x.permute(0, 2, 3, 1)  # (B, H, W, C)
         chunk = {"logits": logits, "probabilities": logits.softmax(1), "label": label}
         chunk["length"] = features.norm(dim=1)
+        if frozen.ood is not None:
+            h = frozen.head.normalise(features) if isinstance(frozen.head, Head) else _as_seen(features, frozen)
+            chunk[OOD_SCORE] = torch.from_numpy(frozen.ood(h.numpy(), frozen.weight, frozen.bias))
         chunk["cosine"] = torch.cosine_similarity(features, weight[label])
         chunk["inputs"] = features if classifier.image_shape is None else pixels
         chunks.append(chunk)
@@ -303,6 +334,13 @@ def _torch_side(
         raise ExportError("PyTorch's own logits are not finite: train the model first")
     inputs = joined.pop("inputs").astype(classifier.input_dtype, copy=False)
     return joined, inputs.transpose(0, 3, 1, 2) if classifier.layout == "NCHW" else inputs
+
+
+def _as_seen(features: torch.Tensor, frozen: Frozen) -> torch.Tensor:
+    """What W multiplies: features as they come, or of length τ."""
+    if frozen.temperature is None:
+        return features
+    return frozen.temperature * torch.nn.functional.normalize(features, dim=1)
 
 
 def _deviation(found: NDArray[Any], expected: NDArray[Any]) -> Deviation:

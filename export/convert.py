@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -19,13 +20,27 @@ from onnx import TensorProto
 from torch import nn
 
 from ..torchport import ClassMeans, Head
+from .backbone import backbone_model
+from .calibration import Calibration, checked_factor
 from .certificate import etf_certificate, require_kind
 from .check import Bound, CheckReport, compare
 from .errors import CheckError, ExportError
 from .freeze import Frozen, freeze
-from .graph import DTYPES, backbone_model, classifier_model, head_model, preprocessing_piece, seal
-from .model_file import FORMAT, writable_target, write_model
+from .graph import (
+    DTYPES,
+    HEAD_OPSET,
+    HEAD_OPSETS,
+    OPSET,
+    OPSETS,
+    classifier_model,
+    head_model,
+    preprocessing_piece,
+    seal,
+)
+from .model_file import FORMAT, FORMAT_WITH_OOD, writable_target, write_model
+from .ood import OodScore
 from .predict import OnnxClassifier
+from .trial import TrialError, open_apart
 
 Layout = Literal["NHWC", "NCHW"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -46,6 +61,9 @@ def export_onnx(
     check_images: ArrayLike | None = None,
     check_labels: ArrayLike | None = None,
     bound: Bound | None = None,
+    calibration: Calibration | float | None = None,
+    ood: OodScore | None = None,
+    opset: int = OPSET,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> CheckReport:
@@ -78,6 +96,12 @@ def export_onnx(
         Their classes, for the accuracy of both sides.
     bound : Bound, optional
         The bound of fp16 or int8, instead of the entry of `check.BOUNDS`; fp32 keeps its own in any case.
+    calibration : Calibration or float, optional
+        A factor on the file's logits, or what `fit_calibration` found on held-out images; labels and cosines stay.
+    ood : OodScore, optional
+        A score for foreign images, as `fit_ood` gives it: the file has it as its output `ood_score`.
+    opset : int
+        Version of ONNX's operators, 18…25; the default is for the oldest runtimes.
     metadata : mapping, optional
         More entries for the file's metadata: plain values, for JSON.
     overwrite : bool
@@ -90,8 +114,8 @@ def export_onnx(
     Raises
     ------
     ExportError
-        If the model cannot be exported with these options, or its head's classifier is not what its kind promises, a
-        simplex ETF, a tight frame or unit rows, as after averaging over models.
+        If the model cannot be exported with these options, its head's classifier is not what its kind promises, a
+        simplex ETF, a tight frame or unit rows, as after averaging over models, or onnxruntime dies of the file.
     ModelFileError
         If the target exists or cannot be written.
     CheckError
@@ -119,8 +143,9 @@ def export_onnx(
         raise ExportError(f"std is {std}: expected positive numbers")
     if precision == "int8" and float_input:
         raise ExportError("int8 is calibrated on 8-bit images: it cannot go with float_input")
-    calibration = _calibration(calibration_images, shape) if precision == "int8" else None
-    frozen = freeze(model)
+    _in_range("opset", opset, OPSETS)
+    quantised_on = _calibration(calibration_images, shape) if precision == "int8" else None
+    frozen = replace(freeze(model), factor=checked_factor(calibration), ood=ood)
     stated = {
         **(metadata or {}),
         "kind": "classifier",
@@ -131,7 +156,7 @@ def export_onnx(
             "shape": list(shape) if layout == "NHWC" else [shape[2], shape[0], shape[1]],
         },
         "preprocessing": _preprocessing(mean, std, inside=not float_input),
-        **_description(frozen, class_names),
+        **_description(frozen, class_names, calibration),
     }
     noise = np.random.default_rng(0).integers(0, 256, (256, *shape), np.uint8)
     images = noise if check_images is None else np.asarray(check_images)
@@ -139,24 +164,31 @@ def export_onnx(
     def finish(graph: onnx.ModelProto, precision: str) -> tuple[bytes, CheckReport]:
         data = seal(graph, {**stated, "precision": precision})
         own = None if precision == "fp32" else bound
-        return data, checked(path, data, frozen, images, check_labels, mean=mean, std=std, bound=own)
+        return data, checked(path, data, precision, frozen, images, check_labels, mean=mean, std=std, bound=own)
 
     preprocessing = preprocessing_piece(mean, std, layout, float_input=float_input)
-    backbone = backbone_model(frozen, shape)
+    backbone = backbone_model(frozen, shape, opset)
     kind = TensorProto.FLOAT if float_input else TensorProto.UINT8
     graph = classifier_model(frozen, backbone, preprocessing, kind, stated["input"]["shape"])
     data, report = finish(graph, "fp32")
     if precision == "fp16":
-        from .quantize import to_float16
+        from .quantize import KEPT, to_float16
 
-        half = classifier_model(frozen, to_float16(backbone), preprocessing, kind, stated["input"]["shape"])
-        data, report = finish(half, precision)
-    elif calibration is not None:
+        for kept in KEPT:
+            lower = to_float16(backbone, kept)
+            half = classifier_model(frozen, lower, preprocessing, kind, stated["input"]["shape"])
+            stated["kept_in_fp32"] = kept or None
+            try:
+                data, report = finish(half, precision)
+                break
+            except TrialError:
+                if kept == KEPT[-1]:
+                    raise
+    elif quantised_on is not None:
         from .quantize import to_int8
 
-        data, report = finish(
-            to_int8(graph, calibration if layout == "NHWC" else calibration.transpose(0, 3, 1, 2)), precision
-        )
+        pixels = quantised_on if layout == "NHWC" else quantised_on.transpose(0, 3, 1, 2)
+        data, report = finish(to_int8(graph, pixels), precision)
     write_model(path, data, {**stated, "precision": precision}, report.to_dict())
     return report
 
@@ -171,16 +203,20 @@ def export_head_onnx(
     std: Sequence[float],
     class_names: Sequence[str] | None = None,
     precision: Literal["fp16", "fp32", "fp64"] = "fp32",
+    calibration: Calibration | float | None = None,
+    ood: OodScore | None = None,
+    opset: int = HEAD_OPSET,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> CheckReport:
-    """Write the head alone: features (N, d) of one floating-point type to logits and the rest, in opset 13.
+    """Write the head alone: features (N, d) of one floating-point type to logits and the rest, in opset 13…25.
 
     It is checked on the backbone's features of `check_images`; all else is as in `export_onnx`.
     """
     path = writable_target(path, overwrite)
     _one_of("precision", precision, tuple(DTYPES))
-    frozen = freeze(model)
+    _in_range("opset", opset, HEAD_OPSETS)
+    frozen = replace(freeze(model), factor=checked_factor(calibration), ood=ood)
     dtype = DTYPES[precision]
     stated = {
         **(metadata or {}),
@@ -193,28 +229,38 @@ def export_head_onnx(
             "shape": [frozen.num_features],
         },
         "preprocessing": _preprocessing(mean, std, inside=False),
-        **_description(frozen, class_names),
+        **_description(frozen, class_names, calibration),
     }
-    data = seal(head_model(frozen, dtype), stated)
-    report = checked(path, data, frozen, check_images, check_labels, mean=mean, std=std, bound=None)
+    data = seal(head_model(frozen, dtype, opset), stated)
+    report = checked(path, data, precision, frozen, check_images, check_labels, mean=mean, std=std, bound=None)
     write_model(path, data, stated, report.to_dict())
     return report
 
 
 def checked(
-    path: Path, data: bytes, frozen: Frozen, images: ArrayLike, labels: ArrayLike | None, **how: Any
+    path: Path,
+    data: bytes,
+    precision: str,
+    frozen: Frozen,
+    images: ArrayLike,
+    labels: ArrayLike | None,
+    **how: Any,
 ) -> CheckReport:
-    """The report on a model that is yet to be written, or a CheckError."""
+    """The report on a model that is yet to be written, or a CheckError; a TrialError where it cannot be opened."""
+    open_apart(data, precision)
     report = compare(OnnxClassifier.from_bytes(data), frozen, images, labels, size=len(data), **how)
     if not report.passed:
         raise CheckError(f"{path} was not written: in {report.precision}, {' and '.join(report.failures)}")
     return report
 
 
-def _description(frozen: Frozen, class_names: Sequence[str] | None) -> dict[str, Any]:
+def _description(
+    frozen: Frozen, class_names: Sequence[str] | None, calibration: Calibration | float | None
+) -> dict[str, Any]:
     names = [str(k) for k in range(frozen.num_classes)] if class_names is None else [str(name) for name in class_names]
     if len(names) != frozen.num_classes:
         raise ExportError(f"class_names has {len(names)} names, but the model has {frozen.num_classes} classes")
+    fitted = calibration.to_dict() if isinstance(calibration, Calibration) else {}
     head = frozen.head
     if isinstance(head, Head):
         require_kind(frozen.weight, head.kind, getattr(head, "norms", None), frozen.eps)
@@ -222,9 +268,11 @@ def _description(frozen: Frozen, class_names: Sequence[str] | None) -> dict[str,
     class_means = running.class_means.numpy() if isinstance(running, ClassMeans) else None
     packages = ("nearest-etf", "torch", "onnx", "onnxscript", "onnxruntime")
     return {
-        "format": FORMAT,
+        "format": FORMAT if frozen.ood is None else FORMAT_WITH_OOD,
+        **({} if frozen.ood is None else {"ood": frozen.ood.describe()}),
         "class_names": names,
         "head": frozen.describe_head(),
+        "calibration": frozen.factor and {"factor": frozen.factor, **fitted},
         # rounded, so that a file's bytes do not depend on the last bit of a LAPACK
         "certificate": {k: round(v, 10) for k, v in etf_certificate(frozen.weight, class_means).items()},
         "versions": {package: version(package) for package in packages},
@@ -258,6 +306,11 @@ def _calibration(images: ArrayLike | None, shape: tuple[int, int, int]) -> NDArr
             f"calibration_images are {found.shape} {found.dtype}: expected uint8 of shape (N, *{shape}), N > 0"
         )
     return found
+
+
+def _in_range(name: str, value: int, known: range) -> None:
+    if value not in known:
+        raise ExportError(f"{name} is {value!r}: expected {known[0]} to {known[-1]}")
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from .errors import ExportError
 
 if TYPE_CHECKING:
     from .from_run import TrainedModel
+    from .ood import OodScore
 
 
 def build_export_parser() -> Parser:
@@ -24,6 +25,9 @@ def build_export_parser() -> Parser:
         """
 etf-export runs/x --to model.onnx                       check, then write model.onnx and model.json
 etf-export runs/x --to model.onnx --samples 40          and 40 held-out images, to try the model on
+etf-export runs/x --to model.onnx --page demo.html      and a page that classifies images in the browser, offline
+etf-export runs/x --to model.onnx --ood                 and a score for images of none of the classes
+etf-export runs/x --to model.onnx --calibrate           and probabilities as large as its answers are right
 etf-export runs/x --to small.onnx --precision int8      integer convolutions, calibrated on training images
 etf-export runs/x --to model.onnx --data /new/photos    of a run whose image folder has moved
 etf-export check model.onnx --run runs/x                repeat the check""",
@@ -40,6 +44,26 @@ etf-export check model.onnx --run runs/x                repeat the check""",
     parser.add_argument("--float-input", action="store_true", help="take normalised float32, not 8-bit pixels")
     parser.add_argument("--head-only", action="store_true", help="take features: leave out backbone and pixels")
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="also write N held-out images as PNG")
+    parser.add_argument(
+        "--page",
+        metavar="FILE",
+        help="also write an HTML page to try the model in; onnxruntime-web, which lies in it, is downloaded once",
+    )
+    parser.add_argument(
+        "--ood",
+        action="store_true",
+        help="also a score for foreign images, for etf-predict --ood; it looks at the training and validation images",
+    )
+    parser.add_argument("--ood-score", choices=("neco", "nci", "mahalanobis"), help="which one [neco]")
+    parser.add_argument(
+        "--ood-share", type=float, metavar="X", help="share of validation images that the threshold accepts [0.95]"
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="one factor on the logits, fitted on validation images (else test images); labels stay as they are",
+    )
+    parser.add_argument("--opset", type=int, metavar="N", help="ONNX operators' version [18; 13 with --head-only]")
     parser.add_argument("--licence", metavar="TEXT", help="licence terms, for the file's metadata")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     _add_shared_flags(parser)
@@ -84,12 +108,15 @@ def export(given: Namespace) -> int:
     from .convert import export_head_onnx, export_onnx
     from .from_run import load_trained, samples_folder, write_samples
     from .model_file import writable_target
+    from .page import check_page, write_page
 
     log = printer(given.quiet)
     path = writable_target(given.to, given.overwrite)
+    page = check_page(given.page, given.overwrite, given.opset) if given.page else None
     samples = samples_folder(path, given.overwrite) if given.samples else None
     trained = load_trained(Path(given.run), given.checkpoint, given.data_dir, given.data)
     _, images, labels = trained.check_images(given.check_images)
+    calibration = trained.calibration() if given.calibrate else None
     shared: dict[str, Any] = {
         "mean": trained.mean,
         "std": trained.std,
@@ -97,7 +124,10 @@ def export(given: Namespace) -> int:
         "check_images": images,
         "check_labels": labels,
         "metadata": {**trained.metadata, "licence": given.licence},
+        "ood": fitted_ood(trained, given) if given.ood else None,
         "overwrite": given.overwrite,
+        "calibration": calibration,
+        **({} if given.opset is None else {"opset": given.opset}),
     }
     if given.head_only:
         report = export_head_onnx(trained.model, path, precision=given.precision, **shared)
@@ -114,11 +144,28 @@ def export(given: Namespace) -> int:
         )
     log_source(trained, log)
     log(report)
+    if calibration is not None:
+        log(f"  {calibration}")
+    if shared["ood"] is not None:
+        log(shared["ood"])
     log(f"wrote {path} and {path.with_suffix('.json')}")
     if samples is not None:
         written = write_samples(samples, trained, given.samples)
         log(f"wrote {written} {trained.split} images to {samples}")
+    if page is not None:
+        log(write_page(path, page, data_dir=given.data_dir, overwrite=given.overwrite))
     return 0
+
+
+def fitted_ood(trained: TrainedModel, given: Namespace) -> OodScore:
+    """The score that the flags ask for, with a note where its threshold is no better than a guess."""
+    from .ood import ood_of_run
+
+    score = ood_of_run(trained, given.ood_score or "neco", 0.95 if given.ood_share is None else given.ood_share)
+    if score.split == "train":
+        note = "the OOD threshold is set on training images, for the run has no others (etf-train --val-fraction)"
+        printer(given.quiet)(f"etf-export: note: {note}: it accepts fewer that are new", file=sys.stderr)
+    return score
 
 
 def check(given: Namespace) -> int:
@@ -126,13 +173,16 @@ def check(given: Namespace) -> int:
     _check_counts(given, {"check_images": 1})
     from .check import check_onnx
     from .from_run import load_trained
+    from .ood import recorded_ood
+    from .predict import OnnxClassifier
 
     log = printer(given.quiet)
     trained = load_trained(Path(given.run), given.checkpoint, given.data_dir, given.data)
     _, images, labels = trained.check_images(given.check_images)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = check_onnx(trained.model, given.model, images, labels, mean=trained.mean, std=trained.std)
+        ood = recorded_ood(trained, OnnxClassifier(given.model).ood)
+        report = check_onnx(trained.model, given.model, images, labels, mean=trained.mean, std=trained.std, ood=ood)
     log_source(trained, log)
     log(report)
     if not Path(given.model).with_suffix(".json").exists():
@@ -156,6 +206,13 @@ def _check_flags(given: Namespace) -> None:
     """Flags that contradict each other, or numbers out of range."""
     if given.head_only and (given.float_input or given.precision == "int8"):
         raise ExportError("--head-only takes features: it goes with neither --float-input nor --precision int8")
+    if given.head_only and given.page:
+        raise ExportError("--head-only takes features, and a page images: leave out one of --head-only and --page")
+    for name in ("ood_score", "ood_share"):
+        if getattr(given, name) is not None and not given.ood:
+            raise ExportError(f"--{name.replace('_', '-')} is for --ood: give both")
+    if given.ood_share is not None and not 0 < given.ood_share <= 1:
+        raise ExportError(f"--ood-share is {given.ood_share}: expected a number above 0, at most 1")
     if given.precision == "fp64" and not given.head_only:
         raise ExportError("--precision fp64 is for --head-only: a backbone is trained in less")
     _check_counts(given, {"check_images": 1, "samples": 0})

@@ -32,7 +32,8 @@ def build_parser() -> Parser:
 etf-predict model.onnx photos/ --top-k 3                     the three most probable classes of each photo
 etf-predict model.onnx "photos/*.png" --output out.csv       as CSV, whole or not at all
 find photos -newer last | etf-predict model.onnx - --format jsonl    paths from standard input
-etf-predict model.onnx photos/val --score                    and how many are right, by the folders' names""",
+etf-predict model.onnx photos/val --score                    and how many are right, by the folders' names
+etf-predict model.onnx photos/ --ood                         and whether a photo is like those of the training""",
     )
     parser.add_argument("model", metavar="MODEL", help="an ONNX file that etf-export wrote")
     parser.add_argument(
@@ -65,6 +66,12 @@ etf-predict model.onnx photos/val --score                    and how many are ri
         help="also count those that are right, by the class that their folder is named after, or the label that ends "
         "their name (17-3.png, as etf-export --samples writes)",
     )
+    parser.add_argument(
+        "--ood",
+        action="store_true",
+        help="also give the score for foreign images, larger for familiar ones, and whether it reaches the threshold "
+        "(of a model that was exported with etf-export --ood)",
+    )
     return parser
 
 
@@ -95,33 +102,39 @@ def predict(given: Namespace) -> int:
         raise InputError(f"--top-k is {given.top_k}: expected 1…{len(names)}, the number of classes")
     if given.batch_size < 1:
         raise InputError(f"--batch-size is {given.batch_size}: expected at least 1")
+    if given.ood and classifier.ood is None:
+        raise InputError(f"{given.model} has no score for foreign images: export it with etf-export RUN --ood")
     if not classifier.takes_images:
         raise InputError(f"the model takes {classifier.input_dtype} {classifier.metadata['input']['name']}, not files")
     paths = listed_images(given.images, log)
     truth = {path: true_label(path, names) for path in paths} if given.score else {}
-    right, broken = 0, []
+    right, unfamiliar, broken = 0, 0, []
 
     def report(path: Path, reason: str) -> None:
         broken.append(path)
         fail("etf-predict", reason)
 
     def images() -> Iterator[list[dict[str, Any]]]:
-        nonlocal right
+        nonlocal right, unfamiliar
         shown = not given.quiet and sys.stderr.isatty() and (output is not None or not sys.stdout.isatty())
         for batch, prediction in classify_files(
             classifier, paths, given.batch_size, exact=given.exact, report=report, progress=shown
         ):
             for i, path in enumerate(batch):
                 right += int(truth.get(path) == prediction.labels[i])
-                yield image_rows(path, prediction, i, names, given.top_k)
+                unfamiliar += int(prediction.accepted is not None and not prediction.accepted[i])
+                yield image_rows(path, prediction, i, names, given.top_k, ood=given.ood)
 
     widths = max(len(str(path)) for path in paths), max(map(len, names))
     with written(output) as out:
-        for text in as_text(images(), style, widths):
+        for text in as_text(images(), style, widths, ood=given.ood):
             out.write(text)
             out.flush()
     if given.score and (count := len(paths) - len(broken)):
         print(f"{right} of {count} right ({right / count:.2%})", file=sys.stderr)
+    if given.ood and classifier.ood and (count := len(paths) - len(broken)):
+        limit = f"{classifier.ood['score']} below {classifier.ood['threshold']:.4g}"
+        print(f"{unfamiliar} of {count} unfamiliar ({limit})", file=sys.stderr)
     if broken:
         if classifier.transform is None and not given.exact:
             height, width, _ = classifier.image_shape or (0, 0, 0)

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from ..common.errors import first_line
 from .errors import ExportError
+from .ood import OodScore
 
 Array = NDArray[np.float32]
 
@@ -39,6 +41,10 @@ class Frozen:
         `τ`: multiplies unit features (it does not divide logits). None: features are taken as they come.
     eps : float
         Machine epsilon of the type that the model keeps W in.
+    factor : float or None
+        Multiplies the logits of the exported file, by a calibration; None: they are the model's.
+    ood : OodScore or None
+        A score for foreign images, as one more output of the file.
     """
 
     backbone: nn.Module
@@ -47,6 +53,8 @@ class Frozen:
     bias: Array
     temperature: float | None
     eps: float
+    factor: float | None = None
+    ood: OodScore | None = None
 
     @property
     def num_classes(self) -> int:
@@ -101,15 +109,11 @@ def freeze(model: nn.Module) -> Frozen:
                 f"the model, a {type(model).__name__}, has no module .{name}: name its modules so, or put "
                 "them together with nearest_etf.torchport.Classifier(backbone, head)"
             )
+        if isinstance(uncompiled(getattr(model, name)), torch.jit.ScriptModule):
+            raise ExportError(f"the {name} is TorchScript: export the module that it was made from")
         if "forward" in vars(uncompiled(getattr(model, name))):
             raise ExportError(f"something replaced the forward of the {name}: export the model without it (autocast?)")
-    try:
-        backbone, head = (
-            copy.deepcopy(uncompiled(module)).cpu().float().eval().requires_grad_(False)
-            for module in (model.get_submodule("backbone"), model.get_submodule("head"))
-        )
-    except RuntimeError as error:
-        raise ExportError(f"the model cannot be copied: {first_line(error)}") from error
+    backbone, head = (_copied(name, uncompiled(model.get_submodule(name))) for name in ("backbone", "head"))
     for name in ("weight", "temperature"):
         if not (hasattr(head, name) or _is_linear(head)):
             raise ExportError(
@@ -132,10 +136,26 @@ def freeze(model: nn.Module) -> Frozen:
 def uncompiled(module: nn.Module) -> nn.Module:
     """The module itself where `torch.compile`, a data-parallel wrapper or an average of models stands around it."""
     for wrapper in ("_orig_mod", "module"):
-        inner = module._modules.get(wrapper)
-        if inner is not None and len(module._modules) == 1:
-            return uncompiled(inner)
+        children = dict(module.named_children())
+        if len(children) == 1 and wrapper in children:
+            return uncompiled(children[wrapper])
     return module
+
+
+def _copied(name: str, module: nn.Module) -> nn.Module:
+    """A copy on the CPU, in float32 and eval mode; what a forward left in an attribute is copied without its graph."""
+    for parameter in (*module.parameters(), *module.buffers()):
+        if isinstance(parameter, UninitializedParameter | UninitializedBuffer):
+            raise ExportError(f"the {name} has lazy layers without a shape so far: run the model on one batch first")
+        if parameter.is_meta:
+            raise ExportError(f"the {name} is on the meta device, where weights have no values: load them first")
+    attributes = (value for part in module.modules() for value in vars(part).values())
+    left = [value for value in attributes if isinstance(value, torch.Tensor) and not value.is_leaf]
+    try:
+        copied = copy.deepcopy(module, {id(value): value.detach().clone() for value in left})
+        return copied.cpu().float().eval().requires_grad_(False)
+    except Exception as error:
+        raise ExportError(f"the {name}, a {type(module).__name__}, cannot be copied: {first_line(error)}") from error
 
 
 def _is_linear(head: nn.Module) -> bool:

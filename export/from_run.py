@@ -6,11 +6,12 @@ import hashlib
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -22,9 +23,11 @@ from ..torchport.training.model import load_model
 from ..torchport.training.run.checkpoint import load_checkpoint, trained_epochs
 from ..torchport.training.run.data_path import data_label, located
 from ..torchport.training.run.reading import Row, Run, read_exact, read_run
+from .calibration import Calibration, fit_calibration
 from .errors import ExportError
 
-CALIBRATION_IMAGES = 512
+QUANTISATION_IMAGES = 512
+CALIBRATION_IMAGES = 5000
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,30 @@ class TrainedModel:
 
     def calibration_images(self) -> NDArray[np.uint8]:
         """Training images for int8, (N, H, W, C)."""
-        return readable(self.data.train, evenly(len(self.data.train), CALIBRATION_IMAGES))[1]
+        return readable(self.data.train, evenly(len(self.data.train), QUANTISATION_IMAGES))[1]
+
+    @torch.no_grad()
+    def calibration(self) -> Calibration:
+        """The factor on the logits, fitted on validation images, else on test images.
+
+        Raises
+        ------
+        ExportError
+            If there are neither: on training images a classifier is surer than it may be.
+        """
+        splits = self.data.splits()
+        name = next((name for name in ("val", "test") if name in splits), None)
+        if name is None:
+            raise ExportError(
+                "a calibration needs images that were not trained on, but the data set has no validation or test "
+                "images: train with --val-fraction"
+            )
+        _, images, labels = readable(splits[name], evenly(len(splits[name]), CALIBRATION_IMAGES))
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (self.mean, self.std))
+        batches = torch.from_numpy(images).split(64)
+        pixels = (batch.permute(0, 3, 1, 2).contiguous() for batch in batches)
+        logits = torch.cat([self.model((x / 255 - mean) / std) for x in pixels])
+        return replace(fit_calibration(logits.numpy(), labels), split=name)
 
 
 def load_trained(

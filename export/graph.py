@@ -1,4 +1,4 @@
-"""The graph: preprocessing and head built node by node, the backbone exported by torch in between.
+"""The graph: preprocessing and head built node by node, around the backbone that `backbone.py` has torch export.
 
 The three pieces stand side by side, so that W, b and τ are in the file bit for bit, one piece of code makes both the
 whole classifier and the head alone, and lower precision reaches the backbone only. A file's metadata is one JSON object
@@ -9,28 +9,26 @@ source files) is stripped.
 from __future__ import annotations
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx.compose
-import onnx.inliner
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from .. import __version__
 from ..common.errors import first_line
+from ..reference.collapse import CUTOFF
 from .errors import ExportError
 from .freeze import Frozen
-from .model_file import METADATA_KEY, OUTPUTS
+from .model_file import METADATA_KEY, OOD_SCORE, OUTPUTS
+from .ood import OodScore
 
-OPSET, IR_VERSION = 18, 8  # onnxruntime >= 1.16 reads both
-HEAD_OPSET, HEAD_IR_VERSION = 13, 7  # for old runtimes
+# The first of each is the default: onnxruntime >= 1.16 reads it, and of heads old runtimes do. Up to the last, torch's
+# exporter, onnx's converter and onnxruntime were tried together.
+OPSETS, HEAD_OPSETS = range(18, 26), range(13, 26)
+OPSET, HEAD_OPSET = OPSETS[0], HEAD_OPSETS[0]
 DTYPES: dict[str, type[np.floating[Any]]] = {"fp16": np.float16, "fp32": np.float32, "fp64": np.float64}
 
 
@@ -77,16 +75,8 @@ def head_piece(frozen: Frozen, features: str, dtype: type[np.floating[Any]], ops
     p = Piece()
     W, tau = frozen.weight.astype(np.float64), frozen.temperature
     axis, one = p.constant("axis", [1]), p.constant("one", 1, dtype)
-    size = p.add("Abs", [features], "feature_sizes")
-    if opset < 18:
-        size = p.add("ReduceMax", [size], "feature_max", axes=[1], keepdims=1)
-    else:
-        size = p.add("ReduceMax", [size, axis], "feature_max", keepdims=1)
-    size = p.add("Max", [size, p.constant("tiny", np.finfo(dtype).tiny, dtype)], "feature_scale")  # (N, 1)
-    scaled = p.add("Div", [features, size], "features_scaled")
-    squares = p.add("Mul", [scaled, scaled], "feature_squares")
-    length = p.add("Sqrt", [p.add("ReduceSum", [squares, axis], "feature_sum", keepdims=1)], "feature_length")
-    length = p.add("Max", [length, one], "feature_norm")
+    p.constant("tiny", np.finfo(dtype).tiny, dtype)
+    size, scaled, length = _lengths(p, features, "feature", opset)
     if tau is None:
         h = features
     else:
@@ -94,9 +84,12 @@ def head_piece(frozen: Frozen, features: str, dtype: type[np.floating[Any]], ops
         h = p.add("Mul", [unit, p.constant("temperature", tau, dtype)], "h")  # (N, d), norm τ
 
     scores = p.add("MatMul", [h, p.constant("weight", frozen.weight.T, dtype)], "scores")  # (N, K)
-    logits = p.add("Add", [scores, p.constant("bias", frozen.bias, dtype)], "logits")
+    biased = "logits" if frozen.factor is None else "logits_before"
+    logits = p.add("Add", [scores, p.constant("bias", frozen.bias, dtype)], biased)
+    winner = p.add("ArgMax", [logits], "winner", axis=1, keepdims=1)  # (N, 1), which a factor leaves alone
+    if frozen.factor is not None:
+        logits = p.add("Mul", [logits, p.constant("factor", frozen.factor, dtype)], "logits")
     p.add("Softmax", [logits], "probabilities", axis=1)
-    winner = p.add("ArgMax", [logits], "winner", axis=1, keepdims=1)  # (N, 1)
     p.add("Squeeze", [winner, axis], "label")
     norms = np.linalg.norm(W, axis=1) * (1.0 if tau is None else tau)
     inverse = 1 / np.maximum(norms, np.finfo(np.float32).tiny)
@@ -107,58 +100,61 @@ def head_piece(frozen: Frozen, features: str, dtype: type[np.floating[Any]], ops
     winning = p.add("GatherElements", [cosines, winner], "winning_cosine", axis=1)
     winning = p.add("Squeeze", [winning, axis], "cosine_unclipped")
     p.add("Clip", [winning, p.constant("minus_one", -1, dtype), one], "cosine")
+    if frozen.ood is not None:
+        _add_ood(p, frozen.ood, h, dtype, opset)
     return p
 
 
-def backbone_model(frozen: Frozen, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
-    """The backbone from `backbone/pixels` (N, C, H, W) to `backbone/features` (N, d), batch norm folded.
+def _lengths(p: Piece, x: str, name: str, opset: int) -> tuple[str, str, str]:
+    """The largest entry of each row of x (N, d), the rows divided by it, and the lengths of these: ‖x‖ in two factors.
 
-    Raises
-    ------
-    ExportError
-        If the backbone does not run on such images, has another number of features than the head, cannot be
-        exported, or only works for one batch size.
+    The first is at least tiny, and the last at least 1, as it is of any row that is not zero.
     """
-    height, width, channels = image_shape
-    sample = torch.zeros(2, channels, height, width)
-    try:
-        with torch.no_grad():
-            features = frozen.backbone(sample)
-    except Exception as error:
-        raise ExportError(
-            f"the backbone fails on images of shape (N, C, H, W) = {tuple(sample.shape)}: {first_line(error)}"
-        ) from error
-    found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-    if found != (2, frozen.num_features):
-        raise ExportError(f"the backbone gives {found} for 2 images: expected features (2, {frozen.num_features})")
-    try:
-        with _quiet("torch.onnx", "onnxscript", "onnx_ir"):
-            program = torch.onnx.export(
-                frozen.backbone,
-                (sample,),
-                dynamo=True,
-                opset_version=OPSET,
-                external_data=False,
-                optimize=True,
-                verbose=False,
-                input_names=["pixels"],
-                output_names=["features"],
-                dynamic_shapes=({0: torch.export.Dim("N")},),
-            )
-    except Exception as error:
-        raise ExportError(
-            f"torch cannot export the backbone ({type(error).__name__}: {first_line(error)}); its forward has to "
-            "be free of branches on tensor values, and to accept any batch size"
-        ) from error
-    assert program is not None
-    model = onnx.inliner.inline_local_functions(program.model_proto)
-    opset = {entry.domain: entry.version for entry in model.opset_import}
-    if opset.get("", 0) != OPSET:
-        raise ExportError(f"torch exported the backbone for opset {opset.get('')}: expected {OPSET}")
-    if not model.graph.output[0].type.tensor_type.shape.dim[0].dim_param:
-        raise ExportError("the backbone exports for one batch size only: its forward has to accept any")
-    strip(model)
-    return onnx.compose.add_prefix(model, "backbone/")
+    size = p.add("Abs", [x], f"{name}_sizes")
+    if opset < 18:
+        size = p.add("ReduceMax", [size], f"{name}_max", axes=[1], keepdims=1)
+    else:
+        size = p.add("ReduceMax", [size, "axis"], f"{name}_max", keepdims=1)
+    size = p.add("Max", [size, "tiny"], f"{name}_scale")  # (N, 1)
+    scaled = p.add("Div", [x, size], f"{name}_scaled")
+    squares = p.add("Mul", [scaled, scaled], f"{name}_squares")
+    length = p.add("Sqrt", [p.add("ReduceSum", [squares, "axis"], f"{name}_sum", keepdims=1)], f"{name}_length")
+    return size, scaled, p.add("Max", [length, "one"], f"{name}_norm")
+
+
+def _add_ood(p: Piece, score: OodScore, h: str, dtype: type[np.floating[Any]], opset: int) -> None:
+    """Features (N, d) as the classifier sees them, and `winner`, to `ood_score` (N,); see `reference.ood`."""
+    known = score.constants
+    if score.name == "mahalanobis":
+        if dtype == np.float16:
+            raise ExportError("OOD score mahalanobis is beyond float16: choose another score, or --precision fp32")
+        values, vectors = np.linalg.eigh(known["covariance"])
+        kept = values > CUTOFF * values[-1]
+        whitening, centre = vectors[:, kept] / np.sqrt(values[kept]), known["class_mean_rows"].mean(axis=0)
+        means = (known["class_mean_rows"] - centre) @ whitening  # (K, r)
+        z = p.add("Sub", [h, p.constant("ood_centre", centre, dtype)], "ood_centred")
+        z = p.add("MatMul", [z, p.constant("ood_whitening", whitening, dtype)], "ood_white")  # (N, r)
+        near = p.add("MatMul", [z, p.constant("ood_means", means.T, dtype)], "ood_products")
+        near = p.add("Sub", [near, p.constant("ood_halves", np.square(means).sum(axis=1) / 2, dtype)], "ood_near")
+        nearest = p.add("ArgMax", [near], "ood_nearest", axis=1, keepdims=0)  # (N,)
+        mean = p.add("Gather", [p.constant("ood_mean_rows", means, dtype), nearest], "ood_mean", axis=0)
+        apart = p.add("Sub", [z, mean], "ood_apart")  # not from the products, which would lose digits
+        squares = p.add("Mul", [apart, apart], "ood_squares")
+        p.add("Neg", [p.add("ReduceSum", [squares, "axis"], "ood_distance", keepdims=0)], OOD_SCORE)
+        return
+    centre = known["centre" if score.name == "neco" else "global_mean"]
+    z = p.add("Sub", [h, p.constant("ood_centre", centre, dtype)], "ood_centred")
+    _, scaled, length = _lengths(p, z, "ood", opset)
+    unit = p.add("Div", [scaled, length], "ood_unit")
+    if score.name == "nci":
+        proximity = p.add("MatMul", [unit, "weight"], "ood_proximity")  # (N, K)
+        winning = p.add("GatherElements", [proximity, "winner"], "ood_winning", axis=1)
+        p.add("Squeeze", [winning, "axis"], OOD_SCORE)
+        return
+    inside = p.add("MatMul", [unit, p.constant("ood_subspace", known["subspace"], dtype)], "ood_inside")  # (N, r)
+    squares = p.add("Mul", [inside, inside], "ood_inside_squares")
+    share = p.add("Sqrt", [p.add("ReduceSum", [squares, "axis"], "ood_share", keepdims=0)], "ood_unclipped")
+    p.add("Min", [share, "one"], OOD_SCORE)
 
 
 def classifier_model(
@@ -169,37 +165,45 @@ def classifier_model(
     input_shape: Sequence[int],
 ) -> onnx.ModelProto:
     """Preprocessing, backbone and head in one model; `input_shape` leaves out the batch."""
-    head = head_piece(frozen, "backbone/features", np.float32, OPSET)
+    opset = next(entry.version for entry in backbone.opset_import if not entry.domain)
+    head = head_piece(frozen, "backbone/features", np.float32, opset)
     graph = helper.make_graph(
         [*preprocessing.nodes, *backbone.graph.node, *head.nodes],
         "classifier",
         [helper.make_tensor_value_info("images", input_dtype, ["N", *input_shape])],
-        _outputs(frozen.num_classes, np.float32),
+        _outputs(frozen, np.float32),
         [*preprocessing.constants.values(), *backbone.graph.initializer, *head.constants.values()],
     )
-    return helper.make_model(graph, opset_imports=backbone.opset_import, ir_version=IR_VERSION)
+    return _model(graph, backbone.opset_import)
 
 
-def head_model(frozen: Frozen, dtype: type[np.floating[Any]]) -> onnx.ModelProto:
+def head_model(frozen: Frozen, dtype: type[np.floating[Any]], opset: int = HEAD_OPSET) -> onnx.ModelProto:
     """The head alone: features (N, d) of any floating-point type, for runtimes as old as opset 13."""
-    head = head_piece(frozen, "features", dtype, HEAD_OPSET)
+    head = head_piece(frozen, "features", dtype, opset)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     graph = helper.make_graph(
         head.nodes,
         "head",
         [helper.make_tensor_value_info("features", kind, ["N", frozen.num_features])],
-        _outputs(frozen.num_classes, dtype),
+        _outputs(frozen, dtype),
         list(head.constants.values()),
     )
-    opset = [helper.make_opsetid("", HEAD_OPSET)]
-    return helper.make_model(graph, opset_imports=opset, ir_version=HEAD_IR_VERSION)
+    return _model(graph, [helper.make_opsetid("", opset)])
 
 
-def _outputs(num_classes: int, dtype: type[np.floating[Any]]) -> list[onnx.ValueInfoProto]:
+def _model(graph: onnx.GraphProto, opsets: Sequence[onnx.OperatorSetIdProto]) -> onnx.ModelProto:
+    """The graph in the oldest file format that has these operators: 7 for opset 13, 8 for 18."""
+    version = helper.find_min_ir_version_for(list(opsets), ignore_unknown=True)
+    return helper.make_model(graph, opset_imports=opsets, ir_version=version)
+
+
+def _outputs(frozen: Frozen, dtype: type[np.floating[Any]]) -> list[onnx.ValueInfoProto]:
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    kinds = [kind, kind, TensorProto.INT64, kind]
-    shapes = [["N", num_classes], ["N", num_classes], ["N"], ["N"]]
-    return [helper.make_tensor_value_info(*of) for of in zip(OUTPUTS, kinds, shapes, strict=True)]
+    names, kinds = list(OUTPUTS), [kind, kind, TensorProto.INT64, kind]
+    shapes: list[list[str | int]] = [["N", frozen.num_classes], ["N", frozen.num_classes], ["N"], ["N"]]
+    if frozen.ood is not None:
+        names, kinds, shapes = [*names, OOD_SCORE], [*kinds, kind], [*shapes, ["N"]]
+    return [helper.make_tensor_value_info(*of) for of in zip(names, kinds, shapes, strict=True)]
 
 
 def seal(model: onnx.ModelProto, metadata: dict[str, Any]) -> bytes:
@@ -240,19 +244,3 @@ def _strip_graph(graph: onnx.GraphProto) -> None:
             for subgraph in (attribute.g, *attribute.graphs):
                 if subgraph.node:
                     _strip_graph(subgraph)
-
-
-@contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """No warnings inside this context, and nothing below an error from the loggers of these names."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -16,14 +16,17 @@ from typing import Any
 import onnxruntime
 
 from ..common.errors import first_line
-from ..common.files import read_json, reading, replacing
+from ..common.files import read_bytes, read_json, reading, replacing
+from .contents import LARGEST_MODEL, check_contents, check_metadata
 from .errors import InputError, ModelFileError
 
 # Of the metadata, one JSON object under METADATA_KEY. A change of meaning raises it; an entry or a value that only new
 # kinds of heads have (temperature null: features as they come) does not.
 FORMAT = 1
+FORMAT_WITH_OOD = 2  # of a file with the output OOD_SCORE, which versions up to 0.2.0 do not expect
 METADATA_KEY = "nearest_etf"
 OUTPUTS = ("logits", "probabilities", "label", "cosine")
+OOD_SCORE = "ood_score"  # (N,): a fifth output of files that were exported with one
 COSINES = "cosines"  # (N, K): a value inside the graph of every file, of which `cosine` is one entry
 # Behind a model's bytes it makes that value an output: protobuf merges parts of a message that follow each other, here
 # ModelProto.graph.output.name, fields 7, 12 and 1.
@@ -74,8 +77,7 @@ def read_model(path: Path) -> tuple[bytes, bool]:
     ModelFileError
         If the file or its sidecar cannot be read, or the sidecar belongs to other contents.
     """
-    with reading(path, "a model that etf-export wrote", ModelFileError):
-        data = path.read_bytes()
+    data = read_bytes(path, "a model that etf-export wrote", ModelFileError, LARGEST_MODEL)
     sidecar = path.with_suffix(".json")
     if not sidecar.exists():
         return data, False
@@ -100,7 +102,7 @@ def open_session(data: bytes, name: str, threads: int, providers: Sequence[str] 
     InputError
         If `threads` is not positive, or a provider is not there, or does not start, on this machine.
     ModelFileError
-        If the file is damaged or no ONNX model.
+        If the file is damaged or no ONNX model, or holds what `check_contents` refuses.
     """
     if threads < 1:
         raise InputError(f"threads is {threads}: expected at least 1")
@@ -109,17 +111,20 @@ def open_session(data: bytes, name: str, threads: int, providers: Sequence[str] 
     if missing or not providers:
         found = f"{missing[0]!r} is not in this onnxruntime" if missing else "none are given"
         raise InputError(f"providers: {found}: expected some of {', '.join(available)} (GPUs need onnxruntime-gpu)")
+    check_contents(data, name)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     for pool in ("intra", "inter"):
         options.add_session_config_entry(f"session.{pool}_op.allow_spinning", "0")
+    # From the CPU there is nothing to fall back to, and onnxruntime would print that it does.
+    chosen: dict[str, Any] = {"providers": list(providers), "enable_fallback": int(tuple(providers) != CPU)}
     try:
         try:
-            session = onnxruntime.InferenceSession(data + WITH_COSINES, options, providers=list(providers))
+            session = onnxruntime.InferenceSession(data + WITH_COSINES, options, **chosen)
         except Exception:  # no file of ours: what is wrong with it is better said without the addition
-            session = onnxruntime.InferenceSession(data, options, providers=list(providers))
+            session = onnxruntime.InferenceSession(data, options, **chosen)
     except Exception as error:
         raise ModelFileError(f"{name} is damaged or no ONNX model that can be run ({first_line(error)})") from error
     if idle := [provider for provider in providers if provider not in session.get_providers()]:
@@ -138,11 +143,12 @@ def read_metadata(session: onnxruntime.InferenceSession, name: str) -> dict[str,
     try:
         metadata = json.loads(session.get_modelmeta().custom_metadata_map[METADATA_KEY])
         found = int(metadata["format"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ModelFileError(f"{name} was not written by etf-export: it has no metadata of a model") from error
-    if found > FORMAT:
+    if found > FORMAT_WITH_OOD:
         versions = metadata.get("versions")
         writer = versions.get("nearest-etf") if isinstance(versions, dict) else None
         remedy = f"update nearest-etf to {writer} or later" if writer else "update nearest-etf"
-        raise ModelFileError(f"{name} has format {found}, but this version reads format {FORMAT}: {remedy}")
+        raise ModelFileError(f"{name} has format {found}, but this version reads format {FORMAT_WITH_OOD}: {remedy}")
+    check_metadata(metadata, name)
     return dict(metadata)

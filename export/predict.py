@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..common.errors import first_line
-from ..common.files import reading
+from ..common.files import read_bytes
 from ..common.machine import available_cores
 from ..common.photo import PhotoTransform, evaluation_view, exact_pixels
+from .contents import LARGEST_MODEL
 from .errors import InputError, ModelFileError
-from .model_file import COSINES, CPU, OUTPUTS, open_session, read_metadata, read_model
+from .model_file import COSINES, CPU, OOD_SCORE, OUTPUTS, open_session, read_metadata, read_model
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Prediction:
     logits : (N, K)
     class_cosines : (N, K)
         Between the feature and every class's row of W.
+    ood_scores : (N,), optional
+        Of a file with such a score; larger is more like the training images.
+    accepted : (N,) bool, optional
+        Whether the score reaches the threshold that is in the file.
     """
 
     labels: NDArray[np.int64]
@@ -45,6 +50,8 @@ class Prediction:
     cosines: NDArray[Any]
     logits: NDArray[Any]
     class_cosines: NDArray[Any]
+    ood_scores: NDArray[Any] | None = None
+    accepted: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -78,6 +85,9 @@ class OnnxClassifier:
     input_dtype : numpy.dtype
     transform : PhotoTransform or None
         What its training evaluated photos by; None where the file does not record it.
+    ood : dict or None
+        Of a file with a score for foreign images: `score` (its name), `threshold`, `share` (of `images` images from
+        `split`, which the threshold accepts). None where it has none.
     verified : bool
         Whether the sidecar vouched for the file.
 
@@ -135,8 +145,7 @@ class OnnxClassifier:
         vars(self).update(state)
         data, expected = self._source, self._sha256
         if isinstance(data, Path):
-            with reading(data, "the model that was pickled", ModelFileError):
-                data = data.read_bytes()
+            data = read_bytes(data, "the model that was pickled", ModelFileError, LARGEST_MODEL)
         self._open(data, self._name, self._threads, self._providers)
         if self._sha256 != expected:
             raise ModelFileError(f"{self._name} is another file than when it was pickled: open it anew")
@@ -146,24 +155,24 @@ class OnnxClassifier:
         threads = min(4, available_cores()) if threads is None else threads
         self._session = open_session(data, name, threads, CPU if providers is None else providers)
         self.metadata: dict[str, Any] = read_metadata(self._session, name)
-        try:
-            entry = self.metadata["input"]
-            self.class_names = tuple(self.metadata["class_names"])
-            self.input_shape = tuple(int(size) for size in entry["shape"])
-            self.input_dtype = np.dtype(entry["dtype"])
-            self._input_name = entry["name"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(
-                f"{name} was not written by etf-export: its metadata lacks the input or the class names"
-            ) from error
+        entry = self.metadata["input"]
+        self.class_names = tuple(self.metadata["class_names"])
+        self.input_shape: tuple[int, ...] = tuple(entry["shape"])
+        self.input_dtype = np.dtype(entry["dtype"])
+        self._input_name = entry["name"]
         transform = self.metadata.get("transform")
         try:
             self.transform = None if transform is None else PhotoTransform.from_dict(transform)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(f"{name} records a transform of photos that this version does not know") from error
+        self.ood: dict[str, Any] | None = self.metadata.get("ood")
+        if self.ood is not None and not np.isfinite(self.ood.get("threshold", np.nan)):
+            raise ModelFileError(f"{name} records no threshold of its score for foreign images")
+        self._outputs = [*OUTPUTS, *([] if self.ood is None else [OOD_SCORE])]
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        interface = ([entry.name for entry in inputs], [entry.name for entry in outputs], outputs[0].shape[1:])
-        if interface != ([self._input_name], [*OUTPUTS, COSINES], [len(self.class_names)]):
+        classes = outputs[0].shape[1:] if outputs else []
+        interface = ([entry.name for entry in inputs], [entry.name for entry in outputs], classes)
+        if interface != ([self._input_name], [*self._outputs, COSINES], [len(self.class_names)]):
             raise ModelFileError(f"{name} contradicts its own metadata: inputs, outputs and classes are {interface}")
 
     @property
@@ -230,15 +239,17 @@ class OnnxClassifier:
             raise InputError(f"batch_size is {batch_size}: expected at least 1")
         starts = range(0, len(x), batch_size)
         chunks = [self._run(x[start : start + batch_size]) for start in starts] or [self._nothing()]
-        logits, probabilities, labels, cosines, all_cosines = map(np.concatenate, zip(*chunks, strict=True))
+        logits, probabilities, labels, cosines, *ood, all_cosines = map(np.concatenate, zip(*chunks, strict=True))
         if not np.isfinite(logits).all():
             raise InputError("the network's output is not finite: the input is far outside what it was trained on")
         names = tuple(self.class_names[label] for label in labels)
-        return Prediction(labels, names, probabilities, cosines, logits, all_cosines.clip(-1, 1))
+        scores = ood[0] if ood else None
+        accepted = None if scores is None or self.ood is None else scores >= self.ood["threshold"]
+        return Prediction(labels, names, probabilities, cosines, logits, all_cosines.clip(-1, 1), scores, accepted)
 
     def _run(self, x: NDArray[Any]) -> list[NDArray[Any]]:
         try:
-            return self._session.run([*OUTPUTS, COSINES], {self._input_name: np.ascontiguousarray(x)})
+            return self._session.run([*self._outputs, COSINES], {self._input_name: np.ascontiguousarray(x)})
         except Exception as error:
             reason = f"onnxruntime fails on a batch of {len(x)} ({first_line(error)})"
             raise InputError(f"{self._name}: {reason}: try a smaller batch size") from error
@@ -246,7 +257,8 @@ class OnnxClassifier:
     def _nothing(self) -> list[NDArray[Any]]:
         kind = np.dtype(np.float32) if self.takes_images else self.input_dtype
         none = np.empty((0, len(self.class_names)), kind)
-        return [none, none, np.empty(0, np.int64), np.empty(0, kind), none]
+        ood = [] if self.ood is None else [np.empty(0, kind)]
+        return [none, none, np.empty(0, np.int64), np.empty(0, kind), *ood, none]
 
     def _valid(self, images: ArrayLike) -> NDArray[Any]:
         expected = f"(N, {', '.join(map(str, self.input_shape))}) of {self.input_dtype}"

@@ -16,22 +16,32 @@ from typing import Any
 from .predict import Prediction
 
 COLUMNS = ("file", "rank", "label", "name", "probability", "cosine")
+OOD_COLUMNS = ("ood_score", "verdict")  # the same in all rows of an image
+VERDICTS = ("unfamiliar", "accepted")
 Row = dict[str, Any]
 
 
-def image_rows(path: Path, prediction: Prediction, i: int, class_names: Sequence[str], k: int) -> list[Row]:
-    """A row for each of the k most probable classes of image i, with `COLUMNS`."""
+def image_rows(
+    path: Path, prediction: Prediction, i: int, class_names: Sequence[str], k: int, *, ood: bool = False
+) -> list[Row]:
+    """A row for each of the k most probable classes of image i, with `COLUMNS`, and with `ood` `OOD_COLUMNS`."""
     rows = []
+    more = {}
+    if ood and prediction.ood_scores is not None and prediction.accepted is not None:
+        verdict = VERDICTS[int(prediction.accepted[i])]
+        more = dict(zip(OOD_COLUMNS, (round(float(prediction.ood_scores[i]), 6), verdict), strict=True))
     for rank, label in enumerate(prediction.top(k)[i].tolist()):
         probability, cosine = (
             round(float(values[i, label]), 6) for values in (prediction.probabilities, prediction.class_cosines)
         )
         values = (str(path), rank + 1, label, class_names[label], probability, cosine)
-        rows.append(dict(zip(COLUMNS, values, strict=True)))
+        rows.append(dict(zip(COLUMNS, values, strict=True)) | more)
     return rows
 
 
-def as_text(images: Iterable[list[Row]], style: str, widths: tuple[int, int] = (0, 0)) -> Iterator[str]:
+def as_text(
+    images: Iterable[list[Row]], style: str, widths: tuple[int, int] = (0, 0), *, ood: bool = False
+) -> Iterator[str]:
     """The rows of each image as text; head and end of the format come with the first and after the last.
 
     Parameters
@@ -40,6 +50,8 @@ def as_text(images: Iterable[list[Row]], style: str, widths: tuple[int, int] = (
     style : {"table", "csv", "json", "jsonl"}
     widths : (int, int)
         Of the columns of files and names in a table.
+    ood : bool
+        Whether the rows have `OOD_COLUMNS`.
 
     Examples
     --------
@@ -48,6 +60,7 @@ def as_text(images: Iterable[list[Row]], style: str, widths: tuple[int, int] = (
     file,rank,label,name,probability,cosine
     a.png,1,0,cat,0.75,0.5
     """
+    more = OOD_COLUMNS if ood else ()
     if style == "json":
         separator = "["
         for rows in images:
@@ -58,17 +71,27 @@ def as_text(images: Iterable[list[Row]], style: str, widths: tuple[int, int] = (
     elif style == "jsonl":
         for rows in images:
             classes = [{name: row[name] for name in COLUMNS[1:]} for row in rows]
-            yield json.dumps({"file": rows[0]["file"], "classes": classes}, ensure_ascii=False) + "\n"
+            of_image = {name: rows[0][name] for name in ("file", *more)}
+            yield json.dumps({**of_image, "classes": classes}, ensure_ascii=False) + "\n"
     elif style == "csv":
-        yield ",".join(COLUMNS) + "\n"
+        yield ",".join((*COLUMNS, *more)) + "\n"
         for rows in images:
             text = io.StringIO()
-            csv.DictWriter(text, COLUMNS, lineterminator="\n").writerows(rows)
+            csv.DictWriter(text, (*COLUMNS, *more), lineterminator="\n").writerows(rows)
             yield text.getvalue()
     else:
         for rows in images:
             yield "".join(
                 f"{row['file']:<{widths[0]}}  {row['name']:<{widths[1]}}  {row['probability']:7.2%}"
-                f"  cosine {row['cosine']:.3f}\n"
+                f"  cosine {row['cosine']:.3f}{_familiarity(row) if ood else ''}\n"
                 for row in rows
             )
+
+
+def _familiarity(row: Row) -> str:
+    """The end of a table's row.
+
+    >>> _familiarity({"ood_score": 0.75, "verdict": "accepted"})
+    '  ood score 0.750  accepted'
+    """
+    return f"  ood score {row['ood_score']:.3f}  {row['verdict']}"

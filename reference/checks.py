@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arrays import real_array
 from .simplex import centred
 from .stiefel import Array
 
@@ -14,13 +15,13 @@ TORCH_METHODS = ("auto", "eigh", "matmul")
 
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
     """Refuse an option that is none of the known ones."""
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} = {value!r}; expected one of {', '.join(map(repr, known))}.")
 
 
 def check_method(method: object) -> None:
     """Refuse an unknown method, and one that only torchport has with a pointer there."""
-    if method in TORCH_METHODS:
+    if isinstance(method, str) and method in TORCH_METHODS:
         raise ValueError(
             f"method = {method!r} is a method of torchport; the NumPy reference has 'trust-region' and 'svd'. "
             "Use one of these, or nearest_etf.torchport.nearest_etf."
@@ -30,7 +31,7 @@ def check_method(method: object) -> None:
 
 def finite_matrix(name: str, value: ArrayLike) -> Array:
     """The value as a float64 matrix (d, K) of finite entries."""
-    B = np.asarray(value, dtype=np.float64)
+    B = real_array(name, value)
     if B.ndim != 2:
         raise ValueError(f"{name} has shape {B.shape}; expected a matrix (d, K) whose columns are classes.")
     if not np.isfinite(B).all():
@@ -63,7 +64,7 @@ def class_means_matrix(value: ArrayLike, formulation: str = "gauge-free") -> Arr
 
 def matrix_like(name: str, value: ArrayLike, shape: tuple[int, int], owner: str) -> Array:
     """A finite matrix of the shape that `owner` has."""
-    B = np.asarray(value, dtype=np.float64)
+    B = real_array(name, value)
     if B.shape != shape:
         remedy = f" Pass {name}.T: columns are classes." if B.shape == shape[::-1] else ""
         raise ValueError(f"{name} has shape {B.shape}; expected {shape}, as {owner}.{remedy}")

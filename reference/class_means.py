@@ -16,9 +16,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..common.arguments import whole_number
+from .arrays import as_array, real_array
 from .checks import check_choice
 from .riemannian import EPS
-from .stiefel import Array
+from .stiefel import Array, safe_frobenius
 
 Averaging = Literal["step", "class"]
 AVERAGING: tuple[Averaging, ...] = ("step", "class")
@@ -65,6 +67,7 @@ class ClassMeans:
 
     def __init__(self, num_features: int, num_classes: int, *, averaging: Averaging = "step") -> None:
         check_choice("averaging", averaging, AVERAGING)
+        num_features, num_classes = whole_number("num_features", num_features), whole_number("num_classes", num_classes)
         self.averaging = averaging
         self.class_means: Array = np.zeros((num_features, num_classes))
         self.global_mean: Array = np.zeros(num_features)
@@ -98,6 +101,8 @@ class ClassMeans:
         np.add.at(sums.T, y, h)
         present = counts > 0
         batch_mean = h.mean(axis=0)  # (d,)
+        if not np.isfinite(sums).all():
+            raise ValueError("features are too large: their sum over a class overflows float64. Scale them down.")
         centred = sums[:, present] / counts[present] - batch_mean[:, None]
 
         self.steps += 1
@@ -137,14 +142,14 @@ class ClassMeans:
         >>> running.global_mean, running.steps
         (array([0.5, 0.5, 0. ]), 10)
         """
-        rows = np.asarray(class_mean_rows, dtype=np.float64)
+        rows = real_array("class_mean_rows", class_mean_rows)
         d, K = self.class_means.shape
         if rows.shape != (K, d):
             remedy = " Pass class_mean_rows.T: its rows have to be the classes." if rows.shape == (d, K) else ""
             raise ValueError(
                 f"class_mean_rows has shape {rows.shape}; expected ({K}, {d}), a row for each class.{remedy}"
             )
-        n = np.ones(K) if counts is None else np.asarray(counts, dtype=np.float64)
+        n = np.ones(K) if counts is None else real_array("counts", counts)
         if n.shape != (K,) or not np.isfinite(n).all() or (n < 0).any() or not n.sum() > 0:
             raise ValueError(
                 f"counts has shape {n.shape} and sum {n.sum():g}; expected ({K},) numbers of samples, not negative "
@@ -152,7 +157,7 @@ class ClassMeans:
             )
         seen = n > 0
         rows = np.where(seen[:, None], rows, 0.0)
-        mean = n / n.sum() @ rows if global_mean is None else np.asarray(global_mean, dtype=np.float64)
+        mean = n / n.sum() @ rows if global_mean is None else real_array("global_mean", global_mean)
         if mean.shape != (d,):
             raise ValueError(f"global_mean has shape {mean.shape}; expected ({d},).")
         if not (np.isfinite(rows).all() and np.isfinite(mean).all()):
@@ -164,12 +169,12 @@ class ClassMeans:
 
     def normalised(self) -> Array:
         """`H/‖H‖_F` (d, K), the input of (P); zero as long as all means are equal, up to the rounding of `μ_G`."""
-        norm, K = float(np.linalg.norm(self.class_means)), len(self.batches)
-        rounding = 16 * EPS * float(np.linalg.norm(self.global_mean)) * np.sqrt(K)
+        norm, K = safe_frobenius(self.class_means), len(self.batches)
+        rounding = 16 * EPS * safe_frobenius(self.global_mean) * np.sqrt(K)
         return self.class_means / norm if norm > rounding else np.zeros_like(self.class_means)
 
     def _checked(self, features: ArrayLike, labels: ArrayLike) -> tuple[Array, np.ndarray]:
-        h, y = np.asarray(features, dtype=np.float64), np.asarray(labels)
+        h, y = real_array("features", features), as_array("labels", labels)
         d, K = self.class_means.shape
         if h.ndim != 2 or h.shape[1] != d or len(h) == 0:
             remedy = " Rows are samples: pass features.T if your columns are." if h.shape[:1] == (d,) else ""

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh, svdvals
 from scipy.spatial.distance import cdist, pdist
 
+from .arrays import as_array, real_array
 from .procrustes import nearest_etf
 from .riemannian import Status
 from .simplex import centring
@@ -269,8 +270,7 @@ def _cdnv(class_mean_rows: Array, variances: Array) -> float:
 def _checked(
     features: ArrayLike, labels: ArrayLike, weight: ArrayLike, bias: ArrayLike | None
 ) -> tuple[Array, NDArray[np.int64], Array, Array]:
-    X, W = np.asarray(features, dtype=np.float64), np.asarray(weight, dtype=np.float64)
-    y = np.asarray(labels)
+    X, W, y = real_array("features", features), real_array("weight", weight), as_array("labels", labels)
     if X.ndim != 2 or W.ndim != 2 or X.shape[1] != W.shape[1]:
         remedy = ""
         if X.ndim == W.ndim == 2 and X.shape[1] == len(W):
@@ -278,7 +278,7 @@ def _checked(
         elif X.ndim == W.ndim == 2 and len(X) == W.shape[1]:
             remedy = " Rows of features are samples: pass features.T if your columns are."
         raise ValueError(f"features {X.shape} and weight {W.shape}; expected (N, d) and (K, d) with one d.{remedy}")
-    b = np.zeros(len(W)) if bias is None else np.asarray(bias, dtype=np.float64)
+    b = np.zeros(len(W)) if bias is None else real_array("bias", bias)
     if b.shape != (len(W),):
         raise ValueError(f"bias has shape {b.shape}; expected ({len(W)},), one entry per row of weight.")
     if y.shape != X.shape[:1] or y.dtype.kind not in "iu":

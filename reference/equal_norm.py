@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import svd
 
+from ..common.arguments import real_number, whole_number
 from .checks import check_choice, finite_matrix
 from .polar import rank_tolerance
 from .simplex import centred
@@ -57,13 +58,15 @@ def classifier_from_tight_frame(frame: ArrayLike, norms: Norms = "unit") -> Arra
     True
     """
     check_choice("norms", norms, NORMS)
-    F = finite_matrix("frame", frame)
+    F = _frame_matrix(frame)
     d, K = F.shape
     if norms == "tight":
         return np.sqrt(K / min(d, K - 1)) * F.T
     if norms == "equal":
         F = equal_norm_tight_frame(F)
     lengths = np.linalg.norm(F, axis=0)
+    if not (np.isfinite(lengths) & (lengths > rank_tolerance(F.shape))).any():
+        raise ValueError("frame has no column of a tight frame's length; expected one that nearest_tight_frame gives.")
     return (F / np.where(lengths > rank_tolerance(F.shape), lengths, np.inf)).T
 
 
@@ -114,7 +117,8 @@ def equal_norm_tight_frame(
     >>> np.allclose(F @ F.T, np.eye(3)), np.allclose(np.linalg.norm(F, axis=0), (3 / 8) ** 0.5, atol=1e-5)
     (True, True)
     """
-    F = finite_matrix("frame", frame)
+    rounds, tolerance = whole_number("rounds", rounds), real_number("tolerance", tolerance)
+    F = _frame_matrix(frame)
     d, K = F.shape
     if zero_sum and K % 2 == 1 and (K - d == 2 or d == 1 < K - 1):
         # A unit vector orthogonal to 1 and to F would have K entries ±1/√K that sum to zero; for d = 1, F's would.
@@ -145,6 +149,14 @@ def alternate(frame: Array, rounds: int, tolerance: float, zero_sum: bool = True
         zero = lengths <= rank_tolerance(F.shape)
         F = _nearest_tight(np.where(zero, axes, F / np.where(zero, 1.0, lengths)), zero_sum)
     return F, used, spread
+
+
+def _frame_matrix(frame: ArrayLike) -> Array:
+    """A finite matrix (d, K) of at least two columns."""
+    F = finite_matrix("frame", frame)
+    if F.shape[0] < 1 or F.shape[1] < 2:
+        raise ValueError(f"frame has shape {F.shape}; expected (d, K) with at least 1 feature and 2 classes.")
+    return F
 
 
 def _nearest_tight(F: Array, zero_sum: bool) -> Array:

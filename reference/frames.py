@@ -7,6 +7,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..common.arguments import whole_number
 from .checks import frame_like, matrix_like
 from .simplex import canonical_frame, centred, centred_basis
 from .stiefel import Array
@@ -29,7 +30,7 @@ def canonical_tight_frame(num_features: int, num_classes: int) -> Array:
     >>> np.allclose(F @ F.T, np.eye(2)), np.allclose(F.sum(axis=1), 0)
     (True, True)
     """
-    d, K = num_features, num_classes
+    d, K = whole_number("num_features", num_features), whole_number("num_classes", num_classes)
     if d < 1 or K < 2:
         raise ValueError(
             f"num_features = {d}, num_classes = {K}; a tight frame needs at least 1 feature and 2 classes. The order "

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import svdvals
 
+from .arrays import real_array
 from .stiefel import Array
 
 BLOCK = 1024  # rows of the Gram matrix at a time
@@ -70,7 +71,7 @@ def frame_geometry(weight: ArrayLike) -> FrameGeometry:
     >>> orthoplex.largest_cosine, orthoplex.cosine_bound, round(orthoplex.tightness_error, 12)
     (0.0, 0.0, 0.0)
     """
-    W = np.asarray(weight, dtype=np.float64)
+    W = real_array("weight", weight)
     if W.ndim != 2 or W.shape[0] < 2 or W.shape[1] < 1:
         raise ValueError(
             f"weight has shape {W.shape}; expected a matrix (K, d) whose rows are classes, at least two of them."

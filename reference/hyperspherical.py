@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.spatial.distance import pdist
 
+from .arrays import real_array
 from .collapse import CUTOFF
 from .stiefel import Array
 
@@ -134,10 +135,10 @@ def _directions(rows: ArrayLike, centre: ArrayLike | None) -> Array:
 
 def _checked(rows: ArrayLike, vector: ArrayLike | None, name: str) -> tuple[Array, Array]:
     """The rows (K, d) and the vector (d,), zero where there is none."""
-    X = np.asarray(rows, dtype=np.float64)
+    X = real_array("rows", rows)
     if X.ndim != 2 or 0 in X.shape:
         raise ValueError(f"rows have shape {X.shape}; expected (K, d), rows are classes.")
-    v = np.zeros(X.shape[1]) if vector is None else np.asarray(vector, dtype=np.float64)
+    v = np.zeros(X.shape[1]) if vector is None else real_array(name, vector)
     if v.shape != X.shape[1:]:
         raise ValueError(f"{name} has shape {v.shape}; expected ({X.shape[1]},), for rows of shape {X.shape}.")
     if not (np.isfinite(X).all() and np.isfinite(v).all()):

@@ -10,12 +10,16 @@ head on a sphere are `head.normalise(features)`, all of one length.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import svd
 from scipy.special import logsumexp
 from scipy.stats import rankdata
 
+from ..common.arguments import real_number, whole_number
+from .arrays import real_array
 from .collapse import CUTOFF
 from .hyperspherical import unit_rows
 from .stiefel import Array
@@ -75,8 +79,7 @@ def energy_score(
     >>> bool(np.isclose(energy_score([[0.0, 0.0]], np.eye(2))[0], np.log(2)))
     True
     """
-    if not 0 < temperature < np.inf:
-        raise ValueError(f"temperature = {temperature}; expected a positive finite number.")
+    temperature = real_number("temperature", temperature, positive=True)
     return temperature * logsumexp(_logits(*_checked(features, weight, bias)) / temperature, axis=1)
 
 
@@ -100,7 +103,7 @@ def class_subspace(rows: ArrayLike) -> Array:
     >>> class_subspace(np.eye(3, 5)).shape
     (5, 2)
     """
-    X = _matrix(rows, "rows")
+    X = finite_matrix(rows, "rows")
     top = np.abs(X).max()
     X = X / (top or 1.0)
     centred = X - X.mean(axis=0)
@@ -131,8 +134,8 @@ def principal_subspace(features: ArrayLike, rank: int) -> Array:
     >>> np.abs(principal_subspace([[2.0, 0.0], [-2.0, 0.1], [0.0, 0.0]], 1)).round(2).tolist()
     [[1.0], [0.02]]
     """
-    X = _matrix(features, "features")
-    if not 1 <= rank <= min(X.shape):
+    X = finite_matrix(features, "features")
+    if not 1 <= whole_number("rank", rank) <= min(X.shape):
         raise ValueError(f"rank = {rank}; expected 1…{min(X.shape)} for features of shape {X.shape}.")
     return svd(X - X.mean(axis=0), full_matrices=False)[2][:rank].T
 
@@ -166,7 +169,7 @@ def neco_score(features: ArrayLike, subspace: ArrayLike, centre: ArrayLike | Non
     >>> neco_score([[3.0, 0.0, 4.0]], np.eye(3, 2)).tolist()
     [0.6]
     """
-    X, V = _matrix(features, "features"), np.asarray(subspace, dtype=np.float64)
+    X, V = finite_matrix(features, "features"), real_array("subspace", subspace)
     if V.ndim != 2 or len(V) != X.shape[1]:
         raise ValueError(f"subspace has shape {V.shape}; expected ({X.shape[1]}, r), columns that span it.")
     if not np.allclose(V.T @ V, np.eye(V.shape[1]), atol=1e-4):
@@ -211,7 +214,8 @@ def nci_score(
     >>> nci_score([[3.0, 1.0]], np.eye(2), global_mean=[0.0, 1.0]).tolist()
     [1.0]
     """
-    if not order >= 1:
+    norm_weight = real_number("norm_weight", norm_weight)
+    if isinstance(order, str) or not order >= 1:
         raise ValueError(f"order = {order}; expected p ≥ 1, of a norm.")
     X, W, b = _checked(features, weight, bias)
     predicted = W[_logits(X, W, b).argmax(axis=1)]  # (N, d)
@@ -265,10 +269,28 @@ def fpr95(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
     >>> fpr95(np.arange(100), [4.0, 5.0, 6.0, 7.0])
     0.75
     """
-    inside, outside = _scores(scores_in, "scores_in"), _scores(scores_out, "scores_out")
-    accepted = -(-95 * len(inside) // 100)
-    threshold = np.sort(inside)[len(inside) - accepted]
-    return float(np.mean(outside >= threshold))
+    outside = _scores(scores_out, "scores_out")
+    return float(np.mean(outside >= acceptance_threshold(scores_in)))
+
+
+def acceptance_threshold(scores_in: ArrayLike, share: float = 0.95) -> float:
+    """The largest threshold that at least a share of the in-distribution scores (N,) reach.
+
+    Raises
+    ------
+    ValueError
+        If there is no score, one is NaN, or the share is not in (0, 1].
+
+    Examples
+    --------
+    >>> acceptance_threshold(np.arange(100)), acceptance_threshold(np.arange(100), 0.5)
+    (5.0, 50.0)
+    """
+    inside = _scores(scores_in, "scores_in")
+    if not 0 < share <= 1:
+        raise ValueError(f"share = {share}; expected a number in (0, 1].")
+    accepted = math.ceil(round(share * len(inside), 9))  # 0.95 · 100 is 95, whatever floating point has it
+    return float(np.sort(inside)[len(inside) - accepted])
 
 
 def _logits(X: Array, W: Array, b: Array) -> Array:
@@ -276,15 +298,16 @@ def _logits(X: Array, W: Array, b: Array) -> Array:
 
 
 def _checked(features: ArrayLike, weight: ArrayLike, bias: ArrayLike | None) -> tuple[Array, Array, Array]:
-    X, W = _matrix(features, "features"), _matrix(weight, "weight")
+    X, W = finite_matrix(features, "features"), finite_matrix(weight, "weight")
     if X.shape[1] != W.shape[1]:
         remedy = " Rows of weight are classes: pass weight.T if your columns are." if X.shape[1] == len(W) else ""
         raise ValueError(f"features {X.shape} and weight {W.shape}; expected (N, d) and (K, d) with one d.{remedy}")
     return X, W, _vector(bias, len(W), "bias")
 
 
-def _matrix(values: ArrayLike, name: str) -> Array:
-    X = np.asarray(values, dtype=np.float64)
+def finite_matrix(values: ArrayLike, name: str) -> Array:
+    """A matrix in float64; ValueError where it is none, is empty, or an entry is not finite."""
+    X = real_array(name, values)
     if X.ndim != 2 or 0 in X.shape:
         raise ValueError(f"{name}: shape {X.shape}; expected a matrix that is not empty.")
     if not np.isfinite(X).all():
@@ -294,14 +317,14 @@ def _matrix(values: ArrayLike, name: str) -> Array:
 
 def _vector(values: ArrayLike | None, size: int, name: str) -> Array:
     """The vector (size,), zero where there is none."""
-    v = np.zeros(size) if values is None else np.asarray(values, dtype=np.float64)
+    v = np.zeros(size) if values is None else real_array(name, values)
     if v.shape != (size,) or not np.isfinite(v).all():
         raise ValueError(f"{name}: shape {v.shape}; expected ({size},) with finite entries.")
     return v
 
 
 def _scores(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    s = np.asarray(values, dtype=np.float64)
+    s = real_array(name, values)
     if s.ndim != 1 or len(s) == 0 or np.isnan(s).any():
         raise ValueError(f"{name}: shape {s.shape}; expected a vector of at least one score, none of them NaN.")
     return s

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import svdvals
 
+from ..common.arguments import real_number, whole_number
 from .checks import check_choice, check_method, class_means_matrix, frame_like
 from .polar import Subproblem, complete_frame, polar_by_svd, polar_by_trust_region
 from .riemannian import EPS, Iteration, Status
@@ -189,8 +190,8 @@ def nearest_etf(
     check_choice("subproblem", subproblem, ("exact", "truncated-cg"))
     H = class_means_matrix(class_means, formulation)
     d, K = H.shape
-    if not (np.isfinite(delta) and delta >= 0):
-        raise ValueError(f"delta = {delta}; expected a finite number that is not negative.")
+    delta = real_number("delta", delta)
+    tolerance, max_iterations = real_number("tolerance", tolerance), whole_number("max_iterations", max_iterations)
     U0 = None if proximal is None else frame_like("proximal", proximal, (d, K))
     if initial is None:
         C = canonical_frame(d, K) if U0 is None else U0

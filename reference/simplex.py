@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import helmert
 
+from ..common.arguments import whole_number
+from .arrays import real_array
 from .stiefel import Array
 
 
@@ -65,7 +67,7 @@ def canonical_frame(num_features: int, num_classes: int) -> Array:
         If K < 2, or if d < K−1: K equiangular vectors span K−1 dimensions and do not fit into fewer.
     """
     _check_num_classes(num_classes)
-    if num_features < num_classes - 1:
+    if whole_number("num_features", num_features) < num_classes - 1:
         raise ValueError(
             f"num_features = {num_features} is too small for a simplex ETF of {num_classes} classes, which spans "
             f"{num_classes - 1} dimensions. Use at least {num_classes - 1} features; the order of the arguments is "
@@ -118,7 +120,7 @@ def etf_error(weight: ArrayLike) -> float:
     >>> round(etf_error(np.eye(3)), 4)
     0.6058
     """
-    W = np.asarray(weight, dtype=np.float64)
+    W = real_array("weight", weight)
     if W.ndim != 2:
         raise ValueError(f"weight has shape {W.shape}; expected a matrix (K, d) whose rows are classes.")
     scale = np.abs(W).max(initial=0.0)
@@ -130,5 +132,5 @@ def etf_error(weight: ArrayLike) -> float:
 
 
 def _check_num_classes(num_classes: int) -> None:
-    if num_classes < 2:
+    if whole_number("num_classes", num_classes) < 2:
         raise ValueError(f"num_classes = {num_classes}; a simplex ETF needs at least 2 classes.")

@@ -81,7 +81,7 @@ ALLOWED = {
     "reference": {"common"},
     "torchport": {"common", "reference"},
     "torchport.training": {"common", "reference", "torchport"},
-    "torchport.integrations": {"common", "reference", "torchport"},
+    "torchport.integrations": {"common", "reference", "torchport", "torchport.training"},
     "export": {"common", "reference", "torchport", "torchport.training"},
 }
 

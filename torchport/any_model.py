@@ -6,6 +6,7 @@ streams the features into `NeuralCollapseMeter`, in memory O(Kd + d²).
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -28,8 +29,9 @@ def measure_collapse(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    classifier: str | nn.Module = "fc",
+    classifier: str | nn.Module | None = "fc",
     features: str | nn.Module | None = None,
+    num_classes: int | None = None,
     device: torch.device | str | None = None,
 ) -> NeuralCollapse:
     """Metrics of neural collapse of a network, on the input of its last linear layer or the output of any other.
@@ -44,12 +46,15 @@ def measure_collapse(
         A DataLoader or a list: it is gone through twice, so that an iterator or generator is refused. Tensors go to the
         model as `model(inputs)`, a mapping as `model(**inputs)`, a tuple or list as `model(*inputs)`, anything else as
         it is. Labels are (B,) integers of any type in 0…K−1, and are not given to the model.
-    classifier : str or nn.Module
+    classifier : str, nn.Module or None
         The linear layer that gives the K logits, or its name for `model.get_submodule`: an `nn.Linear`, or a head of
-        this package, of which the normalised features count.
+        this package, of which the normalised features count. None, for a network without one: `features` and
+        `num_classes` are needed then, and all figures of W are nan.
     features : str or nn.Module, optional
         A layer whose output (B, d′) is measured instead; trailing dimensions of size 1 are dropped. W and b take part
         if d′ is the d of the classifier, whose head, if it is one, normalises them then; else all figures of W are nan.
+    num_classes : int, optional
+        K, where no classifier says it.
     device : torch.device or str, optional
         Where inputs go; default: the device of the model's first parameter.
 
@@ -91,41 +96,48 @@ def measure_collapse(
             "passes: give the DataLoader itself, or list(batches)."
         )
     network = _unwrapped(model)
-    linear = _classifier(network, classifier)
-    layer = linear if features is None else _found(network, features, "features")
+    linear = None if classifier is None else linear_layer(network, classifier)
+    if linear is None and (features is None or num_classes is None):
+        raise ValueError("without a classifier, features (a layer) and num_classes are needed: give both.")
+    if linear is not None and num_classes is not None and num_classes != len(linear.weight):
+        raise ValueError(f"num_classes is {num_classes}, but the classifier has {len(linear.weight)} rows.")
+    layer = linear if features is None else named_layer(network, features, "features")
+    assert layer is not None
     target = _input_device(network, device)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled parts would not see the hooks
         stack.enter_context(_evaluating(network))
-        caught = stack.enter_context(_caught(layer, of_input=features is None))
+        caught = stack.enter_context(catching(layer, of_input=features is None))
 
         def stream() -> Iterator[tuple[Tensor, Tensor]]:
             for batch in batches:
                 inputs, labels = _pair(batch)
                 caught.clear()
                 _run(network, _moved(inputs, target))
-                x = _one_matrix(caught, features is None)
+                x = one_matrix(caught, features is None)
                 if isinstance(linear, Head) and x.shape[1] == linear.num_features:
                     x = linear.normalise(x)
                 if x.device.type == "mps":  # which lacks float64
                     x = x.cpu()
                 yield x, _class_indices(labels, len(x)).to(x.device)
 
-        return _measured(stream, linear)
+        return _measured(stream, linear, num_classes)
 
 
-def _measured(stream: Callable[[], Iterator[tuple[Tensor, Tensor]]], linear: Any) -> NeuralCollapse:
+def _measured(
+    stream: Callable[[], Iterator[tuple[Tensor, Tensor]]], linear: Any, num_classes: int | None
+) -> NeuralCollapse:
     """Both passes, or the first alone where the features are not those that W is for."""
     meter: NeuralCollapseMeter | None = None
     for x, labels in stream():
         if meter is None:
-            meter = NeuralCollapseMeter(x.shape[1], len(linear.weight), x.device)
+            meter = NeuralCollapseMeter(x.shape[1], num_classes or len(linear.weight), x.device)
         meter.update(x, labels)
     if meter is None:
         raise ValueError("batches are empty: there is nothing to measure.")
-    if linear.weight.shape[1] != meter.num_features:
+    if linear is None or linear.weight.shape[1] != meter.num_features:
         any_weight = torch.eye(meter.num_classes, meter.num_features)
         unknown: dict[str, Any] = dict.fromkeys(OF_THE_WEIGHT, float("nan"))
         return replace(meter.compute(any_weight), **unknown)
@@ -149,7 +161,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _caught(layer: nn.Module, of_input: bool) -> Iterator[list[Any]]:
+def catching(layer: nn.Module, of_input: bool) -> Iterator[list[Any]]:
     """What enters the layer, or leaves it, an entry per call; copied, for a later layer may work in place."""
     caught: list[Any] = []
 
@@ -179,16 +191,18 @@ def _unwrapped(module: nn.Module) -> nn.Module:
             return module
 
 
-def _found(network: nn.Module, layer: str | nn.Module, argument: str) -> nn.Module:
+def named_layer(network: nn.Module, layer: str | nn.Module, argument: str) -> nn.Module:
     """A layer of the network, by name or itself."""
     if isinstance(layer, str):
         try:
             return _unwrapped(network.get_submodule(layer))
         except AttributeError:
-            linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | Head)]
+            names = [name for name, _ in network.named_modules() if name]
+            close = difflib.get_close_matches(layer, names, 3, 0.5)
+            hint = f": did you mean {' or '.join(map(repr, close))}?" if close else "."
             raise ValueError(
-                f"{argument} = {layer!r}: {type(network).__name__} has no such layer. Its linear layers: "
-                f"{', '.join(map(repr, linear[-8:])) or 'none'}; model.named_modules() lists all."
+                f"{argument} = {layer!r}: {type(network).__name__} has no such layer{hint} Its linear layers: "
+                f"{', '.join(map(repr, linear_names(network)[-8:])) or 'none'}; model.named_modules() lists all."
             ) from None
     layer = _unwrapped(layer)
     if all(module is not layer for module in network.modules()):
@@ -196,8 +210,14 @@ def _found(network: nn.Module, layer: str | nn.Module, argument: str) -> nn.Modu
     return layer
 
 
-def _classifier(network: nn.Module, classifier: str | nn.Module) -> nn.Module:
-    linear = _found(network, classifier, "classifier")
+def linear_names(network: nn.Module) -> list[str]:
+    """Names of the layers that can be a classifier, in the order in which they were defined."""
+    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear | Head)]
+
+
+def linear_layer(network: nn.Module, classifier: str | nn.Module) -> nn.Linear | Head:
+    """The layer that a classifier is, by name or itself."""
+    linear = named_layer(network, classifier, "classifier")
     if not isinstance(linear, nn.Linear | Head):
         raise TypeError(
             f"classifier is a {type(linear).__name__}; expected an nn.Linear or a head of nearest_etf: name the linear "
@@ -249,7 +269,7 @@ def _run(network: nn.Module, inputs: Any) -> None:
         network(inputs)
 
 
-def _one_matrix(caught: list[Any], of_input: bool) -> Tensor:
+def one_matrix(caught: list[Any], of_input: bool) -> Tensor:
     """The features (B, d) of one forward pass."""
     what = "what enters the classifier" if of_input else "the output of the layer given as features"
     if len(caught) != 1:

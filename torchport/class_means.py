@@ -14,8 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..common.arguments import real_number, whole_number
+from .arguments import check_dense, check_device, check_finite, check_floats
 from .distributed import all_reduce_sum
-from .targets import checked_targets, class_sums
+from .targets import INTEGERS, checked_targets, class_sums
 
 Averaging = Literal["step", "class"]
 AVERAGING = ("step", "class")
@@ -62,7 +64,9 @@ class ClassMeans(nn.Module):
         super().__init__()
         if averaging not in AVERAGING:
             raise ValueError(f"averaging = {averaging!r}; expected one of {', '.join(map(repr, AVERAGING))}.")
-        self.num_features, self.num_classes, self.floor, self.averaging = num_features, num_classes, floor, averaging
+        num_features, num_classes = whole_number("num_features", num_features), whole_number("num_classes", num_classes)
+        self.num_features, self.num_classes = num_features, num_classes
+        self.floor, self.averaging = real_number("floor", floor), averaging
         self.class_means: Tensor
         self.global_mean: Tensor
         self.batches: Tensor
@@ -103,7 +107,10 @@ class ClassMeans(nn.Module):
         """
         targets = checked_targets(features, labels, self.num_features, self.num_classes)
         assert targets is not None
-        return self.average(*self.batch_sums(features, targets), update)
+        check_device("features", features, self.class_means)
+        sums, counts = self.batch_sums(features, targets)
+        check_finite("features are too large: the sum over a class", sums)
+        return self.average(sums, counts, update)
 
     def batch_sums(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of features per class (d, K), and how many there are (K,), over all processes."""
@@ -157,15 +164,24 @@ class ClassMeans(nn.Module):
             If a shape is wrong, an entry is not finite, or no class has samples.
         """
         d, K = self.num_features, self.num_classes
+        check_floats(
+            "class_mean_rows", class_mean_rows, f"a floating-point matrix ({K}, {d}), a row for each class", values=True
+        )
         found = tuple(class_mean_rows.shape)
         if found != (K, d):
             remedy = " Pass class_mean_rows.T: its rows have to be the classes." if found == (d, K) else ""
             raise ValueError(f"class_mean_rows has shape {found}; expected ({K}, {d}), a row for each class.{remedy}")
+        if counts is not None:
+            check_dense("counts", counts, f"({K},) numbers of samples")
+            counts = counts.double() if counts.dtype in INTEGERS else counts
+            check_floats("counts", counts, f"({K},) numbers of samples", values=True)
         if counts is not None and (counts.shape != (K,) or bool((counts < 0).any()) or not bool(counts.sum() > 0)):
             raise ValueError(
                 f"counts has shape {tuple(counts.shape)} and sum {float(counts.sum()):g}; expected ({K},) numbers of "
                 "samples, not negative and not all zero."
             )
+        if global_mean is not None:
+            check_floats("global_mean", global_mean, f"a floating-point vector ({d},)", values=True)
         if global_mean is not None and global_mean.shape != (d,):
             raise ValueError(f"global_mean has shape {tuple(global_mean.shape)}; expected ({d},).")
         rows = class_mean_rows.detach().to(self.class_means.device, torch.float64)

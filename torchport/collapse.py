@@ -21,7 +21,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..common.arguments import whole_number
 from ..reference.collapse import CUTOFF, MARGIN_EDGES, NeuralCollapse
+from .arguments import check_floats
 from .collapse_batches import check_batch, chunks, moved, unit_of
 from .collapse_metrics import (
     between_class_spectrum,
@@ -68,11 +70,7 @@ class NeuralCollapseMeter:
     """
 
     def __init__(self, num_features: int, num_classes: int, device: torch.device | str | None = None) -> None:
-        if num_classes < 2 or num_features < 1:
-            raise ValueError(
-                f"num_features = {num_features} and num_classes = {num_classes}; expected at least 1 and 2."
-            )
-        K, d = num_classes, num_features
+        K, d = whole_number("num_classes", num_classes, 2), whole_number("num_features", num_features, 1)
         self.num_classes, self.num_features = K, d
         self.counts = torch.zeros(K, dtype=torch.int64, device=device)
         self.origins = torch.zeros(K, d, dtype=torch.float64, device=device)
@@ -97,7 +95,7 @@ class NeuralCollapseMeter:
         ValueError
             If shapes disagree or a label is not in 0…K−1.
         """
-        check_batch(features, labels, self.num_classes, self.num_features)
+        check_batch(features, labels, self.num_classes, self.num_features, self.counts)
         if not self._begun and len(labels):
             self.unit, self._begun = unit_of(features), True
         with torch.autocast(features.device.type, enabled=False):
@@ -248,11 +246,14 @@ class NeuralCollapseMeter:
     def _classifier(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """W in a unit of its own, b in that of the logits, which is the product of both units, and this unit."""
         K, d = self.num_classes, self.num_features
+        check_floats("weight", weight, f"a floating-point matrix ({K}, {d})", values=True)
+        if bias is not None:
+            check_floats("bias", bias, f"a floating-point vector ({K},)", values=True)
         W = weight.detach().to(self.scatter)
-        b = W.new_zeros(len(W)) if bias is None else bias.detach().to(self.scatter)
+        b = W.new_zeros(K) if bias is None else bias.detach().to(self.scatter)
         if W.shape != (K, d) or b.shape != (K,):
             raise ValueError(
-                f"weight {tuple(W.shape)} and bias {tuple(b.shape)}; the meter is for {(K, d)} and {(K,)}."
+                f"weight {tuple(W.shape)}, bias {tuple(b.shape)}; expected what the meter is for: {(K, d)} and {(K,)}."
             )
         if not (W.isfinite().all() and b.isfinite().all()):
             raise ValueError("weight or bias holds NaN or infinite entries.")
@@ -327,7 +328,7 @@ class SecondPass:
         ValueError
             If shapes disagree or a label is not in 0…K−1.
         """
-        check_batch(features, labels, self.num_classes, self.num_features)
+        check_batch(features, labels, self.num_classes, self.num_features, self.counts)
         with torch.autocast(features.device.type, enabled=False):
             for x, y in chunks(features, labels, self.unit):
                 self._add(x, y)

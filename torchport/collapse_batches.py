@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .arguments import check_dense, check_device, check_floats
+
 
 def moved(
     counts: Tensor, shift: Tensor, sums: Tensor, squares: Tensor, scatter: Tensor
@@ -33,9 +35,12 @@ def unit_of(values: Tensor) -> Tensor:
     return torch.where((top > 0) & top.isfinite(), torch.ldexp(torch.ones_like(top), torch.frexp(top)[1] - 1), 1.0)
 
 
-def check_batch(features: Tensor, labels: Tensor, num_classes: int, num_features: int) -> None:
-    """Refuse features other than floating (B, d), and labels other than int64 (B,) in 0…K−1."""
-    if features.ndim != 2 or features.shape[1] != num_features or not features.is_floating_point():
+def check_batch(features: Tensor, labels: Tensor, num_classes: int, num_features: int, beside: Tensor) -> None:
+    """Refuse features other than floating (B, d) on the meter's device, and labels other than int64 (B,) in 0…K−1."""
+    check_floats("features", features, f"floating (B, {num_features})", beside=beside, values=True)
+    check_dense("labels", labels, "int64 (B,)")
+    check_device("labels", labels, features)
+    if features.ndim != 2 or features.shape[1] != num_features:
         raise ValueError(
             f"features are {features.dtype} {tuple(features.shape)}; expected floating (B, {num_features})."
         )

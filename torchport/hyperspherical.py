@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..reference.collapse import CUTOFF
+from .arguments import check_floats
 
 
 @torch.no_grad()
@@ -130,8 +131,11 @@ def _blocks(directions: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def _check(rows: Tensor, vector: Tensor | None, name: str) -> None:
+    check_floats("rows", rows, "a floating-point matrix (K, d) whose rows are classes", values=True)
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (K, d), rows are classes.")
+    if vector is not None:
+        check_floats(name, vector, "a floating-point vector (d,)", beside=rows)
     if vector is not None and vector.shape != rows.shape[1:]:
         raise ValueError(
             f"{name} has shape {tuple(vector.shape)}; expected ({rows.shape[1]},), for rows of shape "

@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..common.arguments import real_number, whole_number
 from ..reference.collapse import CUTOFF
+from .arguments import check_finite, check_floats
 from .class_means import at_least_single
 from .hyperspherical import unit_rows
 
@@ -68,8 +70,7 @@ def energy_score(features: Tensor, weight: Tensor, bias: Tensor | None = None, t
     >>> energy_score(torch.zeros(1, 2), torch.eye(2))
     tensor([0.6931])
     """
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature = {temperature}; expected a positive finite number.")
+    temperature = real_number("temperature", temperature, positive=True)
     return temperature * (_logits(features, weight, bias) / temperature).logsumexp(1)
 
 
@@ -94,8 +95,10 @@ def class_subspace(rows: Tensor) -> Tensor:
     >>> class_subspace(torch.eye(3, 5)).shape
     torch.Size([5, 2])
     """
+    check_floats("rows", rows, "a floating-point matrix (K, d) whose rows are classes", values=True)
     if rows.ndim != 2 or 0 in rows.shape:
         raise ValueError(f"rows have shape {tuple(rows.shape)}; expected (K, d), rows are classes.")
+    check_finite("rows", rows)
     X = rows.double()
     top = X.abs().amax()
     X = X / top.where(top > 0, 1.0)
@@ -128,8 +131,10 @@ def principal_subspace(features: Tensor, rank: int) -> Tensor:
     tensor([[1.],
             [0.]])
     """
-    if features.ndim != 2 or not 1 <= rank <= min(features.shape):
+    check_floats("features", features, "a floating-point matrix (N, d)")
+    if features.ndim != 2 or not 1 <= whole_number("rank", rank) <= min(features.shape):
         raise ValueError(f"features {tuple(features.shape)}, rank = {rank}; expected (N, d) and 1…min(N, d).")
+    check_finite("features", features)
     X = features.double()
     return torch.linalg.svd(X - X.mean(0), full_matrices=False)[2][:rank].T.to(at_least_single(features.dtype))
 
@@ -155,6 +160,8 @@ def neco_score(features: Tensor, subspace: Tensor, centre: Tensor | None = None)
     >>> neco_score(torch.tensor([[3.0, 0.0, 4.0]]), torch.eye(3, 2))
     tensor([0.6000])
     """
+    check_floats("features", features, "a floating-point matrix (N, d)")
+    check_floats("subspace", subspace, "orthonormal columns (d, r)", beside=features)
     if features.ndim != 2 or subspace.ndim != 2 or features.shape[1] != len(subspace):
         raise ValueError(
             f"features {tuple(features.shape)} and subspace {tuple(subspace.shape)}; expected (N, d) and (d, r)."
@@ -195,7 +202,9 @@ def nci_score(
     >>> nci_score(torch.tensor([[3.0, 1.0]]), torch.eye(2), global_mean=torch.tensor([0.0, 1.0]))
     tensor([1.])
     """
-    if not order >= 1:
+    check_floats("global_mean", global_mean, "a floating-point vector (d,)")
+    norm_weight = real_number("norm_weight", norm_weight)
+    if isinstance(order, str) or not order >= 1:
         raise ValueError(f"order = {order}; expected p ≥ 1, of a norm.")
     predicted = _logits(features, weight, bias).argmax(1)
     z = unit_rows(_centred(features, global_mean, "global_mean"))
@@ -205,7 +214,11 @@ def nci_score(
 
 def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Logits (N, K) in the dtype of the features, float32 at least."""
-    if features.ndim != 2 or weight.ndim != 2 or features.shape[1] != weight.shape[1]:
+    check_floats("features", features, "a floating-point matrix (N, d)")
+    check_floats("weight", weight, "a floating-point matrix (K, d)", beside=features)
+    if bias is not None:
+        check_floats("bias", bias, "a floating-point vector (K,)", beside=features)
+    if 0 in weight.shape or features.ndim != 2 or weight.ndim != 2 or features.shape[1] != weight.shape[1]:
         raise ValueError(
             f"features {tuple(features.shape)} and weight {tuple(weight.shape)}; expected (N, d) and (K, d) with one d."
         )
@@ -219,6 +232,7 @@ def _centred(features: Tensor, centre: Tensor | None, name: str) -> Tensor:
     h = features.to(at_least_single(features.dtype))
     if centre is None:
         return h
+    check_floats(name, centre, "a floating-point vector (d,)", beside=features)
     if centre.shape != h.shape[1:]:
         raise ValueError(f"{name}: shape {tuple(centre.shape)}; expected ({h.shape[1]},).")
     return h - centre.to(h)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .arguments import check_finite, check_floats
 from .methods.autograd import polar as decomposed
-from .methods.completion import completed, is_mapped
+from .methods.completion import completed
 from .methods.decompose import METHODS
 from .procrustes import check_broadcasts, without_autocast
 
@@ -55,15 +56,15 @@ def polar(A: Tensor, start: Tensor | None = None, *, method: str = "auto") -> Te
     """
     if method not in METHODS:
         raise ValueError(f"method = {method!r}; expected one of {', '.join(map(repr, METHODS))}.")
-    if A.ndim < 2 or 0 in A.shape[-2:] or not A.is_floating_point():
-        raise ValueError(
-            f"A is {A.dtype} of shape {tuple(A.shape)}; expected a floating-point matrix (d, m) or a batch (…, d, m)."
-        )
+    expected = "a floating-point matrix (d, m) or a batch (…, d, m)"
+    check_floats("A", A, expected)
+    if A.ndim < 2 or 0 in A.shape[-2:]:
+        raise ValueError(f"A is {A.dtype} of shape {tuple(A.shape)}; expected {expected}.")
+    check_finite("A", A)
     if start is not None:
+        check_floats("start", start, expected, beside=A)
         check_broadcasts("start", start, "A", A)
-    sees_values = A.device.type == "cpu" and not torch.compiler.is_compiling() and not is_mapped(A)
-    if sees_values and not A.isfinite().all():
-        raise ValueError("A holds NaN or infinite entries.")
+        check_finite("start", start)
     if A.shape[-2] < A.shape[-1]:
         return polar(A.mT, None if start is None else start.mT, method=method).mT
     dtype = torch.promote_types(A.dtype, torch.float32)

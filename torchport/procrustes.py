@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.arguments import real_number
 from ..reference.procrustes import initial_frame
+from .arguments import check_finite, check_floats, sees_values
 from .methods.autograd import Found, nearest_frame, polar
 from .methods.completion import completed
 from .methods.decompose import METHODS
@@ -218,6 +220,7 @@ def _solved(
 ) -> tuple[Tensor, Found]:
     """The frame (…, d, K) in the class means' dtype, and what the solve found on the way."""
     check_problem(class_means, proximal, initial, delta, method, formulation)
+    check_basis(basis, class_means, class_means.shape[-1] - (formulation == "gauge-free"))
     dtype = torch.promote_types(class_means.dtype, torch.float32)
     with without_autocast(class_means.device):
         H = class_means if class_means.dtype == dtype else class_means.to(dtype)
@@ -280,6 +283,7 @@ def named_or_given_frame(initial: str | Tensor, num_features: int, num_classes: 
             return canonical_frame(num_features, num_classes, dtype=dtype)
         means = np.zeros((num_features, num_classes))
         return torch.tensor(initial_frame("random", means), dtype=dtype)
+    check_floats("initial", initial, "'canonical', 'random' or a frame (d, K)")
     check_frame("initial", initial, (num_features, num_classes))
     return initial.detach().to(torch.promote_types(initial.dtype, torch.float32), copy=True)
 
@@ -309,10 +313,25 @@ def check_problem(
     if isinstance(initial, str) and initial not in INITIAL:
         raise ValueError(f"initial = {initial!r}; expected a frame (d, K) or one of {', '.join(map(repr, INITIAL))}.")
     for name, frame in (("proximal", proximal), ("initial", initial)):
-        if isinstance(frame, Tensor):
+        if frame is not None and not (isinstance(frame, str) and name == "initial"):
+            check_floats(name, frame, "a frame (d, K)", beside=class_means)
+            assert isinstance(frame, Tensor)
             check_broadcasts(name, frame, "class_means", class_means)
-    if not (math.isfinite(delta) and delta >= 0):
-        raise ValueError(f"delta = {delta}; expected a finite number that is not negative.")
+    if isinstance(initial, Tensor) and initial is not proximal:
+        check_finite("initial", initial)
+    real_number("delta", delta)
+
+
+def check_basis(basis: Tensor | None, class_means: Tensor, m: int) -> None:
+    """Refuse a warm start that is no orthonormal matrix; one of another problem's size is passed over later."""
+    if basis is None:
+        return
+    check_floats("basis", basis, f"the basis ({m}, {m}) of an earlier solution", beside=class_means)
+    size = basis.shape[-1] if basis.ndim else 0
+    if basis.shape != (size, size) or not m - 1 <= size <= m + 1:
+        raise ValueError(f"basis has shape {tuple(basis.shape)}; expected ({m}, {m}), as a Solution's `basis`.")
+    if sees_values(basis) and not abs(float(torch.linalg.vector_norm(basis)) ** 2 - size) <= 1e-3 * size:
+        raise ValueError("basis is not orthonormal; expected the `basis` of an earlier Solution.")
 
 
 def check_broadcasts(name: str, given: Tensor, other_name: str, other: Tensor) -> None:

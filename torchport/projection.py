@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..reference.collapse import CUTOFF
+from .arguments import check_finite, check_floats
+from .collapse_batches import unit_of
 from .procrustes import nearest_etf, without_autocast
 from .simplex import centred, check_class_means_shape, check_sizes
 
@@ -64,27 +66,29 @@ def project_to_etf(weight: Tensor | nn.Linear, bias: Tensor | None = None) -> tu
     """
     if isinstance(weight, nn.Linear):
         return _projected_layer(weight)
-    if weight.ndim != 2 or not weight.is_floating_point():
-        raise ValueError(
-            f"weight is {weight.dtype} of shape {tuple(weight.shape)}; expected a floating-point matrix (K, d) whose "
-            "rows are classes, or nn.Linear."
-        )
+    expected = "a floating-point matrix (K, d) whose rows are classes, or nn.Linear"
+    check_floats("weight", weight, expected, values=True)
+    if weight.ndim != 2:
+        raise ValueError(f"weight is {weight.dtype} of shape {tuple(weight.shape)}; expected {expected}.")
     K, d = weight.shape
     _check_that_one_fits("weight", weight, d, K)
     check_sizes(d, K, "gauge-free")
-    if bias is not None and bias.shape != (K,):
-        raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({K},), one entry for each row of weight.")
+    if bias is not None:
+        check_floats("bias", bias, f"a floating-point vector ({K},)", beside=weight)
+        if bias.shape != (K,):
+            raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({K},), one entry for each row of weight.")
     W = weight.detach().double()
     if not W.isfinite().all():
         raise ValueError("weight holds NaN or infinite entries.")
-    C = centred(W.mT)  # (d, K)
-    if torch.linalg.vector_norm(C) <= CUTOFF * torch.linalg.vector_norm(W):
+    unit = unit_of(W)  # so that no square overflows or underflows
+    C = centred(W.mT / unit)  # (d, K)
+    if torch.linalg.vector_norm(C) <= CUTOFF * torch.linalg.vector_norm(W / unit):
         raise ValueError(
             "weight has equal rows, whose best ETF has scale zero; expected a classifier that was trained."
         )
     with without_autocast(weight.device):
         etf = nearest_etf(C, method="svd", formulation="gauge-free")  # X Qᵀ, which is centred
-        scale = (C * etf).sum() / (K - 1)
+        scale = unit * (C * etf).sum() / (K - 1)
     projected = (scale * etf.mT).to(weight.dtype).contiguous().requires_grad_(weight.requires_grad)
     return projected, None if bias is None else bias.detach().clone().requires_grad_(bias.requires_grad)
 
@@ -119,7 +123,8 @@ def etf_distance(class_means: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If the class means are no matrices (d, K), look transposed, or no ETF of K classes fits into d dimensions.
+        If the class means are no matrices (d, K), look transposed, or no ETF of K classes fits into d dimensions; on
+        the CPU also if an entry is not finite.
 
     Examples
     --------
@@ -131,11 +136,15 @@ def etf_distance(class_means: Tensor) -> Tensor:
     >>> round(float(etf_distance(torch.eye(5, 3))), 6)
     0.0
     """
+    check_floats("class_means", class_means, "a floating-point matrix (d, K) whose columns are classes")
     if class_means.ndim >= 2:
         _check_that_one_fits("class_means", class_means, *class_means.shape[-2:])
     check_class_means_shape(class_means, "gauge-free")
+    check_finite("class_means", class_means)
     with without_autocast(class_means.device):
         H = class_means.double()
+        top = H.detach().abs().amax((-2, -1), keepdim=True)
+        H = H / torch.where(top > 0, top, 1.0)  # the same distance, of squares that neither overflow nor underflow
         C = centred(H)
         norm = torch.linalg.vector_norm(C, dim=(-2, -1), keepdim=True)
         apart = norm > CUTOFF * torch.linalg.vector_norm(H, dim=(-2, -1), keepdim=True)

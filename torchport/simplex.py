@@ -12,6 +12,9 @@ import math
 import torch
 from torch import Tensor
 
+from ..common.arguments import whole_number
+from .arguments import check_floats
+
 
 def centred(B: Tensor) -> Tensor:
     """`B M`: every row of B (..., d, K) minus its mean."""
@@ -103,7 +106,7 @@ def _by_product(B: Tensor, K: int) -> bool:
 
 def check_sizes(num_features: int, num_classes: int, formulation: str) -> None:
     """Refuse sizes in which no simplex ETF, or not this formulation, exists."""
-    d, K = num_features, num_classes
+    d, K = whole_number("num_features", num_features), whole_number("num_classes", num_classes)
     if K < 2:
         raise ValueError(f"num_classes = {K}; a simplex ETF needs at least 2 classes.")
     if d < K - 1:
@@ -121,10 +124,11 @@ def check_sizes(num_features: int, num_classes: int, formulation: str) -> None:
 
 def check_class_means_shape(class_means: Tensor, formulation: str) -> None:
     """Refuse class means that are no matrix (d, K) or batch of them, or that look transposed."""
-    if class_means.ndim < 2 or not class_means.is_floating_point():
+    expected = "a floating-point matrix (d, K) whose columns are classes"
+    check_floats("class_means", class_means, expected)
+    if class_means.ndim < 2:
         raise ValueError(
-            f"class_means is {class_means.dtype} of shape {tuple(class_means.shape)}; expected a floating-point matrix "
-            "(d, K) whose columns are classes."
+            f"class_means is {class_means.dtype} of shape {tuple(class_means.shape)}; expected {expected}."
         )
     d, K = class_means.shape[-2:]
     if d + 1 < K and d >= 2:

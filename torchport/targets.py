@@ -5,8 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .arguments import check_dense, check_device, check_floats
+
 IGNORED = -100  # the `ignore_index` of torch's cross-entropy
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INTEGERS = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+)
 
 
 def checked_targets(features: Tensor, labels: Tensor | None, num_features: int, num_classes: int) -> Tensor | None:
@@ -25,15 +30,16 @@ def checked_targets(features: Tensor, labels: Tensor | None, num_features: int, 
     >>> checked_targets(torch.zeros(2, 3), torch.tensor([0, 1], dtype=torch.uint8), 3, 2)
     tensor([0, 1])
     """
-    _check_tensor("features", features, f"a floating-point tensor (N, {num_features})")
-    if features.ndim != 2 or features.shape[1] != num_features or not features.is_floating_point():
+    check_floats("features", features, f"(N, {num_features}), floating point")
+    if features.ndim != 2 or features.shape[1] != num_features:
         raise ValueError(
             f"features are {features.dtype} of shape {tuple(features.shape)}; expected (N, {num_features}), floating "
             "point."
         )
     if labels is None:
         return None
-    _check_tensor("labels", labels, f"an integer tensor (N,), or soft labels (N, {num_classes})")
+    check_dense("labels", labels, f"an integer tensor (N,), or soft labels (N, {num_classes})")
+    check_device("labels", labels, features)
     if len(features) == 0:
         raise ValueError("the batch is empty: features have no rows; expected at least one. Skip empty batches.")
     soft = labels.is_floating_point() and labels.ndim == 2
@@ -71,11 +77,6 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 def _nothing_ignored(labels: Tensor) -> bool:
     """Whether that is known without making anybody wait."""
     return labels.device.type == "cpu" and not torch.compiler.is_compiling() and bool((labels >= 0).all())
-
-
-def _check_tensor(name: str, value: object, expected: str) -> None:
-    if not isinstance(value, Tensor):
-        raise ValueError(f"{name} are a {type(value).__name__}; expected {expected}. Convert them by torch.as_tensor.")
 
 
 def _check_values(features: Tensor, labels: Tensor, num_classes: int) -> None:

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.arguments import real_number, whole_number
 from ..reference.stiefel import random_point
+from .arguments import check_finite, check_floats, is_mapped, sees_values
 from .methods.autograd import Found, polar
-from .methods.completion import is_mapped
 from .methods.decompose import METHODS
 from .methods.spectral import Deficient, by_svd
-from .procrustes import INITIAL, Solution, named_or_given_frame, solve, without_autocast
+from .procrustes import INITIAL, Solution, check_basis, named_or_given_frame, solve, without_autocast
 from .simplex import canonical_frame, centred, classifier_from_frame, from_coordinates, to_coordinates
 
 Norms = Literal["unit", "tight", "equal"]
@@ -119,6 +120,7 @@ def solve_tight_frame(
     """
     check_tight_problem(class_means, proximal, initial, delta, method)
     d, K = class_means.shape
+    check_basis(basis, class_means, min(d, K - 1))
     if d + 1 >= K:
         return solve(
             class_means, proximal, delta, method=method, formulation="gauge-free", initial=initial, basis=basis
@@ -200,13 +202,21 @@ def classifier_from_tight_frame(frame: Tensor, norms: Norms = "unit") -> Tensor:
     >>> (W.T @ W).allclose(10 / 3 * torch.eye(3), atol=1e-4), W.norm(dim=1).allclose(torch.ones(10))
     (True, True)
     """
+    check_floats("frame", frame, "a floating-point matrix (d, K)")
+    if frame.ndim != 2:
+        raise ValueError(f"frame has shape {tuple(frame.shape)}; expected (d, K), columns are classes.")
     d, K = frame.shape
+    _check_sizes(d, K)
     check_norms(norms, d, K)
+    check_finite("frame", frame)
     W = classifier_from_frame(frame.to(torch.promote_types(frame.dtype, torch.float32)))
     if norms == "tight":
         return W.to(frame.dtype)
     least = torch.finfo(W.dtype).eps ** 0.5
-    kept = torch.linalg.vector_norm(W.detach(), dim=1) > least
+    lengths = torch.linalg.vector_norm(W.detach(), dim=1)
+    kept = lengths > least
+    if sees_values(W) and not (kept & lengths.isfinite()).any():
+        raise ValueError("frame has no column of a tight frame's length; expected one that nearest_tight_frame gives.")
     W = unit_rows(W, least)
     return (_made_tight(W, kept) if norms == "equal" and d + 1 < K else W).to(frame.dtype)
 
@@ -250,6 +260,7 @@ def named_or_given_tight_frame(initial: str | Tensor, num_features: int, num_cla
     dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
     if isinstance(initial, str):
         return _frame_named(initial, torch.zeros(d, K, dtype=dtype))
+    check_floats("initial", initial, "'canonical', 'random' or a frame (d, K)")
     check_tight_frame("initial", initial, (d, K))
     return initial.detach().to(torch.promote_types(initial.dtype, torch.float32), copy=True)
 
@@ -330,8 +341,9 @@ def _frame_named(initial: str, H: Tensor) -> Tensor:
 
 
 def _check_sizes(num_features: int, num_classes: int) -> None:
-    if num_features < 1 or num_classes < 2:
-        raise ValueError(f"num_features = {num_features}, num_classes = {num_classes}; expected at least 1 and 2.")
+    d, K = whole_number("num_features", num_features), whole_number("num_classes", num_classes)
+    if d < 1 or K < 2:
+        raise ValueError(f"num_features = {d}, num_classes = {K}; expected at least 1 and 2.")
 
 
 def check_tight_problem(
@@ -340,18 +352,24 @@ def check_tight_problem(
     """Refuse what has no solution or only a wrong one; values are looked at where the polar factor is found."""
     if method not in METHODS:
         raise ValueError(f"method = {method!r}; expected one of {', '.join(map(repr, METHODS))}.")
-    if class_means.ndim != 2 or not class_means.is_floating_point():
+    expected = "a floating-point matrix (d, K) whose columns are classes"
+    check_floats("class_means", class_means, expected)
+    if class_means.ndim != 2:
         raise ValueError(
-            f"class_means is {class_means.dtype} of shape {tuple(class_means.shape)}; expected a floating-point matrix "
-            "(d, K) whose columns are classes."
+            f"class_means is {class_means.dtype} of shape {tuple(class_means.shape)}; expected {expected}."
         )
     _check_sizes(*class_means.shape)
     if isinstance(initial, str) and initial not in INITIAL:
         raise ValueError(f"initial = {initial!r}; expected a frame (d, K) or one of {', '.join(map(repr, INITIAL))}.")
     for name, frame in (("proximal", proximal), ("initial", initial)):
-        if isinstance(frame, Tensor) and frame.shape != class_means.shape:
+        if frame is None or (isinstance(frame, str) and name == "initial"):
+            continue
+        check_floats(name, frame, "a frame (d, K)", beside=class_means)
+        assert isinstance(frame, Tensor)
+        if frame.shape != class_means.shape:
             raise ValueError(
                 f"{name} has shape {tuple(frame.shape)}; expected {tuple(class_means.shape)}, as class_means."
             )
-    if not (math.isfinite(delta) and delta >= 0):
-        raise ValueError(f"delta = {delta}; expected a finite number that is not negative.")
+    if isinstance(initial, Tensor) and initial is not proximal:
+        check_finite("initial", initial)
+    real_number("delta", delta)

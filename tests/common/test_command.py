@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -196,3 +198,54 @@ def test_importing_it_imports_nothing_heavy() -> None:
     script = "import sys, nearest_etf.common.command; print({'numpy', 'torch'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 4. TiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 256 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    ],
+)
+def test_too_little_memory_is_one_line_and_status_1(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        raise error
+
+    assert run_command("etf-x", body) == 1
+    assert capsys.readouterr().err == (
+        f"etf-x: not enough memory ({error}): lower the batch size, or the size of the network\n"
+    )
+
+
+@pytest.mark.parametrize("consequence", [ImportError, SystemError, AttributeError])
+def test_after_ctrl_c_any_error_is_its_consequence(
+    consequence: type[Exception], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def body() -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise consequence("a library was loading") from error
+        return 0
+
+    assert run_command("etf-x", body) == 130
+    assert capsys.readouterr().err == "etf-x: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(consequence):
+        run_command("etf-x", lambda: (_ for _ in ()).throw(consequence("a bug")))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no Ctrl-C to another process here")
+def test_ctrl_c_while_a_command_loads_is_one_line() -> None:
+    lines = ["import sys, time", "sys.argv[0] = 'bin/etf-x'", "import nearest_etf.common.command", "print(flush=True)"]
+    code = "\n".join([*lines, "time.sleep(9)"])
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert (process.returncode, error) == (130, "etf-x: interrupted\n")

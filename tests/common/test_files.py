@@ -12,7 +12,17 @@ from pathlib import Path
 import pytest
 
 from nearest_etf.common.errors import UserError
-from nearest_etf.common.files import FileError, describe, read_json, reading, replacing, write_file
+from nearest_etf.common.files import (
+    FileError,
+    describe,
+    read_bytes,
+    read_json,
+    read_text,
+    reading,
+    replacing,
+    write_file,
+    write_json,
+)
 
 
 class OurError(UserError):
@@ -133,6 +143,34 @@ def test_json(tmp_path: Path) -> None:
         read_json(tmp_path, "figures")
 
 
+def test_what_we_write_as_json_is_read_as_it_was_or_not_at_all(tmp_path: Path) -> None:
+    path, value = tmp_path / "x.json", {"epoch": 3, "names": ["ä"]}
+    write_json(path, value)
+    assert read_json(path, "figures") == value
+    contents = path.read_text()
+    path.write_text(contents.replace("3", "4", 1))
+    complaint = (
+        r'x\.json is damaged \(it has changed .* if the change is meant, delete "seal" in it\): expected figures'
+    )
+    with pytest.raises(OurError, match=complaint):
+        read_json(path, "figures", OurError)
+    path.write_text(contents.replace('"seal": "sha256', '"seal": "sha255'))
+    with pytest.raises(FileError, match="it has changed"):
+        read_json(path, "figures")
+
+
+def test_reading_is_bounded(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"12345\r\n")
+    assert read_bytes(tmp_path / "x", "bytes", largest=7) == b"12345\r\n"
+    assert read_text(tmp_path / "x", "text") == "12345\n"
+    with pytest.raises(OurError, match=r"x is damaged \(more than 6 bytes\): expected bytes"):
+        read_bytes(tmp_path / "x", "bytes", OurError, largest=6)
+    if Path("/dev/zero").exists():
+        with pytest.raises(FileError, match=r"/dev/zero is damaged \(more than 100 bytes\)"):
+            read_bytes("/dev/zero", "bytes", largest=100)
+
+
 def test_describe_names_the_type_once() -> None:
+    assert describe(ValueError("x" * 1000)) == f"ValueError: {'x' * 188}…"
     assert describe(KeyError("a")) == "KeyError: 'a'"
     assert describe(KeyError()) == "KeyError"

@@ -87,7 +87,7 @@ UNREADABLE: dict[str, Maker] = {
         ("float.tif", "is a F image"),
         ("alpha.png", "is a RGBA image"),
         ("seethrough.gif", "is a P with transparency image"),
-        ("animated.gif", r"is animated \(2 frames\)"),
+        ("animated.gif", r"is animated \(more than one frame\)"),
         ("colour.png", "is a colour image, but the model takes greyscale"),
         ("empty.png", "cannot be read .*: expected an image"),
         ("text.png", "cannot be read .*: expected an image"),
@@ -142,7 +142,7 @@ def test_every_reader_refuses_a_broken_file_in_one_line(tmp_path: Path, reader: 
 def test_decompression_bombs_are_refused(tmp_path: Path, reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(COLOUR).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(PhotoError, match=r"bomb.png .*DecompressionBombError.*: expected an image"):
+    with pytest.raises(PhotoError, match=r"bomb.png has too many pixels \(Image size"):
         READERS[reader](tmp_path / "bomb.png")
 
 

@@ -66,6 +66,50 @@ def test_subspaces(N: int, K: int, d: int, dtype: torch.dtype) -> None:
         np.testing.assert_allclose(V @ V.T, expected @ expected.T, atol=1e-11 if dtype == torch.float64 else 1e-5)
 
 
+@pytest.mark.parametrize(("N", "K", "d"), SIZES)
+@pytest.mark.parametrize("dtype", RELATIVE)
+@pytest.mark.parametrize("seed", range(2))
+def test_distances(N: int, K: int, d: int, dtype: torch.dtype, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, means, *_ = problem(seed, N, K, d, dtype)
+    labels = torch.arange(6 * K) % K
+    training = (means[labels] + problem(seed + 9, 6 * K, K, d, dtype)[0]).to(dtype)
+    Xn, Tn = arrays(X, training)
+    monkeypatch.setattr("nearest_etf.torchport.ood_distance.BLOCK_ENTRIES", 5 * len(training))
+    found_means, covariance = torchport.class_gaussians(training, labels, K)
+    expected_means, expected_covariance = reference.class_gaussians(Tn, labels.numpy(), K)
+    np.testing.assert_allclose(found_means.numpy(), expected_means, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(covariance.numpy(), expected_covariance, rtol=1e-11, atol=1e-11)
+    pairs = [
+        (
+            torchport.mahalanobis_score(X, found_means, covariance),
+            reference.mahalanobis_score(Xn, expected_means, expected_covariance),
+        ),
+        *(
+            (torchport.nearest_neighbour_score(X, training, k), reference.nearest_neighbour_score(Xn, Tn, k))
+            for k in (1, 7)
+        ),
+    ]
+    for found, expected in pairs:
+        assert found.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+        np.testing.assert_allclose(found.double().numpy(), expected, rtol=RELATIVE[dtype], atol=RELATIVE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_degenerate_distances_agree(dtype: torch.dtype) -> None:
+    X = problem(4, 30, 3, 6, dtype)[0]
+    X[:, -2:], X[0] = 0.0, 0.0  # two units that never fire, and features that are zero
+    labels = torch.arange(30) % 3
+    foreign = problem(5, 9, 3, 6, dtype)[0]
+    Xn, Fn = arrays(X, foreign)
+    found = torchport.mahalanobis_score(foreign, *torchport.class_gaussians(X, labels, 3))
+    expected = reference.mahalanobis_score(Fn, *reference.class_gaussians(Xn, labels.numpy(), 3))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=RELATIVE[dtype])
+    for scale in (1.0, 1e-30, 1e30):
+        found = torchport.nearest_neighbour_score(scale * torch.cat([foreign, X]), X, 3)
+        expected = reference.nearest_neighbour_score(np.concatenate([Fn, Xn]), Xn, 3)
+        np.testing.assert_allclose(found.double().numpy(), expected, rtol=RELATIVE[dtype], atol=RELATIVE[dtype])
+
+
 @pytest.mark.parametrize(("K", "d"), [(2, 3), (7, 4), (300, 5), (600, 20)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_spread_on_the_sphere_in_blocks(K: int, d: int, dtype: torch.dtype) -> None:
@@ -133,6 +177,14 @@ X, W, B, MEAN = problem(0, 6, 4, 5, torch.float32)
         (lambda: torchport.nci_score(X, W, B, global_mean=MEAN, order=0.5), "order = 0.5"),
         (lambda: torchport.neco_score(X, torch.eye(4)), r"subspace \(4, 4\)"),
         (lambda: torchport.principal_subspace(X, 6), "rank = 6"),
+        (lambda: torchport.class_gaussians(X, torch.zeros(5), 2), r"labels \(5,\) torch.float32"),
+        (lambda: torchport.class_gaussians(X, torch.full((6,), 2), 2), r"labels are in 2…2; expected 0…1"),
+        (lambda: torchport.class_gaussians(X, torch.zeros(6, dtype=torch.int64), 2), "class 1 has no sample"),
+        (lambda: torchport.mahalanobis_score(X, W[:, :3], torch.eye(5)), r"class_mean_rows \(4, 3\)"),
+        (lambda: torchport.mahalanobis_score(X, W, torch.eye(4)), r"covariance has shape \(4, 4\); expected \(5, 5\)"),
+        (lambda: torchport.mahalanobis_score(X, W, torch.zeros(5, 5)), "covariance is zero"),
+        (lambda: torchport.nearest_neighbour_score(X, W[:, :3]), r"training_features \(4, 3\)"),
+        (lambda: torchport.nearest_neighbour_score(X, W, 5), r"k = 5; expected 1…4"),
         (lambda: torchport.class_subspace(X[0]), r"rows have shape \(5,\)"),
         (lambda: torchport.mutual_coherence(X[:1]), "at least two"),
         (lambda: torchport.ood_deviation(W, B), r"ood_mean has shape \(4,\); expected \(5,\)"),

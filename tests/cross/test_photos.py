@@ -105,7 +105,7 @@ def test_a_photo_has_the_same_answer_in_training_and_in_deployment(
     assert len(paths) == 30
     for i, image in enumerate(found):
         labels = [entry["label"] for entry in image["classes"]]
-        assert labels[0] == probabilities[i].argmax()
+        assert probabilities[i, labels[0]] >= probabilities[i].max() - 2e-6
         for key, expected in (("probability", probabilities), ("cosine", cosines)):
             given = [entry[key] for entry in image["classes"]]
             np.testing.assert_allclose(given, expected[i, labels], rtol=0, atol=2e-6, err_msg=image["file"])

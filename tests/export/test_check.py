@@ -117,7 +117,9 @@ def test_an_answer_that_is_not_finite_fails_the_check(
         raise InputError("the network's answer is not finite")
 
     monkeypatch.setattr(OnnxClassifier, "predict", overflow)
-    with pytest.raises(CheckError, match=r"in fp16, the exported model fails where PyTorch does not: .* not finite"):
+    with pytest.raises(
+        CheckError, match=r"in fp16, the exported model fails on a batch of 1, where PyTorch does not: .* not finite"
+    ):
         check_onnx(model, files["fp16"], held_out[0])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -99,6 +100,8 @@ def test_every_family_exports(make: Callable[[], Any], shape: tuple[int, int, in
         ({"std": [0.0]}, r"std is \[0.0\]: expected positive"),
         ({"class_names": ["one"]}, "class_names has 1 names, but the model has 10 classes"),
         ({"precision": "int8", "float_input": True}, "cannot go with float_input"),
+        ({"opset": 17}, "opset is 17: expected 18 to 25"),
+        ({"opset": 26}, "opset is 26: expected 18 to 25"),
     ],
 )
 def test_contradictory_options_are_refused(model: Model, tmp_path: Path, options: dict[str, Any], message: str) -> None:
@@ -127,6 +130,28 @@ def test_targets_that_cannot_be_written(model: Model, tmp_path: Path, target: st
         export_onnx(model, tmp_path / target, **DIGITS)
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "taken.onnx").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("opset", "precision"), [(21, "int8"), (23, "fp16"), (25, "fp32")])
+def test_other_opsets(
+    model: Model, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path, opset: int, precision: Any
+) -> None:
+    path, images = tmp_path / "model.onnx", digits[0]
+    shown: dict[str, Any] = {"check_images": images[1400:], "calibration_images": images[:256]}
+    assert export_onnx(model, path, **DIGITS, **shown, precision=precision, opset=opset).passed
+    assert {entry.version for entry in onnx.load(path).opset_import if not entry.domain} == {opset}
+
+
+@pytest.mark.parametrize("opset", [17, 18, 25])
+def test_heads_of_other_opsets(
+    model: Model, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path, opset: int
+) -> None:
+    path = tmp_path / "head.onnx"
+    options: dict[str, Any] = {"check_images": held_out[0], "mean": [0.3], "std": [0.37]}
+    assert export_head_onnx(model, path, **options, opset=opset).passed
+    assert [entry.version for entry in onnx.load(path).opset_import] == [opset]
+    with pytest.raises(ExportError, match="opset is 12: expected 13 to 25"):
+        export_head_onnx(model, path, **options, opset=12, overwrite=True)
 
 
 def test_overwrites_only_when_told(model: Model, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:

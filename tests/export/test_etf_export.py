@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from nearest_etf.export import OnnxClassifier
+from nearest_etf.export import ExportError, OnnxClassifier
 from nearest_etf.export.etf_export import main
 from nearest_etf.export.etf_predict import main as predict
 from nearest_etf.export.from_run import evenly, load_trained
+from nearest_etf.torchport.training.run.checkpoint import save_checkpoint
 from nearest_etf.torchport.training.run.reading import read_run
 from nearest_etf.torchport.training.run.settings import load_recipe
 from nearest_etf.torchport.training.train import train
@@ -110,6 +112,38 @@ def test_a_run_with_a_linear_head(tmp_path: Path) -> None:
     assert main(["check", str(path), "--run", str(tmp_path / "run"), "--quiet"]) == 0
 
 
+@pytest.mark.parametrize(("folder", "split"), [("run", "test"), ("validated", "val")])
+def test_calibrated_probabilities_are_what_predict_prints(
+    request: pytest.FixtureRequest, folder: str, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, path = request.getfixturevalue(folder), tmp_path / "model.onnx"
+    capsys.readouterr()
+    assert main([str(source), "--to", str(path), "--calibrate", "--samples", "5", "--opset", "20"]) == 0
+    out = capsys.readouterr().out
+    found = OnnxClassifier(path)
+    entry = found.metadata["calibration"]
+    assert f"logits × {entry['factor']:.4g}, fitted on {entry['images']} {split} images" in out
+    assert f"error {entry['ece_before']:.2%} before, {entry['ece_after']:.2%} after" in out
+    assert entry["nll_after"] < entry["nll_before"]
+    assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["calibration"]["split"] == split
+    held_out = load_trained(source).data.splits()[split]
+    answer = found.predict(held_out.images[np.arange(len(held_out))])
+    nll = -np.log(answer.probabilities[np.arange(len(held_out)), held_out.labels]).mean()
+    assert nll == pytest.approx(entry["nll_after"], abs=1e-4)
+    pictures = sorted((tmp_path / "model-samples").iterdir())
+    assert predict([str(path), str(pictures[0])]) == 0
+    p = found.predict(found.read_photo(pictures[0])[None]).probabilities.max()
+    assert f"{p:.2%}" in capsys.readouterr().out
+    assert main(["check", str(path), "--run", str(source), "--quiet"]) == 0
+
+
+def test_a_calibration_needs_images_that_were_not_trained_on(run: Path) -> None:
+    trained = load_trained(run)
+    bare = dataclasses.replace(trained, data=dataclasses.replace(trained.data, val=None, test=None))
+    with pytest.raises(ExportError, match="no validation or test images: train with --val-fraction"):
+        bare.calibration()
+
+
 def test_quiet_prints_nothing(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "head.onnx"
     assert main([str(run), "--to", str(path), "--head-only", "--quiet", "--samples", "3"]) == 0
@@ -146,6 +180,7 @@ def test_the_run_s_result_is_exported_and_the_reason_said(
 ) -> None:
     run = shutil.copytree(validated, tmp_path / "run")
     figures = json.loads((run / "recalibrated.json").read_text())
+    del figures["seal"]
     best = max(row["val_accuracy"] for row in read_run(run).rows)
     for exact, checkpoint in ((best + 0.01, "recalibrated"), (best, "best")):
         figures["exact"]["val_accuracy"] = exact
@@ -162,7 +197,7 @@ def test_an_epoch_that_waits_for_its_evaluation_is_a_finished_one(validated: Pat
     run = shutil.copytree(validated, tmp_path / "run")
     contents = torch.load(run / "last.pt", weights_only=True)
     steps = contents["steps_per_epoch"]
-    torch.save({**contents, "epoch": 3, "step": steps, "evaluated": False}, run / "last.pt")
+    save_checkpoint(run / "last.pt", {**contents, "epoch": 3, "step": steps, "evaluated": False})
     (run / "metrics.jsonl").write_text("".join((run / "metrics.jsonl").read_text().splitlines(keepends=True)[:2]))
     trained = load_trained(run, "last")
     assert (trained.metadata["epoch"], trained.metadata["test_accuracy"]) == (3, None)
@@ -172,7 +207,7 @@ def test_an_epoch_that_waits_for_its_evaluation_is_a_finished_one(validated: Pat
 def test_an_unfinished_epoch_has_no_figures(validated: Path, tmp_path: Path) -> None:
     run = shutil.copytree(validated, tmp_path / "run")
     contents = torch.load(run / "last.pt", weights_only=True)
-    torch.save({**contents, "epoch": 3, "step": 2}, run / "last.pt")
+    save_checkpoint(run / "last.pt", {**contents, "epoch": 3, "step": 2})
     trained = load_trained(run, "last")
     assert (trained.metadata["epoch"], trained.metadata["test_accuracy"]) == (2, None)
     assert trained.name.endswith("last.pt, epoch 3 (unfinished)")
@@ -223,6 +258,7 @@ def test_checks_on_held_out_images_where_there_are_any(
         (["{run}", "--to", "{folder}/a.onnx", "--precision", "fp64"], "--precision fp64 is for --head-only"),
         (["{run}", "--to", "{folder}/a.onnx", "--check-images", "0"], "--check-images is 0: expected at least 1"),
         (["{run}", "--to", "{folder}/a.onnx", "--samples", "-1"], "--samples is -1"),
+        (["{run}", "--to", "{folder}/a.onnx", "--opset", "17"], "opset is 17: expected 18 to 25"),
         (["{run}", "--to", "{folder}/b.onnx", "--samples", "3"], "b-samples exists"),
         (["{run}", "--to", "{folder}/b.onnx", "--samples", "3", "--overwrite"], "holds more than sample images"),
         (["check", "{folder}/nothing.onnx", "--run", "{run}"], "nothing.onnx is missing"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -153,3 +156,28 @@ def test_unwraps_what_stands_around_a_model() -> None:
 def test_refuses_what_is_no_classifier(model: nn.Module, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         freeze(model)
+
+
+def lazy() -> nn.Module:
+    return nn.LazyLinear(8)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        (lazy, "the backbone has lazy layers without a shape so far: run the model on one batch first"),
+        (lambda: nn.Linear(4, 8, device="meta"), "the backbone is on the meta device"),
+        (lambda: torch.jit.script(nn.Linear(4, 8)), "the backbone is TorchScript: export the module that"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_refuses_backbones_without_values_or_code(backbone: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        freeze(Classifier(backbone(), LearnedHead(8, 3)))
+
+
+def test_what_cannot_be_copied_is_one_line() -> None:
+    backbone = nn.Linear(4, 8)
+    backbone.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(ExportError, match="the backbone, a Linear, cannot be copied: cannot pickle"):
+        freeze(Classifier(backbone, LearnedHead(8, 3)))

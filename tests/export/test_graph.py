@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from torch import nn
 
-from nearest_etf.export import ExportError, OnnxClassifier, Prediction
+from nearest_etf.export import OnnxClassifier, Prediction
 from nearest_etf.export.freeze import Frozen, freeze
-from nearest_etf.export.graph import DTYPES, backbone_model, head_model, seal
+from nearest_etf.export.graph import DTYPES, head_model, seal
 from nearest_etf.torchport import Classifier, Head, ImplicitETFHead, LinearHead
 
 Model = Classifier[ImplicitETFHead]
@@ -138,27 +137,3 @@ def test_metadata_is_complete(files: dict[str, Path]) -> None:
     assert found["certificate"]["row_norm_error"] < 1e-6
     assert found["certificate"]["certificate_gap"] < 1e-4
     assert set(found["versions"]) == {"nearest-etf", "torch", "onnx", "onnxscript", "onnxruntime"}
-
-
-class FixedBatch(nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.reshape(2, 16)
-
-
-class Branching(nn.Module):
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return images.flatten(1) if images.sum() > 1 else -images.flatten(1)
-
-
-@pytest.mark.parametrize(
-    ("backbone", "message"),
-    [
-        (nn.Conv2d(3, 4, 1), "the backbone fails on images of shape"),
-        (nn.Identity(), r"gives \(2, 1, 4, 4\) for 2 images: expected features \(2, 16\)"),
-        (FixedBatch(), "any batch size|one batch size"),
-        (Branching(), "free of branches"),
-    ],
-)
-def test_backbones_that_cannot_be_exported_say_why(backbone: nn.Module, message: str) -> None:
-    with pytest.raises(ExportError, match=message):
-        backbone_model(small(backbone), (4, 4, 1))

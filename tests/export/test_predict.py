@@ -149,8 +149,9 @@ def foreign(**metadata: str) -> bytes:
     return model.SerializeToString()
 
 
-CLAIM = {"format": 1, "class_names": ["a"], "input": {"name": "x", "dtype": "float32", "shape": [3]}}
-NEWER = {**CLAIM, "format": 2, "versions": {"nearest-etf": "9.1.0"}}
+INPUT = {"name": "x", "dtype": "float32", "layout": "NF", "shape": [3]}
+CLAIM = {"format": 1, "class_names": ["a", "b"], "input": INPUT}
+NEWER = {**CLAIM, "format": 3, "versions": {"nearest-etf": "9.1.0"}}
 
 
 @pytest.mark.parametrize(
@@ -163,9 +164,9 @@ NEWER = {**CLAIM, "format": 2, "versions": {"nearest-etf": "9.1.0"}}
         (foreign(nearest_etf="[]"), "not written by etf-export"),
         (
             foreign(nearest_etf=json.dumps({"format": 99})),
-            "format 99, but this version reads format 1: update nearest-etf",
+            "format 99, but this version reads format 2: update nearest-etf",
         ),
-        (foreign(nearest_etf=json.dumps(NEWER)), "reads format 1: update nearest-etf to 9.1.0 or later"),
+        (foreign(nearest_etf=json.dumps(NEWER)), "reads format 2: update nearest-etf to 9.1.0 or later"),
         (foreign(nearest_etf=json.dumps({"format": 1})), "lacks the input or the class names"),
         (foreign(nearest_etf=json.dumps(CLAIM)), "contradicts its own metadata"),
     ],

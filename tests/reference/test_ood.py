@@ -21,6 +21,7 @@ from nearest_etf.reference import (
     principal_subspace,
     simplex_etf,
 )
+from nearest_etf.reference.ood import acceptance_threshold
 from nearest_etf.reference.stiefel import random_point
 
 
@@ -138,6 +139,14 @@ def test_fpr95_by_trying_every_threshold(inside: list[int], outside: list[int]) 
     assert fpr95(a, b) == np.mean(b >= max(thresholds))
 
 
+@settings(max_examples=60, deadline=None)
+@given(inside=scores, percent=st.integers(1, 100))
+def test_the_acceptance_threshold_by_trying_every_one(inside: list[int], percent: int) -> None:
+    a = np.array(inside)
+    thresholds = [t for t in a if 100 * np.sum(a >= t) >= percent * len(a)]
+    assert acceptance_threshold(a, percent / 100) == max(thresholds)
+
+
 def test_perfect_chance_and_infinite_scores() -> None:
     assert (auroc([2, 3], [0, 1]), fpr95([2, 3], [0, 1])) == (1.0, 0.0)
     assert (auroc([1, 1], [1, 1]), fpr95([1, 1], [1, 1])) == (0.5, 1.0)
@@ -162,6 +171,9 @@ X, W, B, MEAN = problem(3)
         (lambda: principal_subspace(X, 10), r"rank = 10; expected 1…9"),
         (lambda: auroc([], [1.0]), "scores_in"),
         (lambda: auroc([1.0], [np.nan]), "scores_out"),
+        (lambda: acceptance_threshold([1.0], 0.0), r"share = 0.0; expected a number in \(0, 1\]"),
+        (lambda: acceptance_threshold([1.0], 1.5), "share = 1.5"),
+        (lambda: acceptance_threshold([]), "scores_in"),
         (lambda: fpr95([[1.0]], [1.0]), r"scores_in: shape \(1, 1\)"),
     ],
 )

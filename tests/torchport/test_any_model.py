@@ -226,6 +226,20 @@ def test_output_of_another_layer() -> None:
     assert_same(found, neural_collapse(hidden.numpy(), y.numpy(), W, b), 1e-8)
 
 
+def test_without_a_classifier() -> None:
+    model, (x, y) = seeded(Net).double(), data()
+    x = x.double()
+    found = measure_collapse(model, in_batches(x, y), classifier=None, features="pool", num_classes=K)
+    assert_same(found, measure_collapse(model, in_batches(x, y), features="pool"), 0.0)
+    with torch.no_grad():
+        hidden = model.eval().hidden(model.pool(model.norm(model.conv(x))).flatten(1)).numpy()
+    unknown: dict[str, Any] = dict.fromkeys(OF_THE_WEIGHT, float("nan"))
+    found = measure_collapse(model, in_batches(x, y), classifier=None, features="hidden", num_classes=K)
+    assert_same(
+        found, replace(neural_collapse(hidden, y.numpy(), np.eye(K, D)), **unknown), 1e-8, ("margin_histogram",)
+    )
+
+
 def test_figures_of_the_means_do_not_depend_on_the_weight() -> None:
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((40, 6)), np.arange(40) % K
@@ -313,6 +327,10 @@ X, Y = data()
             ValueError,
             r"no such layer. Its linear layers: 'hidden', 'fc'",
         ),
+        (Net, [(X, Y)], {"features": "hiden"}, ValueError, r"no such layer: did you mean 'hidden'\?"),
+        (Net, [(X, Y)], {"classifier": None}, ValueError, r"without a classifier, features .* and num_classes"),
+        (Net, [(X, Y)], {"classifier": None, "features": "pool"}, ValueError, r"without a classifier"),
+        (Net, [(X, Y)], {"num_classes": 3}, ValueError, r"num_classes is 3, but the classifier has 4 rows"),
         (Net, [(X, Y)], {"classifier": "conv"}, TypeError, r"a Conv2d; expected an nn.Linear or a head"),
         (Net, [(X, Y)], {"classifier": nn.Linear(D, K)}, ValueError, r"not a layer of the model"),
         (Net, [(X, Y)], {"device": "meta"}, ValueError, r"device is meta, but the model is on cpu: move"),

@@ -29,10 +29,6 @@ class AveragingHead(NormalisedHead):
     ----------
     running : ClassMeans
         Of `normalise(features)`.
-
-    Notes
-    -----
-    Not thread-safe: a training step reads and writes buffers.
     """
 
     def __init__(

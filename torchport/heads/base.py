@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...common.arguments import whole_number
 from ...common.old_names import present_buffer
+from ..arguments import check_device
 from ..class_means import at_least_single
 from ..targets import checked_targets
 from .growing import drift_in_degrees
@@ -16,6 +18,8 @@ from .growing import drift_in_degrees
 
 class Head(nn.Module):
     """A linear classifier on features (N, d): `logits = W h + b` with `h = normalise(features)`.
+
+    Not thread-safe: a training step reads and writes buffers, and of steps from several threads some would be lost.
 
     Parameters
     ----------
@@ -42,12 +46,10 @@ class Head(nn.Module):
 
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__()
-        if num_features < 1 or num_classes < 2:
-            raise ValueError(
-                f"num_features = {num_features} and num_classes = {num_classes}; expected at least 1 and 2, in this "
-                "order."
-            )
-        self.num_features, self.num_classes = num_features, num_classes
+        d, K = whole_number("num_features", num_features), whole_number("num_classes", num_classes)
+        if d < 1 or K < 2:
+            raise ValueError(f"num_features = {d} and num_classes = {K}; expected at least 1 and 2, in this order.")
+        self.num_features, self.num_classes = d, K
         self.register_buffer("pinned", None)  # in the state_dict only where rows are pinned
         self.register_load_state_dict_pre_hook(_translate_old_names)
         self.register_load_state_dict_pre_hook(_take_over_pinned)
@@ -84,6 +86,7 @@ class Head(nn.Module):
             checkpointing computes a batch a second time.
         """
         targets = checked_targets(features, labels, self.num_features, self.num_classes)
+        check_device("features", features, self.bias)
         h = self.normalise(features)
         weight, bias = self.classifier_for(h, targets, update)
         return F.linear(h, weight.to(h.dtype), bias.to(h.dtype)).to(features.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...common.arguments import switch
 from ..class_means import Averaging, only_finite, store
 from ..tight_frame import unit_rows
 from .averaging import AveragingHead
@@ -55,7 +56,7 @@ class ClassMeanHead(AveragingHead):
         averaging: Averaging = "step",
     ) -> None:
         super().__init__(num_features, num_classes, temperature, averaging, None)
-        self.gradient = gradient
+        self.gradient = switch("gradient", gradient)
         self.register_buffer("weight", torch.zeros(num_classes, num_features))
         self.register_buffer("bias", torch.zeros(num_classes))
 

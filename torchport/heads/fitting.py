@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...common.arguments import whole_number
+from ..arguments import check_dense, check_floats
 from ..distributed import all_reduce_sum
 from ..targets import checked_targets, class_sums
 
@@ -30,14 +32,22 @@ def means_of_classes(
     ValueError
         If batch_size is below 1, or features and labels do not fit or (on the CPU) hold what they must not.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size}; expected at least 1.")
+    whole_number("batch_size", batch_size, 1)
+    check_floats("features", features, f"(N, {num_features}), floating point", values=True)
+    check_dense("labels", labels, f"an integer tensor (N,), or soft labels (N, {num_classes})")
+    if labels.is_meta:
+        raise ValueError("labels are on the meta device, without values; expected class indices or soft labels.")
+    if features.ndim != 2 or labels.ndim == 0:
+        raise ValueError(
+            f"features have shape {tuple(features.shape)} and labels {tuple(labels.shape)}; expected "
+            f"(N, {num_features}) and a label per row."
+        )
     if len(features) != len(labels):
         raise ValueError(f"labels have length {len(labels)}; expected {len(features)}, one per row of features.")
     sums = torch.zeros(num_classes, num_features + 1, dtype=torch.float64, device=device)
     for start in range(0, max(len(features), 1), batch_size):
         block, own = (x[start : start + batch_size].to(device) for x in (features, labels))
-        targets = checked_targets(block, own if own.is_floating_point() else own.long(), num_features, num_classes)
+        targets = checked_targets(block, own, num_features, num_classes)
         assert targets is not None
         sums += class_sums(normalise(block).double(), targets, num_classes)
     sums = all_reduce_sum(sums)

@@ -8,12 +8,14 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ...common.arguments import real_number
+from ..arguments import sees_values
 from .base import Head
 from .fitting import means_of_classes
 from .temperature import LARGEST_LEARNED, default_temperature, warn_of_unreachable_loss
 
+SHORTEST = 1e-12  # a row of features, as in torch's own `normalize`
 Temperature = float | Literal["learned"] | None
 
 
@@ -37,10 +39,8 @@ class NormalisedHead(Head):
         super().__init__(num_features, num_classes)
         learned = temperature == "learned"
         start = default_temperature(num_classes) if temperature is None or learned else temperature
-        if isinstance(start, str | bool) or not (0 < start < math.inf):
-            raise ValueError(f"temperature = {temperature!r}; expected a positive finite number, 'learned' or None.")
-        self._temperature = float(start)
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(start))) if learned else None
+        self._temperature = real_number("temperature", start, positive=True)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(self._temperature))) if learned else None
         if not learned:
             warn_of_unreachable_loss(self._temperature, num_classes)
         made_with = {"temperature": 0.0 if learned else self._temperature, **(settings or {})}  # 0: learned
@@ -63,8 +63,12 @@ class NormalisedHead(Head):
         return self.log_temperature.clamp(max=math.log(LARGEST_LEARNED)).exp()
 
     def normalise(self, features: Tensor) -> Tensor:
-        """`h = τ f/‖f‖`, (N, d), in float32 at least: what the classifier and the collapse metrics are about."""
-        return self._tau() * F.normalize(super().normalise(features), dim=1)
+        """`h = τ f/‖f‖`, (N, d), in float32 at least: what the classifier and the collapse metrics are about.
+
+        A row of zeros stays zero. Compiled, exported and on accelerators, where nobody looks at lengths, a row shorter
+        than 1e-12 is too short in the result, and one whose square overflows (beyond 1e19 in float32) is zero.
+        """
+        return self._tau() * unit_features(super().normalise(features))
 
     def set_means(
         self, class_mean_rows: Tensor, counts: Tensor | None = None, global_mean: Tensor | None = None
@@ -114,6 +118,18 @@ class NormalisedHead(Head):
     def extra_repr(self) -> str:
         tau = "'learned'" if self.log_temperature is not None else f"{self._temperature:g}"
         return f"{super().extra_repr()}, temperature={tau}"
+
+
+def unit_features(f: Tensor) -> Tensor:
+    """`f/‖f‖` row by row, (N, d); zero stays zero."""
+    length = torch.linalg.vector_norm(f, dim=1, keepdim=True)
+    if sees_values(f) and len(f):
+        least, most = (float(x) for x in length.detach().aminmax())
+        if not SHORTEST <= least <= most < math.inf:  # squares underflow or overflow: in units of each row's own
+            top = f.detach().abs().amax(1, keepdim=True)
+            f = f / torch.where((top > 0) & top.isfinite(), top, 1.0)
+            return f / torch.linalg.vector_norm(f, dim=1, keepdim=True).clamp_min(SHORTEST)
+    return f / length.clamp_min(SHORTEST)
 
 
 def _notice_other_settings(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

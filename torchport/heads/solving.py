@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...common.arguments import real_number, switch
 from ..class_means import Averaging, keep_single, only_finite, store
 from ..methods.autograd import polar
 from ..methods.warm import SMALLEST_FOR_WARM_START
@@ -47,7 +48,7 @@ class SolvingHead(AveragingHead):
         method: str,
     ) -> None:
         super().__init__(num_features, num_classes, temperature, averaging, formulation, settings)
-        self.delta, self.gradient, self.method = delta, gradient, method
+        self.delta, self.gradient, self.method = real_number("delta", delta), switch("gradient", gradient), method
         self.frame: Tensor
         self.fallbacks: Tensor
         self.register_buffer("frame", frame)

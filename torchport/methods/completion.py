@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..arguments import is_mapped
 from .autograd import Found, polar
 from .spectral import Deficient
 
@@ -64,13 +65,3 @@ def _completed(whole: Tensor, A: Tensor, start: Tensor, known: Deficient) -> Ten
     E = _unit(B) if B.shape[1] == 1 else polar(B, value @ N, "svd").frame
     formula = L @ R.mT + E @ N.mT
     return value + (formula - formula.detach())
-
-
-def is_mapped(A: Tensor) -> bool:
-    """Whether A is a batch to `torch.func.vmap`, which knows no values."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(A):
-        if functorch.is_batchedtensor(A):
-            return True
-        A = functorch.get_unwrapped(A)
-    return False

@@ -23,11 +23,13 @@ class Products(NamedTuple):
 
     def adjoint(self, A: Tensor, U: Tensor, G: Tensor) -> Tensor:
         """`Ā = U Φ + (G − U UᵀG) P⁻¹` with `P = sym(UᵀA)`; zero where there is no solution."""
-        P = U.mT @ A
+        top = A.abs().amax((-2, -1), keepdim=True)  # a unit in which no square overflows; Ā is in its inverse
+        P = U.mT @ (A / top)
         P = 0.5 * (P + P.mT)
         T = U.mT @ G
         normal = torch.cholesky_solve((G - U @ T).mT, torch.linalg.cholesky_ex(P)[0]).mT
-        return torch.where(self.solved[..., None, None], U @ lyapunov_by_sign(P, T - T.mT) + normal, 0.0)
+        found = (U @ lyapunov_by_sign(P, T - T.mT) + normal) / top
+        return torch.where(self.solved[..., None, None], found, 0.0)
 
 
 def by_matmul(A: Tensor) -> Polar | None:

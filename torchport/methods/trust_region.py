@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...reference.polar import polar_by_trust_region
+from ...reference.stiefel import safe_frobenius
 from .factor import Polar
 from .linalg import complete_frame, without_rounding
 from .spectral import in_dtype_of
@@ -22,7 +23,8 @@ def by_trust_region(A: Tensor, start: Tensor) -> Polar | None:
     B, C = (x.detach().cpu().double().numpy() for x in (A, start[:, :m]))
     start_left, _, start_right_t = np.linalg.svd(C, full_matrices=False)
     start_point = start_left @ start_right_t  # on the manifold
-    *factors, _, status = polar_by_trust_region(B / max(float(np.linalg.norm(B)), 1e-300), start_point)
+    norm = safe_frobenius(B)
+    *factors, _, status = polar_by_trust_region(B / norm if norm > 0 else B, start_point)
     if not status.ok:
         return None
     U, left, right = (torch.from_numpy(x).to(A.device) for x in factors)

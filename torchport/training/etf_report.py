@@ -1,6 +1,7 @@
 """`etf-report`: runs compared, as one self-contained page, a picture, tables and words.
 
-A table of the heads is printed in any case. Runs that differ in nothing but the seed are gathered into one line.
+A table of the heads is printed in any case. Runs that differ in nothing but the seed are gathered into one line; runs
+on different data have tables of their own, and are not compared.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ etf-report runs/demo/*-seed* --to report.html                one self-contained 
 etf-report runs/demo/*-seed* --to report.html report.png     and one summary picture
 etf-report runs/demo/*-seed* --to report.html --figures fig  each figure as SVG and PNG, too
 etf-report runs/demo/*-seed* --aggregate tables --at 50 200  statistics over seeds: Markdown, CSV, LaTeX
+etf-report runs/a runs/b --labels baseline ours              lines of the tables by names of one's own
 """
 
 
@@ -28,29 +30,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--figures", metavar="DIR", type=Path, help="with a page: each figure as SVG and PNG, too")
     add("--aggregate", metavar="DIR", type=Path, help="statistics over seeds: Markdown, CSV, LaTeX")
     add("--at", metavar="EPOCH", type=int, nargs="+", help="epochs of the accuracy table [50, 200 and the last]")
+    add(
+        "--labels",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="names of the tables' lines, in the order of the runs",
+    )
     options = parser.parse_args(arguments)
 
     def body() -> int:
-        from .report.groups import group_runs
-        from .report.tables import as_text, summary
-        from .report.words import comparison, verdict
-        from .report.write import check_target, default_epochs, write_report, write_tables
+        from .report.data_sets import data_sets
+        from .report.words import printed
+        from .report.write import check_target, write_report, write_tables
         from .run.reading import read_run
 
         log = printer(options.quiet)
         for target in options.to:
             check_target(target)
-        groups = group_runs([read_run(run) for run in options.runs])
-        epochs = options.at or default_epochs(groups)
-        log(as_text(summary(groups)))
-        log("\n".join(["", *(f"{group.label}: {verdict(group)}" for group in groups)]))
-        if len(groups) > 1:
-            log(comparison(groups))
+        folders = {Path(run).resolve(): run for run in reversed(options.runs)}  # each once, by its first name
+        sets = data_sets([read_run(run) for run in reversed(folders.values())], options.labels)
+        log(printed(sets))
         if options.aggregate:
-            for path in write_tables(groups, options.aggregate, epochs):
+            for path in write_tables(sets, options.aggregate, options.at or ()):
                 log(path)
         for target in options.to:
-            write_report(groups, target, epochs, options.figures, log)
+            write_report(sets, target, options.at or (), options.figures, log)
             log(target)
         return 0
 

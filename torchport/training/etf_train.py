@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any
 
 from ...common.command import Parser, fail, printer, run_command
+from ...common.files import describe
 from .run.data_path import default_output, default_sweep, folder_recipe
 from .run.folder import RESUMABLE
 from .run.reading import epochs_to, read_run
@@ -29,6 +31,7 @@ etf-train --list                                             the recipes
 etf-train --show cifar10-resnet18                            the text of a recipe
 """
 # torchrun of Python 3.11 takes --start for the beginning of an option of its own.
+LOST = ("gloo", "NCCL", "Connection", "torch.distributed.Dist")  # in errors about a process that is gone
 ALIASES = {"optimizer": ["--optimiser"], "lr": ["--learning-rate"], "start": ["--head-start"]}
 
 
@@ -109,7 +112,8 @@ def train_command(values: dict[str, Any]) -> int:
     from .train import train
 
     try:
-        row = train(settings, output, **options)
+        with process_group():
+            row = train(settings, output, **options)
     except Stopped as stopped:
         return stopped_status("etf-train", stopped)
     if row:  # on the first of several processes
@@ -128,6 +132,8 @@ def sweep_command(values: dict[str, Any]) -> int:
     if listing or show:
         raise SettingsError(f"--{'list' if listing else 'show'} is not for sweeps: use etf-train --list, --show RECIPE")
     heads, seeds = values.pop("heads"), values.pop("seeds")
+    if seeds < 1:
+        raise SettingsError(f"seeds is {seeds}, but has to be at least 1")
     options = {name: values.pop(name) for name in ("overwrite", "recalibrate", "data_dir", "device", "quiet")}
     settings = [{**values, "head": head, "seed": seed} for head in heads for seed in range(seeds)]
     runs = [gather_settings(recipe, chosen)[0] for chosen in settings]
@@ -138,7 +144,8 @@ def sweep_command(values: dict[str, Any]) -> int:
     folder = output or (default_sweep(runs[0]) if runs else "runs/none")
     log = printer(options["quiet"])
     try:
-        outcomes = sweep(runs, folder, **options)
+        with process_group():
+            outcomes = sweep(runs, folder, **options)
     except Stopped as stopped:
         return stopped_status("etf-train sweep", stopped)
     status = 0
@@ -171,6 +178,43 @@ def gather_settings(
         kept = {name: saved[name] for name in RESUMABLE if name in saved} if recipe else saved
         settings = settings_from({**settings.to_dict(), **kept, **values})
     return settings, output
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """The processes of torchrun, which part in order when all have ended well, or been stopped.
+
+    Raises
+    ------
+    TrainingError
+        If another process is gone, or cannot be reached.
+    """
+    import torch.distributed as dist
+
+    from .progress import Stopped
+    from .train import TrainingError
+
+    try:
+        yield
+    except Stopped:
+        part()
+        raise
+    except RuntimeError as error:
+        if not dist.is_initialized() or not any(name in f"{type(error)}: {error}" for name in LOST):
+            raise
+        raise TrainingError(
+            f"process {dist.get_rank()} of {dist.get_world_size()} has lost another one ({describe(error)}): its own "
+            "message, or torchrun's, has the reason; go on from the last checkpoint with --resume"
+        ) from error
+    part()
+
+
+def part() -> None:
+    """End the process group, if there is one: threads of its own may abort a process that leaves without."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def stopped_status(command: str, error: Any) -> int:

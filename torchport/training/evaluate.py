@@ -22,6 +22,7 @@ from ..collapse import NeuralCollapseMeter
 from ..collapse_metrics import numerical_rank as rank_per_class
 from ..heads import Classifier, Head
 from ..heads.solving import SolvingHead
+from .confusion import count_pairs
 from .data.batches import Loader
 from .run.reading import Row
 
@@ -42,11 +43,14 @@ class Evaluation:
         nan for a class without samples.
     margin_histogram : (200,) int64
         Samples per interval of `reference.collapse.MARGIN_EDGES`; zeros where margins were not measured.
+    pairs : (n, 3) int64
+        True class, predicted class, images, as of `Confusion`: only pairs that occur, in this process.
     """
 
     figures: dict[str, float]
     class_mean_rows: Tensor = field(repr=False)
     margin_histogram: NDArray[np.int64] = field(repr=False)
+    pairs: NDArray[np.int64] = field(repr=False, default_factory=lambda: np.empty((0, 3), np.int64))
 
     def prefixed(self, split: str) -> dict[str, float]:
         """The figures under the names of a run's rows.
@@ -90,12 +94,16 @@ def evaluate(
     meter = NeuralCollapseMeter(num_features=head.num_features, num_classes=head.num_classes, device=device)
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # samples, loss, right, right within five
     kept: list[tuple[Tensor, Tensor]] = []
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    guesses = [(none, none)]  # labels and predictions, (B,) each: 16 bytes per sample
     size = 0
     for images, labels in batches:
         features = model.backbone(images)
         logits, h = head(features), head.normalise(features)
         meter.update(h, labels)
-        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # (B, 5)
+        ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        top = ranked == labels[:, None]  # (B, 5)
+        guesses.append((labels, ranked[:, 0]))
         loss = F.cross_entropy(logits, labels, reduction="sum")
         totals += torch.stack([loss.new_tensor(len(labels)), loss, top[:, 0].sum(), top.sum()]).double()
         size += h.numel() * h.element_size()
@@ -124,7 +132,8 @@ def evaluate(
         histogram = collapse.margin_histogram
     figures = {name: value for name, value in figures.items() if math.isfinite(value)}
     rows = torch.where(meter.counts[:, None] > 0, meter.class_mean_rows(), torch.nan)
-    return Evaluation(figures, rows, histogram)
+    true, predicted = (torch.cat(tensors).cpu().numpy() for tensors in zip(*guesses, strict=True))
+    return Evaluation(figures, rows, histogram, count_pairs(true, predicted, head.num_classes))
 
 
 def evaluate_splits(model: Classifier[Any], loaders: Mapping[str, Loader]) -> Row:

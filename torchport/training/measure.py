@@ -113,6 +113,8 @@ def measure(
         figures |= evaluation.prefixed(name)
         arrays[f"{name}_class_mean_rows"] = evaluation.class_mean_rows.cpu().numpy()
         arrays[f"{name}_margins"] = evaluation.margin_histogram
+        if name != "train" or len(images.splits()) == 1:
+            arrays[f"{name}_pairs"] = evaluation.pairs.astype(np.int32)
     if isinstance(model.head, SolvingHead):
         arrays["singular_values"] = singular_values(model.head)
     epochs, _ = trained_epochs(contents)

@@ -1,12 +1,13 @@
 """A measured checkpoint, and how a run folder keeps it as `measured-CHECKPOINT.npz`. Needs no torch.
 
-`etf-measure` writes the file; `etf-report` draws from it: class means, W, margins and singular values.
+`etf-measure` writes the file; `etf-report` draws from it: class means, W, margins, singular values, confusions.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from numpy.typing import NDArray
 
 from ...common.errors import UserError
 from ...common.files import reading, replacing
+from ...common.seals import check_zip, seal_zip
+from .confusion import Confusion, confusion_lines
 
+LARGEST = 2**30  # bytes of all arrays
 FORMAT = 2  # 1, of version 0.1.0, had `train_means` for `train_class_mean_rows`
-SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
+SPLITS = tuple(SPLIT_NAMES)
 
 
 class MeasurementError(UserError):
@@ -31,23 +36,35 @@ class Measurement:
 
     Attributes
     ----------
-    epoch : int
-        Epochs that the checkpoint was trained for.
+    epoch : int or None
+        Epochs that the checkpoint was trained for; None of a network that was not trained here, which has no arrays.
     figures : dict
         Flat: `train_accuracy`, `test_nc1`, …
     arrays : dict
         `weight` (K, d); per split `…_class_mean_rows` (K, d), nan for a class without samples, and `…_margins`
-        (200,), the histogram of cosine margins; for a head that solves `singular_values` (m,) of A, descending.
+        (200,), the histogram of cosine margins; for a head that solves `singular_values` (m,) of A, descending. Of
+        held-out splits, or of the training split where there is none, `…_pairs` (n, 3), see `Confusion`.
     """
 
-    epoch: int
+    epoch: int | None
     figures: dict[str, float]
     arrays: dict[str, NDArray[Any]]
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that were measured, in the order train, val, test."""
-        return tuple(split for split in SPLITS if f"{split}_loss" in self.figures)
+        """The splits that were measured, in the order of the figures: train, val, test, or `images` without splits."""
+        return tuple(dict.fromkeys(name.partition("_")[0] for name in self.figures))
+
+    @property
+    def held_out(self) -> str:
+        """The split that a model is judged by: "test", else "val", else "train"."""
+        measured = (split for split in ("test", "val") if f"{split}_class_mean_rows" in self.arrays)
+        return next(measured, "train")
+
+    def confusion(self, split: str) -> Confusion | None:
+        """Which classes were taken for which; None of a split without it, or where an earlier version measured."""
+        pairs = self.arrays.get(f"{split}_pairs")
+        return None if pairs is None else Confusion(pairs.astype(np.int64), len(self.arrays["weight"]))
 
 
 def measurement_file(run: str | Path, checkpoint: str) -> Path:
@@ -57,6 +74,7 @@ def measurement_file(run: str | Path, checkpoint: str) -> Path:
 
 def save_measurement(run: str | Path, checkpoint: str, measurement: Measurement) -> None:
     """Keep a measurement in the run folder."""
+    assert measurement.epoch is not None  # a run's has one
     with replacing(measurement_file(run, checkpoint)) as file:
         np.savez_compressed(
             file,
@@ -66,6 +84,7 @@ def save_measurement(run: str | Path, checkpoint: str, measurement: Measurement)
             figures=json.dumps(measurement.figures),
             **measurement.arrays,
         )
+        seal_zip(file)
 
 
 def saved_measurement(run: str | Path, checkpoint: str, log: Callable[[str], object] = print) -> Measurement | None:
@@ -92,8 +111,9 @@ def read_measurement(path: str | Path) -> Measurement:
     MeasurementError
         If it is missing, damaged or of another version.
     """
-    with reading(path, "a measurement that etf-measure wrote", MeasurementError):
-        with np.load(path, allow_pickle=False) as saved:
+    with reading(path, "a measurement that etf-measure wrote", MeasurementError), open(path, "rb") as file:
+        check_zip(file, LARGEST)
+        with np.load(file, allow_pickle=False) as saved:
             arrays = dict(saved)
         found = int(arrays.pop("format", 1))
         if found != FORMAT:
@@ -116,7 +136,7 @@ def measurement_table(measurements: Mapping[str, Measurement]) -> str:
     width = max(map(len, names))
     heading, columns = "", []
     for label, m in measurements.items():
-        words, count = f"{label} (epoch {m.epoch})", len(m.splits)
+        words, count = label if m.epoch is None else f"{label} (epoch {m.epoch})", len(m.splits)
         cell = max(11, -(-(len(words) + 2) // count))
         heading += f"{words:>{cell * count}}"
         columns += [(m, split, cell) for split in m.splits]
@@ -125,3 +145,22 @@ def measurement_table(measurements: Mapping[str, Measurement]) -> str:
         cells = ((m.figures.get(f"{split}_{name}"), cell) for m, split, cell in columns)
         lines.append(f"{name:<{width}}" + "".join(f"{'–' if x is None else f'{x:.4g}':>{cell}}" for x, cell in cells))
     return "\n".join(lines)
+
+
+def class_accuracies(measurement: Measurement, class_names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Accuracy by class name on each split that it was counted on; a class without images is left out."""
+    found: dict[str, dict[str, float]] = {}
+    for split in SPLITS:
+        if (confusion := measurement.confusion(split)) is not None:
+            names = class_names or tuple(map(str, range(confusion.num_classes)))
+            pairs = zip(names, confusion.accuracy.tolist(), strict=True)
+            found[split] = {name: accuracy for name, accuracy in pairs if not math.isnan(accuracy)}
+    return found
+
+
+def mistakes_text(measurement: Measurement, class_names: Sequence[str]) -> str:
+    """The least accurate classes and the most frequent mistakes on the split that a model is judged by."""
+    split, confusion = measurement.held_out, measurement.confusion(measurement.held_out)
+    assert confusion is not None  # of a measurement made now
+    names = class_names or tuple(map(str, range(confusion.num_classes)))
+    return "\n  ".join([f"{SPLIT_NAMES[split]} images:", *confusion_lines(confusion, names)])

@@ -23,6 +23,33 @@ def batch_totals(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([loss.detach() * count, right, count]).double()
 
 
+class Losses:
+    """The losses of the last steps, kept on the device until somebody asks for the one that went wrong.
+
+    >>> losses = Losses()
+    >>> losses.add(0, torch.tensor(0.5)), losses.add(1, torch.tensor(torch.inf)), losses.not_finite()
+    (None, None, 2)
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[int] = []
+        self._losses: list[Tensor] = []
+
+    def add(self, step: int, loss: Tensor) -> None:
+        """Keep the loss of a step, from 0 on, or of one of its microbatches."""
+        self._steps.append(step)
+        self._losses.append(loss.detach())
+
+    def not_finite(self) -> int:
+        """The first step, from 1 on, whose loss is not finite; 0 if there is none, and then they are forgotten."""
+        if self._losses:
+            finite = torch.stack(self._losses).isfinite().tolist()
+            if not all(finite):
+                return self._steps[finite.index(False)] + 1
+        self._steps, self._losses = [], []
+        return 0
+
+
 def is_finite(totals: Tensor, model: Classifier[Any]) -> bool:
     """Whether the loss, the weights and the head's state are finite, and may so be saved."""
     state = [totals, *model.parameters(), *model.head.buffers()]

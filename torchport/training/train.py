@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from ...common.errors import UserError
+from ...common.files import reading
 from ...common.machine import provenance
 from .data.fingerprint import compare_data, recorded
 from .data.held_out import uncovered
@@ -47,14 +48,16 @@ from .progress import (
     watched,
 )
 from .recalibrate import recalibrate_head
-from .run.checkpoint import load_checkpoint, random_state, resumed_step, save_checkpoint, set_random_state
+from .run.checkpoint import CheckpointError, load_checkpoint, resumed_step, save_checkpoint
 from .run.data_path import located
 from .run.folder import RunFolder
 from .run.reading import Row, read_rows, read_run
 from .run.settings import FOLLOWS_MEANS, Settings, SettingsError
+from .seeding import seed_step
 from .start import start_head
+from .state import restore
 from .tensorboard import scalar_writer
-from .totals import batch_totals, is_finite
+from .totals import Losses, batch_totals, is_finite
 from .weights import start_weights
 
 SAVE_EVERY = 60.0  # seconds between checkpoints, where evaluations are rarer
@@ -135,7 +138,7 @@ def train(
         dist.barrier()  # nobody reads the folder while rank 0 may still be writing an earlier run's end
     settings = located(settings)
     folder = RunFolder(output, settings, resume=resume, overwrite=overwrite)
-    saved = load_checkpoint(folder.path / "last.pt") if folder.resumed else {}
+    saved = load_checkpoint(folder.path / "last.pt", resuming=True) if folder.resumed else {}
     torch.manual_seed(settings.seed)
 
     # The data, as 8-bit images: on the device, or behind worker processes for image folders.
@@ -176,17 +179,12 @@ def train(
     totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right, samples of the epoch so far
     elapsed, solver = 0.0, {}  # seconds of the epoch so far, diagnostics of its last step
     if saved:
-        model.load_state_dict(saved["model"])
-        if hasattr(model.head, "warm_start"):
-            model.head.warm_start = saved.get("warm_start")
-        average.load_state_dict(saved.get("ema", {}))
-        optimizer.load_state_dict(saved["optimizer"])
-        scaler.load_state_dict(saved["scaler"])
+        with reading(folder.path / "last.pt", "the state of this run", CheckpointError):
+            restore(saved, model, average, optimizer, scaler)
         start_epoch, start_step, best_accuracy = saved["epoch"], resumed_step(saved, steps), saved["best_accuracy"]
         elapsed, solver = saved.get("seconds", 0.0), saved.get("solver", {})
         if rank == 0:  # they hold the sums over all processes
             totals = saved["totals"].to(device)
-        set_random_state(saved["random"])
 
     def save(name: str, epoch: int, step: int) -> None:
         """Write a checkpoint from which the run goes on with step `step` of epoch `epoch`; see `trained_epochs`."""
@@ -198,7 +196,6 @@ def train(
             "warm_start": getattr(model.head, "warm_start", None),  # a cache, on which the last bits depend
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
-            "random": random_state(),
             "totals": totals,
             "epoch": epoch,
             "step": step,
@@ -236,7 +233,7 @@ def train(
     loader = loaders["train"]
     if rank == 0:
         where = provenance(str(device))
-        folder.begin()
+        notes += folder.begin()
         if not folder.resumed or settings != folder.saved_settings or changed:
             folder.write_config(settings, kept, where)
         folder.truncate(start_epoch - 1 if saved else -1)
@@ -254,11 +251,12 @@ def train(
             average.restart()
             conclude({"epoch": 0, **evaluate_splits(average.model(), loaders)}, evaluated=True)
         for epoch in range(start_epoch, settings.epochs + 1):
-            began, done, stop = time.perf_counter() - elapsed, start_step, False
+            began, done, stop, losses = time.perf_counter() - elapsed, start_step, False, Losses()
             train_mode(model, still)
             batches = mixing(loader.epoch(epoch, start_step), epoch, start_step)
             for step, (images, labels) in enumerate(batches, start_step):
                 rate = learning_rate(settings, ((epoch - 1) * steps + step) / (settings.epochs * steps))
+                seed_step(device, settings.seed, epoch, step, rank)  # dropout, stochastic depth
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_scale", 1.0)
 
@@ -273,11 +271,12 @@ def train(
                     try:
                         logits = network(microbatch, microbatch_labels)
                     except ValueError as error:  # the head refuses features that are not finite
-                        raise diverged(epoch, folder.path) from error
+                        raise diverged(epoch, losses.not_finite() or step + 1, folder.path) from error
                     loss = training_loss(settings.loss, logits, microbatch_labels, tau, **weighing)
                     # The gradient reaches the features through h and, in closed form, through U as well.
                     scaler.scale(loss * len(microbatch) / len(images)).backward()
                     totals += batch_totals(loss, logits, microbatch_labels)
+                    losses.add(step, loss)
                 if settings.clip:
                     scaler.unscale_(optimizer)
                     nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
@@ -286,8 +285,8 @@ def train(
                 average.update()
                 progress.advance()
                 done = step + 1
-                if step % CHECK_EVERY == CHECK_EVERY - 1 and not totals[0].isfinite():
-                    raise diverged(epoch, folder.path)
+                if step % CHECK_EVERY == CHECK_EVERY - 1 and (bad := losses.not_finite()):
+                    raise diverged(epoch, bad, folder.path)
                 stop = interrupt.agreed()
                 if stop:
                     break
@@ -299,7 +298,8 @@ def train(
                 for buffer in model.buffers():
                     dist.broadcast(buffer, 0)
             if not is_finite(totals, model):
-                raise diverged(epoch, folder.path)
+                raise diverged(epoch, losses.not_finite() or done, folder.path)
+            seed_step(device, settings.seed, epoch, done, rank)
 
             # The checkpoint comes before the evaluation, which may be stopped, too: a resumed run begins with it.
             evaluated = epoch % settings.eval_interval == 0 or epoch == settings.epochs
@@ -341,9 +341,9 @@ def train(
     return last
 
 
-def diverged(epoch: int, run: Path) -> TrainingError:
+def diverged(epoch: int, step: int, run: Path) -> TrainingError:
     """The end of a run whose loss is no longer finite."""
     return TrainingError(
-        f"the loss is not finite in epoch {epoch}: stopped, with the checkpoints of {run} as they were after "
-        f"epoch {epoch - 1}; try a lower --lr, --clip 1 or another --precision"
+        f"the loss is not finite in epoch {epoch}, step {step}: stopped, with the checkpoints of {run} as they were "
+        f"after epoch {epoch - 1}; try a lower --lr, --clip 1 or another --precision"
     )

@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from PIL import Image
 
 from nearest_etf import __version__
-from nearest_etf.torchport.training.etf_train import build_parser, main
+from nearest_etf.torchport.training.etf_train import build_parser, main, process_group
 from nearest_etf.torchport.training.run.settings import recipe_names, recipe_text
+from nearest_etf.torchport.training.train import TrainingError
 
 QUICK = ["digits", "--samples-per-class", "10", "--batch-size", "50", "--epochs", "1", "--backbone", "mlp"]
 
@@ -28,6 +30,18 @@ QUICK = ["digits", "--samples-per-class", "10", "--batch-size", "50", "--epochs"
         ([*QUICK, "--epochs", "many"], "'many' is not of type int"),
         ([*QUICK, "--data", "cifar11"], "did you mean 'cifar10'"),
         ([*QUICK, "--device", "abacus"], "device 'abacus' cannot be used here"),
+        *(([*QUICK, "--device", name], f"device {name!r} cannot be used here") for name in ("meta", "hpu", "xpu:9")),
+        ([*QUICK, "--delta", "1e308"], "delta is 1e+308, but has to be at most 1e+30"),
+        (
+            [*QUICK, "--seed", "1" + 20 * "0"],
+            "seed is 100000000000000000000, but has to be at most 9223372036854775807",
+        ),
+        ([*QUICK, "--epochs", "9" * 5000], "is not of type int"),
+        ([*QUICK, "--head", "x" * 5000], "…: did you mean"),
+        ([*QUICK, "--weights", "w" * 300], "w cannot be read (File name too long): expected tensors by name"),
+        (["r" * 300 + ".toml"], "r.toml cannot be read (File name too long): expected a recipe"),
+        (["--data", "./" + "d" * 300], "d: File name too long"),
+        (["sweep", *QUICK, "--seeds", "0"], "seeds is 0, but has to be at least 1"),
         ([*QUICK, "--num-features", "4"], "10 classes with 4 features"),
         ([*QUICK, "--batch-size", "200"], "a batch of 200 is more than the 100 images"),
         ([*QUICK, "--recalibrate", "--head", "fixed"], "recalibrate is for the heads implicit, class-mean"),
@@ -49,6 +63,50 @@ def test_bad_use_is_one_line_and_leaves_nothing_behind(
     assert complaint in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["file/run", "n" * 300, "/".join(["deep"] * 2000)])
+def test_a_place_for_no_folder_is_one_line(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main([*QUICK, "--output", str(tmp_path / place)]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be made (Not a directory): choose another --output" in error or "File name too long" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_network_that_does_not_fit_memory_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for features in ("1" + 12 * "0", "9" * 18):
+        assert main([*QUICK, "--num-features", features, "--output", str(tmp_path / "run")]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("etf-train: not enough memory (")
+        assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_part_in_order_and_say_when_one_is_lost(tmp_path: Path) -> None:
+    def begin(name: str) -> None:
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path / name}", rank=0, world_size=1)
+
+    with process_group():  # one process
+        pass
+    begin("well")
+    with process_group():
+        pass
+    assert not dist.is_initialized()
+    begin("lost")
+    try:
+        with (
+            pytest.raises(
+                TrainingError, match=r"process 0 of 1 has lost another one \(RuntimeError: .*Connection reset"
+            ),
+            process_group(),
+        ):
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer")
+        with pytest.raises(RuntimeError, match="a bug"), process_group():
+            raise RuntimeError("a bug")
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_run_folder_is_replaced_only_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

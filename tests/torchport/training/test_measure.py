@@ -126,6 +126,11 @@ def test_a_measurement_is_kept_until_the_checkpoint_changes(run: Path) -> None:
     assert kept is not None
     assert kept.figures == measured.figures
     assert kept.arrays.keys() == measured.arrays.keys()
+    confusion = kept.confusion(kept.held_out)
+    assert confusion is not None
+    assert kept.held_out == "test"
+    assert kept.confusion("train") is None
+    assert confusion.matrix().trace() / confusion.images.sum() == pytest.approx(kept.figures["test_accuracy"])
     rows = "train_class_mean_rows"
     np.testing.assert_array_equal(kept.arrays[rows], measured.arrays[rows])
     later = (run / "measured-last.npz").stat().st_mtime + 10
@@ -166,7 +171,11 @@ def test_command(run: Path, run_with_val: Path, capsys: pytest.CaptureFixture[st
     assert "last (epoch 1)" in table
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["best"]["train_nc1"] > 0
+    by_class = figures["last"].pop("class_accuracy")
     assert not any(math.isnan(value) for value in figures["last"].values())
+    assert by_class.keys() == {"val", "test"}
+    assert list(by_class["test"]) == [str(k) for k in range(10)]
+    assert f"\n{read_run(run_with_val).result}.pt, test images:\n  least accurate classes: " in table
     assert main([str(run)]) == 0  # without validation data there is no best checkpoint
     table = capsys.readouterr().out
     assert "best" not in table

@@ -83,6 +83,13 @@ for output, settings, double, resume, step in json.loads(sys.argv[1]):
 """
 
 
+# A network that draws random numbers.
+DRAWING = """
+from torch import nn
+def network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Dropout(0.5))
+"""
+
 # Name of the folder, settings, whether in float64, whether resumed, step after which a signal comes (0: never).
 Run = tuple[str, dict[str, object], bool, bool, int]
 
@@ -107,6 +114,10 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs += [("whole", small_cnn, False, False, 0)]
     for step in (3, 10, 13):
         runs += [(f"stopped{step}", small_cnn, False, False, step), (f"stopped{step}", small_cnn, False, True, 0)]
+    (folder / "drawing.py").write_text(DRAWING)
+    drawing = {**small_cnn, "backbone": f"{folder / 'drawing.py'}:network", "mixup": 0.8, "epochs": 1}
+    runs += [("drawn", drawing, False, False, 0)]
+    runs += [("drawn-stopped", drawing, False, False, 3), ("drawn-stopped", drawing, False, True, 0)]
     run_in_two(folder, runs)
     return folder
 
@@ -171,3 +182,9 @@ def test_processes_stop_together_and_go_on_as_if_nothing_had_happened(two_proces
     for row, other in zip(read_rows(stopped), read_rows(whole), strict=True):
         for name in row.keys() - {"seconds", "images_per_second", "solver_milliseconds"}:
             assert row[name] == pytest.approx(other[name], rel=1e-12), name  # sums were taken in another order
+
+
+def test_processes_that_draw_go_on_with_the_same_numbers_each_its_own(two_processes: Path) -> None:
+    ours, theirs = (load_checkpoint(two_processes / name / "last.pt") for name in ("drawn-stopped", "drawn"))
+    torch.testing.assert_close(ours["model"], theirs["model"], rtol=0, atol=0)
+    torch.testing.assert_close(ours["optimizer"]["state"], theirs["optimizer"]["state"], rtol=0, atol=0)

@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 in their official files, binary or Python (https://www.cs.toronto.edu/~kriz).
 
 A binary record is one label byte (CIFAR-10) or two, coarse and fine (CIFAR-100), then 3072 bytes: red, green
-and blue planes of 32×32. The Python files are pickles, read by an unpickler that rebuilds NumPy arrays and nothing
+and blue planes of 32×32. The Python files are pickles, read by an unpickler that rebuilds arrays of bytes and nothing
 else.
 """
 
@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ....common.files import reading
+from ....common.files import read_bytes, reading
 from .split import DataError
 
 PIXELS = 3 * 32 * 32
+LARGEST = 2**29  # bytes; the official files have 1.5e8
 Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 # CIFAR-100's classes in the order of its fine labels, as its fine_label_names.txt has them.
@@ -42,8 +43,7 @@ def read_cifar_binary(path: Path, label_bytes: int = 1) -> Labelled:
     DataError
         If the file is not a whole number of records.
     """
-    with reading(path, "a binary CIFAR file", DataError):
-        content = np.fromfile(path, np.uint8)
+    content = np.frombuffer(read_bytes(path, "a binary CIFAR file", DataError, LARGEST), np.uint8)
     record = label_bytes + PIXELS
     if not len(content) or len(content) % record:
         raise DataError(f"{path} has {len(content)} bytes: expected a multiple of {record}, one per record")
@@ -59,15 +59,18 @@ def read_cifar_python(path: Path, label_key: bytes = b"labels") -> Labelled:
     DataError
         If the file is no pickle, names anything but NumPy arrays, or does not hold the images and labels.
     """
+    packed = read_bytes(path, "a CIFAR python file", DataError, LARGEST)
     with reading(path, "a CIFAR python file", DataError):
-        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    pixels = content.get(b"data") if isinstance(content, dict) else None
+        content = _ArraysOnly(io.BytesIO(packed), encoding="bytes").load()
+    array = content.get(b"data") if isinstance(content, dict) else None
+    pixels = array.values if isinstance(array, _Bytes) else None
     labels = content.get(label_key) if isinstance(content, dict) else None
     if (
-        not isinstance(pixels, np.ndarray)
+        pixels is None
         or not isinstance(labels, list)
-        or pixels.dtype != np.uint8
+        or not all(type(label) is int and 0 <= label < 256 for label in labels)
         or pixels.shape != (len(labels), PIXELS)
+        or not len(labels)
     ):
         raise DataError(
             f"{path} is no CIFAR python file: expected 'data' of (N, {PIXELS}) bytes in it, "
@@ -80,19 +83,56 @@ def _as_images(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Rebuilds NumPy arrays and plain containers; a pickle that names anything else is refused."""
+class _Bytes:
+    """What takes the place of a NumPy array of bytes in a pickle."""
+
+    values: NDArray[np.uint8] | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, columns_first, values = state
+        if not isinstance(dtype, _DType) or columns_first or not isinstance(values, bytes):
+            raise pickle.UnpicklingError("refused, since a CIFAR python file has arrays of bytes, row by row")
+        self.values = np.frombuffer(values, np.uint8).reshape(shape)
+
+
+class _DType:
+    """What takes the place of NumPy's type of bytes."""
+
+    def __setstate__(self, state: Any) -> None:
+        """The state says what the name has said: nothing is kept, for a wrong one would reach into memory."""
+
+
+class _ArraysOnly(pickle._Unpickler):
+    """Rebuilds arrays of bytes and plain containers; a pickle that names anything else is refused.
+
+    The names of NumPy stand for the two classes above, since its own trust the state that they are given. In Python,
+    since the one in C allocates what a pickle announces.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("_codecs", "encode"),
+            ("numpy", "ndarray"): self._refuse,
+            ("numpy", "dtype"): self._dtype,
+            ("numpy.core.multiarray", "_reconstruct"): self._array,
+            ("numpy._core.multiarray", "_reconstruct"): self._array,
+            ("_codecs", "encode"): self._encoded,
         }
         if (module, name) not in known:
             raise pickle.UnpicklingError(f"refused, since a CIFAR python file needs no {module}.{name}")
-        if name == "_reconstruct":  # wherever NumPy now keeps it
-            return np.empty(0).__reduce__()[0]
-        return super().find_class(module, name)
+        return known[module, name]
+
+    def _array(self, *_: Any) -> _Bytes:
+        return _Bytes()
+
+    def _dtype(self, name: Any, *_: Any) -> _DType:
+        if name not in ("u1", "|u1", b"u1", b"|u1"):
+            raise pickle.UnpicklingError(f"refused, since a CIFAR python file has bytes and no {str(name)[:20]!r}")
+        return _DType()
+
+    def _encoded(self, text: Any, encoding: Any) -> bytes:
+        if encoding not in ("latin1", b"latin1"):
+            raise pickle.UnpicklingError("refused, since bytes are packed as latin1")
+        return bytes(text) if isinstance(text, bytes) else str(text).encode("latin1")
+
+    def _refuse(self, *_: Any) -> Any:
+        raise pickle.UnpicklingError("refused, since a CIFAR python file makes arrays in another way")

@@ -126,6 +126,7 @@ class FolderLoader:
             collate_fn=_to_tensors if shared_memory_holds(largest * (2 * workers + 1)) else _together,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
+            generator=torch.Generator().manual_seed(seed),  # else each pass draws from the global one
         )
         self._mean = torch.tensor(mean).to(device).view(1, -1, 1, 1)
         self._std = torch.tensor(std).to(device).view(1, -1, 1, 1)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ....common.files import reading
 from .split import DataError
 
-LARGEST = 2**31  # bytes; the official files have 4.7e7
+LARGEST = 2**29  # bytes; the official files have 4.7e7
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -61,7 +61,7 @@ def _content(path: Path, file: io.BufferedIOBase) -> tuple[bytes, tuple[int, ...
 def read_mnist(images: Path, labels: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images (N, 28, 28, 1) and labels (N,) of one split of MNIST or Fashion-MNIST."""
     pixels, classes = read_idx(images), read_idx(labels)
-    if pixels.ndim != 3:
+    if pixels.ndim != 3 or 0 in pixels.shape:
         raise DataError(f"{images} holds an array of shape {pixels.shape}: expected images (N, height, width)")
     if classes.shape != pixels.shape[:1]:
         raise DataError(f"{labels} holds {classes.shape} labels: expected one for each of {len(pixels)} images")

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ....common.files import reading
+from ....common.files import read_bytes
 from .split import DataError
 
 SIDE = 96
+LARGEST = 2**29  # bytes; the official files have 2.2e8
 
 
 def read_stl10(images: Path, labels: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -21,10 +22,10 @@ def read_stl10(images: Path, labels: Path) -> tuple[NDArray[np.uint8], NDArray[n
     DataError
         If a file has the wrong length, or a label is not 1…10.
     """
-    with reading(images, "a binary STL-10 file", DataError):
-        pixels = np.fromfile(images, np.uint8)
-    with reading(labels, "a binary STL-10 file", DataError):
-        classes = np.fromfile(labels, np.uint8)
+    pixels, classes = (
+        np.frombuffer(read_bytes(path, "a binary STL-10 file", DataError, LARGEST), np.uint8)
+        for path in (images, labels)
+    )
     record = 3 * SIDE * SIDE
     if not len(pixels) or len(pixels) % record:
         raise DataError(f"{images} has {len(pixels)} bytes: expected a multiple of {record}, one per image")

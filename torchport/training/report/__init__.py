@@ -1,7 +1,9 @@
 """Runs compared over seeds, as words, tables, pictures and one page.
 
-groups.py   runs that differ in their seed only     figures.py    curves, as metrics.py describes them
-tables.py   statistics over seeds                   geometry.py   Gram matrices, class means, margins
-words.py    a verdict                               page.py       all of it as one HTML file
-write.py    all of it on disk                       style.py      colours, lines, legends
+data_sets.py  runs on the same data, which alone are compared   figures.py   curves, as metrics.py describes them
+groups.py     runs that differ in their seed only               geometry.py  Gram matrices, class means, margins
+labels.py     what tells groups apart                           classes.py   accuracy by class, confusion matrices
+tables.py     statistics over seeds                             page.py      all of it as one HTML file
+words.py      a verdict                                         style.py     colours, lines, legends
+write.py      all of it on disk                                 text.py      names as they are shown
 """

@@ -15,7 +15,8 @@ from ....reference.procrustes import nearest_etf
 from ....reference.simplex import centred_basis
 from ..measurement import Measurement
 from .groups import Array
-from .style import DASHED, FAINT, INK, LINES, legend, logarithmic, one_column
+from .style import DASHED, FAINT, INK, LINES, Look, legend, logarithmic, one_column
+from .text import shortened, shown
 
 MOST_NAMED = 30  # classes; names of more than that would cover each other
 
@@ -26,15 +27,22 @@ class Subject:
 
     Attributes
     ----------
-    label, colour : str
+    label : str
+        Of the group.
+    look : Look
     class_names : tuple of str
     measurement : Measurement
     """
 
     label: str
-    colour: str
+    look: Look
     class_names: tuple[str, ...]
     measurement: Measurement
+
+    @property
+    def title(self) -> str:
+        """The label in the width of a figure."""
+        return shortened(self.label, 44)
 
     @property
     def weight(self) -> Array:
@@ -55,20 +63,22 @@ class Subject:
 
 def gram_figure(subject: Subject) -> Figure:
     """Cosines between the rows of W, and between the centred class means of the training data."""
-    figure = one_column(2.45)
-    figure.subplots_adjust(left=0.07, right=0.86, bottom=0.1, top=0.95)
+    figure = one_column(2.65)
+    figure.subplots_adjust(left=0.07, right=0.86, bottom=0.1, top=0.88)
+    figure.suptitle(subject.title, x=0.01, y=0.985, ha="left", fontsize=9.5, weight="bold")
+    names = [shown(name) for name in subject.class_names]
     panels = {"classifier W": subject.weight, "class means": subject.centred_means}
     for axes, (name, rows) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         cosines = cosine_matrix(rows)
         image = axes.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="antialiased")
         K = len(cosines)
-        if K <= 12 and max(map(len, subject.class_names)) <= 3:
-            axes.set_xticks(range(K), subject.class_names)
-            axes.set_yticks(range(K), subject.class_names)
+        if K <= 12 and max(map(len, names)) <= 3:
+            axes.set_xticks(range(K), names)
+            axes.set_yticks(range(K), names)
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.set(title=f"{subject.label}: {name}", xlabel="class")
+        axes.set(title=name, xlabel="class")
         axes.grid(False)
         axes.tick_params(labelsize=6.5, length=2)
     figure.colorbar(image, cax=figure.add_axes((0.885, 0.25, 0.018, 0.55)), label="cosine", ticks=[-1, 0, 1])
@@ -98,13 +108,13 @@ def means_figure(subject: Subject) -> Figure | None:
         axes.plot(*ideal[[i, j]].T, color=FAINT, linewidth=1.0, linestyle=":")
     few = K <= MOST_NAMED
     for point in means if few else ():
-        axes.plot(*np.stack([0 * point, point]).T, color=subject.colour, linewidth=0.7, alpha=0.5)
-    axes.plot(*means.T, "o", color=subject.colour, markersize=6 if few else 3, label="class means")
+        axes.plot(*np.stack([0 * point, point]).T, color=subject.look.colour, linewidth=0.7, alpha=0.5)
+    axes.plot(*means.T, "o", color=subject.look.colour, markersize=6 if few else 3, label="class means")
     axes.plot(*rows.T, "x", color=INK, markersize=6 if few else 3, label="rows of W")
     if few:
         for name, point in zip(subject.class_names, 1.17 * means, strict=True):
-            axes.text(*point, name, ha="center", va="center", fontsize=7.5)
-    axes.set_title(f"{subject.label}: class means")
+            axes.text(*point, shortened(name, 16), ha="center", va="center", fontsize=7.5)
+    axes.set_title(f"{subject.title}: class means")
     axes.set_aspect("equal")
     if vertices.shape[1] == 3:
         axes.set_box_aspect(None, zoom=1.35)
@@ -135,8 +145,8 @@ def margin_figure(subjects: Sequence[Subject]) -> Figure:
             share = subject.margins(split)
             if share.any():
                 lowest = min(lowest, edges[np.flatnonzero(share)[0]])
-                label = subject.label if split == "train" else "_"
-                axes.stairs(share, edges, color=subject.colour, linestyle=LINES[split], label=label)
+                label = subject.look.label if split == "train" else "_"
+                axes.stairs(share, edges, color=subject.look.colour, linestyle=LINES[split], label=label)
     K = len(subjects[0].weight)
     axes.axvline(K / (K - 1), color=INK, linewidth=0.8, linestyle=":")
     axes.set_xlim(lowest - 0.05, K / (K - 1) + 0.15)
@@ -156,8 +166,8 @@ def cosine_spread_figure(subjects: Sequence[Subject]) -> Figure:
             off_diagonal = np.sort(cosines[~np.eye(len(cosines), dtype=bool)])
             off_diagonal = off_diagonal[np.isfinite(off_diagonal)]
             share = np.linspace(0, 100, len(off_diagonal))
-            style: Any = {"linestyle": DASHED, "label": "_"} if dashed else {"label": subject.label}
-            axes.plot(off_diagonal, share, color=subject.colour, **style)
+            style: Any = {"linestyle": DASHED, "label": "_"} if dashed else {"label": subject.look.label}
+            axes.plot(off_diagonal, share, color=subject.look.colour, **style)
     axes.axvline(-1 / (len(subjects[0].weight) - 1), color=INK, linewidth=0.8, linestyle=":")
     axes.set(title="Cosines between classes", xlabel="cosine", ylabel="share of pairs below (%)")
     legend(figure, axes)
@@ -172,7 +182,14 @@ def singular_value_figure(subjects: Sequence[Subject]) -> Figure | None:
         if "singular_values" in subject.measurement.arrays:
             values = subject.measurement.arrays["singular_values"]
             index = np.arange(1, len(values) + 1)
-            axes.plot(index, values, color=subject.colour, marker="o", markersize=3, label=subject.label)
+            axes.plot(
+                index,
+                values,
+                color=subject.look.colour,
+                marker=subject.look.marker,
+                markersize=3,
+                label=subject.look.label,
+            )
     if not axes.lines:
         return None
     logarithmic(axes)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..run.reading import Run, epochs_to
+from ..run.settings import Settings
+from .labels import Value, plain_value, short_labels
 
 Array = NDArray[np.float64]
 
 HEADS = ("linear", "learned", "fixed", "implicit", "class-mean", "tight-frame")  # the order of tables and colours
 STATISTICS = ("median", "mean", "std", "min", "max")
+NO_TRAIT = ("seed", "recipe", "data", "workers", "num_classes")  # alter no results, or belong to the data set
 HELD_OUT = ("test", "val")  # the split that a report is about: the first one that exists
 
 
@@ -27,13 +31,16 @@ class Group:
     Attributes
     ----------
     label : str
-        The head, and the other settings in which this group differs from the rest.
+        Short, see `short_labels`.
     runs : tuple of Run
         By seed.
+    differing : dict
+        Values of the settings, other than the head, that are not the same in all groups.
     """
 
     label: str
     runs: tuple[Run, ...]
+    differing: dict[str, Value] = field(default_factory=dict)
 
     @cached_property
     def epochs(self) -> NDArray[np.int64]:
@@ -96,16 +103,43 @@ def statistics(values: Array) -> dict[str, Array]:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Runs grouped by all settings but the seed, in the order of `HEADS`."""
-    names = sorted({name for run in runs for name in run.settings} - {"seed", "head", "recipe"})
-    differing = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
-    grouped: dict[str, list[Run]] = {}
+    """Runs on the same data, grouped by the settings that alter results, but for the seed; in the order of `HEADS`."""
+    traits = _traits(runs)
+    names = [name for name in dict.fromkeys(name for values in traits for name in values) if name != "head"]
+    differing = [name for name in names if len({values.get(name) for values in traits}) > 1]
+    gathered: dict[tuple[Value, ...], list[Run]] = {}
+    for run, values in zip(runs, traits, strict=True):
+        gathered.setdefault((values["head"], *(values.get(name) for name in differing)), []).append(run)
+    keys = sorted(gathered, key=lambda key: (_head_order(key[0]), str(key[0]), [_order(value) for value in key[1:]]))
+    values_of = [dict(zip(differing, key[1:], strict=True)) for key in keys]
+    labels = short_labels([str(key[0]) for key in keys], values_of)
+    return [
+        Group(label, tuple(sorted(gathered[key], key=lambda run: run.seed)), values)
+        for label, key, values in zip(labels, keys, values_of, strict=True)
+    ]
+
+
+def _traits(runs: Sequence[Run]) -> list[dict[str, Value]]:
+    """By what runs are grouped. A setting that an earlier version lacked has its default.
+
+    The number of training images is a trait, too; beside their fingerprint where runs of the same settings and seed
+    were trained on different ones.
+    """
+    defaults = {field.name: field.default for field in fields(Settings)} | {"head": "run"}
+    traits, same = [], defaultdict[object, set[str]](set)
     for run in runs:
-        traits = [str(run.settings.get("head", "run"))]
-        traits += [f"{name} {run.settings.get(name)}" for name in differing]
-        grouped.setdefault(", ".join(traits), []).append(run)
-    groups = [Group(label, tuple(sorted(members, key=lambda run: run.seed))) for label, members in grouped.items()]
-    return sorted(groups, key=lambda group: (_head_order(group), group.label))
+        values = {name: plain_value(value) for name, value in (defaults | run.settings).items() if name not in NO_TRAIT}
+        traits.append(values | {"training images": plain_value(run.config.get("data", {}).get("train_size"))})
+        same[run.seed, tuple(values.values())].add(_train_sha(run))
+    if any(len(found) > 1 for found in same.values()):
+        for run, values in zip(runs, traits, strict=True):
+            size = run.config.get("data", {}).get("train_size")
+            values["training images"] = f"{size} ({_train_sha(run)[:6] or 'no fingerprint'})"
+    return traits
+
+
+def _train_sha(run: Run) -> str:
+    return str(run.config.get("data", {}).get("train_sha256", ""))
 
 
 def held_out_split(groups: Sequence[Group]) -> str | None:
@@ -114,6 +148,10 @@ def held_out_split(groups: Sequence[Group]) -> str | None:
     return next((split for split in HELD_OUT if split in found), None)
 
 
-def _head_order(group: Group) -> int:
-    head = group.runs[0].settings.get("head")
-    return HEADS.index(head) if head in HEADS else len(HEADS)
+def _head_order(head: Value) -> int:
+    return HEADS.index(head) if isinstance(head, str) and head in HEADS else len(HEADS)
+
+
+def _order(value: Value) -> tuple[float, str]:
+    """Numbers by size, before words."""
+    return (value, "") if isinstance(value, float) else (math.inf, str(value))

@@ -5,13 +5,22 @@ Colours are those of Okabe & Ito, told apart in every kind of colour vision and 
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from .groups import Group
+from .text import shortened, shown
+
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
+MARKERS = ("o", "s")
+MOST_TOLD_APART = len(COLOURS) * len(MARKERS)  # groups; of more, all lines of a head look the same
 INK, FAINT = "#1f2933", "#9aa5b1"
 DASHED = (0, (4, 1.5))
 LINES: dict[str, Any] = {"train": "-", "val": (0, (1, 1.2)), "test": DASHED}  # of the splits
@@ -42,11 +51,46 @@ STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: smaller, searchable, in the page's own font
 }
 WIDTH = 4.6  # inches: one column on a desktop, the whole width of a phone
+LETTER, LINE, HANDLE = 0.074, 0.165, 0.42  # inches: of a legend's letters on average, its lines, its samples of a line
+LONGEST = 44  # letters in a legend or a title
 
 
-def colour(group: int) -> str:
-    """The colour of a group, by its position in the report."""
-    return COLOURS[group % len(COLOURS)]
+@dataclass(frozen=True)
+class Look:
+    """How a group is drawn.
+
+    Attributes
+    ----------
+    label : str
+        In legends; starts with "_" where another group of the same look has the entry.
+    colour, marker : str
+    """
+
+    label: str
+    colour: str
+    marker: str
+
+
+def looks(groups: Sequence[Group]) -> list[Look]:
+    """A look for each group: colours, then colours with another marker; of too many groups, a colour for each head."""
+    if len(groups) <= MOST_TOLD_APART:
+        return [
+            Look(_entry(group.label), COLOURS[i % len(COLOURS)], MARKERS[i // len(COLOURS)])
+            for i, group in enumerate(groups)
+        ]
+    heads = [shown(group.runs[0].settings.get("head", "run")) for group in groups]
+    counts, found = Counter(heads), list[Look]()
+    for i, head in enumerate(heads):
+        k = list(counts).index(head)
+        label = "_" if head in heads[:i] else f"{shortened(head, LONGEST - 16)} ({counts[head]} lines)"
+        found.append(Look(label, COLOURS[k % len(COLOURS)], MARKERS[k // len(COLOURS) % len(MARKERS)]))
+    return found
+
+
+def _entry(label: str) -> str:
+    """A label in a legend, which matplotlib leaves out if it starts with "_"."""
+    short = shortened(label, LONGEST)
+    return f" {short}" if short.startswith("_") else short
 
 
 def one_column(height: float) -> Figure:
@@ -58,11 +102,26 @@ def one_column(height: float) -> Figure:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
-    """The heads below the axes, in one line where they fit."""
-    _, labels = axes.get_legend_handles_labels()
-    if len(labels) > 0:
-        columns = 1 if max(map(len, labels)) > 25 else min(4, len(labels))
-        figure.legend(loc="lower center", ncols=columns, handlelength=1.4, columnspacing=1.2)
+    """The groups below the axes, in as many columns as fit; the figure grows by their lines."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
+    columns = legend_columns(labels, WIDTH)
+    extra = LINE * (math.ceil(len(labels) / columns) - 1)
+    height = figure.get_figheight()
+    figure.set_figheight(height + extra)
+    figure.subplots_adjust(top=1 - 0.3 / (height + extra), bottom=(0.72 + extra) / (height + extra))
+    figure.legend(handles, labels, loc="lower center", ncols=columns, handlelength=1.4, columnspacing=1.2)
+
+
+def legend_columns(labels: Sequence[str], width: float, size: float = 8) -> int:
+    """In how many columns labels of that font size fit into a width in inches.
+
+    >>> legend_columns(["learned", "fixed", "implicit"], 4.6), legend_columns(["implicit · τ=5 · lr 0.1"] * 3, 4.6)
+    (3, 2)
+    """
+    column = size / 8 * (HANDLE + LETTER * max(map(len, labels), default=0))
+    return max(1, min(len(labels), int(width / column)))
 
 
 def logarithmic(axes: Axes) -> None:

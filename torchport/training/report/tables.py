@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from .groups import STATISTICS, Array, Group, held_out_split
+from .labels import value_text
+from .text import columns_of, shown
 
 Table = list[list[str]]  # a heading row, then one row per group
 
@@ -22,26 +24,32 @@ COLLAPSE = (  # heading, metric at the end of training
 )
 LEVELS = (0.95, 0.99)  # of training accuracy, in "epochs to"
 LATEX = str.maketrans(
-    {c: f"\\{c}" for c in "%_&#${}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}", "–": "--"}
+    {c: f"\\{c}" for c in "%_&#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}", "–": "--", "…": r"\ldots{}"}
+    | {"τ": r"$\tau$", "δ": r"$\delta$", "·": r"$\cdot$", "∞": r"$\infty$"}
 )
 
 
-def median_with_range(values: Array, percent: bool = False) -> str:
-    """A median and its range, as short as three digits allow.
+class Best(str):
+    """A cell that holds the best median of its column; on the terminal and in CSV a cell like the others."""
+
+    best = True
+
+
+def median_with_range(values: Array, percent: bool = False, infinite: str = "∞") -> str:
+    """A median and its range, as short as three digits allow; `infinite` stands for infinity.
 
     >>> median_with_range(np.array([0.98, 0.991, 0.985]), percent=True)
     '98.50 (98.00–99.10)'
-    >>> median_with_range(np.array([4.0, np.inf, 5.0])), median_with_range(np.array([3.0]))
+    >>> median_with_range(np.array([4.0, np.inf, 5.0]), infinite="never"), median_with_range(np.array([3.0]))
     ('5 (4–never)', '3')
     """
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return "–"
     low, middle, high = values.min(), np.median(values), values.max()
-    write = percentage if percent else number
-    if write(low) == write(high):
-        return write(middle)
-    return f"{write(middle)} ({write(low)}–{write(high)})"
+    first, median, last = (percentage(value) if percent else number(value, infinite) for value in (low, middle, high))
+    return median if first == last else f"{median} ({first}–{last})"
 
 
 def summary(groups: Sequence[Group]) -> Table:
@@ -55,9 +63,22 @@ def summary(groups: Sequence[Group]) -> Table:
         row = [group.label, str(len(group.runs))]
         row += [median_with_range(group.final(f"{split}_accuracy"), percent=True) for split in splits]
         row += [median_with_range(group.final(metric)) for _, metric in COLLAPSE]
-        row += [median_with_range(group.epochs_to(level)) for level in LEVELS]
+        row += [median_with_range(group.epochs_to(level), infinite="never") for level in LEVELS]
         rows.append(row)
+    for i, split in enumerate(splits, start=2):
+        if split != "train":
+            mark_best(rows, i, [group.final(f"{split}_accuracy") for group in groups])
     return [heading, *rows]
+
+
+def mark_best(rows: Table, column: int, values: Sequence[Array]) -> None:
+    """Mark the cells of a column whose median over seeds, of `values` by row, is highest as it is written."""
+    medians = [np.median(found) if (found := row[~np.isnan(row)]).size else -math.inf for row in values]
+    highest = max(medians)
+    if len(rows) > 1 and highest > -math.inf:
+        for row, median in zip(rows, medians, strict=True):
+            if percentage(median) == percentage(highest):
+                row[column] = Best(row[column])
 
 
 def accuracy_at(groups: Sequence[Group], epochs: Sequence[int]) -> Table:
@@ -66,12 +87,37 @@ def accuracy_at(groups: Sequence[Group], epochs: Sequence[int]) -> Table:
     On test data where any run has it, else on validation data, else on training data.
     """
     split = held_out_split(groups) or "train"
-    rows = []
-    for group in groups:
-        values, position = group.values(f"{split}_accuracy"), {int(e): i for i, e in enumerate(group.epochs)}
-        cells = [median_with_range(values[:, position[e]], True) if e in position else "–" for e in epochs]
-        rows.append([group.label, *cells])
+    columns = [[_at(group, f"{split}_accuracy", epoch) for group in groups] for epoch in epochs]
+    rows = [
+        [group.label, *(median_with_range(values[i], percent=True) for values in columns)]
+        for i, group in enumerate(groups)
+    ]
+    for i, values in enumerate(columns, start=1):
+        mark_best(rows, i, values)
     return [["head", *(f"{split} top-1 % at epoch {epoch}" for epoch in epochs)], *rows]
+
+
+def default_epochs(groups: Sequence[Group]) -> list[int]:
+    """Epochs of the accuracy table: the paper's 50 and 200 where they were reached, and the last one."""
+    reached = {int(epoch) for group in groups for epoch in group.epochs}
+    return sorted(({50, 200} & reached) | {max(reached)})
+
+
+def _at(group: Group, metric: str, epoch: int) -> Array:
+    """A metric of each run at an epoch, (runs,) or none at all."""
+    return group.values(metric)[:, group.epochs == epoch].ravel()
+
+
+def differing_table(groups: Sequence[Group]) -> Table:
+    """Heads, and the settings that are not the same in all groups, a row each; empty where only heads differ."""
+    names = list(groups[0].differing)
+    if not names:
+        return []
+    rows = [
+        [group.label, shown(group.runs[0].settings.get("head", "run")), *map(value_text, group.differing.values())]
+        for group in groups
+    ]
+    return [["label", "head", *(shown(name.replace("_", " ")) for name in names)], *rows]
 
 
 def final_metrics(groups: Sequence[Group]) -> Table:
@@ -106,14 +152,18 @@ def provenance_table(groups: Sequence[Group]) -> Table:
 
 def as_text(table: Table) -> str:
     """Aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    widths = [max(map(columns_of, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join(cell + " " * (width - columns_of(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
     return "\n".join([lines[0], "  ".join("─" * width for width in widths), *lines[1:]])
 
 
 def as_markdown(table: Table) -> str:
-    """A pipe table."""
-    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in table]
+    """A pipe table; the best cells are bold."""
+    cells = [[f"**{cell}**" if isinstance(cell, Best) else cell.replace("|", r"\|") for cell in row] for row in table]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([lines[0], "|" + "---|" * len(table[0]), *lines[1:]]) + "\n"
 
 
@@ -125,11 +175,16 @@ def as_csv(table: Table) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """A booktabs tabular."""
-    rows = [" & ".join(cell.translate(LATEX).replace("never", r"$\infty$") for cell in row) + r" \\" for row in table]
+    """A booktabs tabular; the best cells are bold."""
+    rows = [" & ".join(map(_latex_cell, row)) + r" \\" for row in table]
     columns = "l" + "r" * (len(table[0]) - 1)
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule", *rows[1:]]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _latex_cell(cell: str) -> str:
+    text = cell.translate(LATEX).replace("never", r"$\infty$")
+    return rf"\textbf{{{text}}}" if isinstance(cell, Best) else text
 
 
 def over_seeds_csv(groups: Sequence[Group]) -> str:
@@ -147,10 +202,10 @@ def over_seeds_csv(groups: Sequence[Group]) -> str:
     return file.getvalue()
 
 
-def number(value: float) -> str:
-    """Two digits, or a whole number; "never" for an epoch that was not reached."""
+def number(value: float, infinite: str = "never") -> str:
+    """Two digits, or a whole number; `infinite` by default for an epoch that was not reached."""
     if math.isinf(value):
-        return "never" if value > 0 else "-∞"
+        return infinite if value > 0 else "-∞"
     if float(value).is_integer() and abs(value) < 1e6:
         return str(int(value))
     return f"{value:.2g}" if abs(value) < 100 else f"{value:.4g}"

@@ -7,11 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..measurement import SPLIT_NAMES
+from .data_sets import DataSet, not_compared
 from .groups import Group, held_out_split
-from .tables import LEVELS, median_with_range, number
+from .labels import phrase
+from .tables import LEVELS, as_text, median_with_range, number, summary
+from .text import listed
 
+MOST_RANKED = 8  # groups that a ranking names
 TOLERANCES = (0.01, 0.02, 0.05, 0.1, 0.2)  # within which class means and classifier are called collapsed
-SPLIT_WORDS = {"test": "test", "val": "validation"}
 
 
 def verdict(group: Group) -> str:
@@ -27,8 +31,17 @@ def verdict(group: Group) -> str:
             break
     if group.held_out:
         share = median_with_range(group.final(f"{group.held_out}_accuracy"), percent=True)
-        learned += f"; {share} % of the {SPLIT_WORDS[group.held_out]} images at the end"
-    return f"{learned} ({'one seed' if seeds == 1 else f'{seeds} seeds'}). {_collapse(group)}"
+        learned += f"; {share} % of the {SPLIT_NAMES[group.held_out]} images at the end"
+    return f"{learned} ({'one seed' if seeds == 1 else f'{seeds} seeds'}). {_collapse(group)}{_stale(group)}"
+
+
+def _stale(group: Group) -> str:
+    """That figures "at the end" are from before the last epoch, where later ones are missing or no numbers."""
+    measured = ~np.isnan(group.values("train_accuracy"))  # (runs, E)
+    last = [int(group.epochs[row].max()) for row in measured if row.any()]
+    reached = [int(run.rows[-1]["epoch"]) for run, row in zip(group.runs, measured, strict=True) if row.any()]
+    behind = sorted({epoch for epoch, end in zip(last, reached, strict=True) if epoch < end})
+    return f" Last measured in epoch {listed(list(map(str, behind)))} of {max(reached)}." if behind else ""
 
 
 def _collapse(group: Group) -> str:
@@ -65,7 +78,7 @@ def comparison(groups: Sequence[Group]) -> str:
         medians = [float(np.median(group.epochs_to(level))) for group in groups]
         if min(medians) < math.inf:
             order = sorted(zip(medians, (group.label for group in groups), strict=True))
-            epochs = ", ".join(f"{label} {number(epoch)}" for epoch, label in order)
+            epochs = _ranking([f"{label} ({number(epoch)})" for epoch, label in order])
             first = f"Median epochs to {level:.0%} training accuracy: {epochs}."
             break
     else:
@@ -78,5 +91,35 @@ def comparison(groups: Sequence[Group]) -> str:
         for group in groups
         if not np.isnan(final := group.final(f"{split}_accuracy")).all()
     ]
-    ranked = ", ".join(f"{label} {score:.2%}" for score, label in sorted(scores, key=lambda pair: -pair[0]))
-    return f"{first} Median {SPLIT_WORDS[split]} accuracy: {ranked}."
+    ranked = _ranking([f"{label} ({score:.2%})" for score, label in sorted(scores, key=lambda pair: -pair[0])])
+    return f"{first} Median {SPLIT_NAMES[split]} accuracy: {ranked}."
+
+
+def _ranking(entries: Sequence[str]) -> str:
+    rest = f" and {len(entries) - MOST_RANKED} more" if len(entries) > MOST_RANKED else ""
+    return ", ".join(entries[:MOST_RANKED]) + rest
+
+
+def differences(group: Group) -> str:
+    """The settings of a group that other groups have otherwise, as in "lr 0.1, no gradient"."""
+    return ", ".join(phrase(name, value) for name, value in group.differing.items())
+
+
+def _says_all(group: Group) -> bool:
+    """Whether the label names all that differs."""
+    return all(phrase(name, value) in group.label.split(" · ") for name, value in group.differing.items())
+
+
+def printed(sets: Sequence[DataSet]) -> str:
+    """What the command prints: of each data set a table, verdicts and comparison."""
+    lines = []
+    for found in sets:
+        lines += [found.heading, ""] if len(sets) > 1 else []
+        lines += [as_text(summary(found.groups)), ""]
+        lines += [f"{group.label}: {verdict(group)}" for group in found.groups]
+        lines += [comparison(found.groups)] if len(found.groups) > 1 else []
+        labelled = [group for group in found.groups if differences(group) and not _says_all(group)]
+        lines += ["", "Settings in which they differ:"] if labelled else []
+        lines += [f"{group.label}: {differences(group)}" for group in labelled]
+        lines += [""] if len(sets) > 1 else []
+    return "\n".join([*lines, not_compared(sets)] if len(sets) > 1 else lines)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ....common.errors import UserError
 from ....common.files import replacing, write_file
-from .groups import Group
-from .tables import accuracy_at, as_csv, as_latex, as_markdown, over_seeds_csv, summary
+from .data_sets import DataSet
+from .tables import (
+    accuracy_at,
+    as_csv,
+    as_latex,
+    as_markdown,
+    default_epochs,
+    differing_table,
+    over_seeds_csv,
+    summary,
+)
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -32,20 +42,20 @@ def check_target(target: Path) -> None:
 
 
 def write_report(
-    groups: Sequence[Group],
+    sets: Sequence[DataSet],
     target: Path,
     epochs: Sequence[int],
     figures_to: Path | None = None,
     log: Callable[[str], object] = print,
 ) -> None:
-    """Write the page (.html) or the picture (.png, .svg, .pdf) of these groups.
+    """Write the page (.html) or the picture (.png, .svg, .pdf) of these data sets.
 
     Parameters
     ----------
-    groups : sequence of Group
+    sets : sequence of DataSet
     target : path
     epochs : sequence of int
-        Of the accuracy table.
+        Of the accuracy table; none: of each data set `default_epochs`.
     figures_to : path, optional
         With a page: a folder for each figure as SVG and PNG.
     log : callable
@@ -60,30 +70,49 @@ def write_report(
     if target.suffix == ".html":
         from .page import write_page
 
-        write_page(groups, target, epochs, figures_to, log)
+        write_page(sets, target, epochs, figures_to, log)
         return
-    from .figures import picture, split_caption
+    from .figures import picture
 
-    first, seeds = groups[0].runs[0], max(len(group.runs) for group in groups)
-    over = "one seed" if seeds == 1 else f"median and range over {seeds} seeds"
-    device = first.config.get("provenance", {}).get("device") or ""
-    figure = picture(groups, f"{first.data_name}, {over}; {split_caption(groups)}. {device}")
+    figure = picture(sets, [_caption(found) for found in sets])
     with replacing(target) as file:
         figure.savefig(file, format=target.suffix[1:], dpi=130)
 
 
-def write_tables(groups: Sequence[Group], folder: Path, epochs: Sequence[int]) -> list[Path]:
-    """Write every metric over seeds as CSV, and the summary and accuracy tables as Markdown, CSV and LaTeX."""
+def _caption(found: DataSet) -> str:
+    """Data, seeds and device below a picture."""
+    from .figures import split_caption
+
+    first, seeds = found.groups[0].runs[0], max(len(group.runs) for group in found.groups)
+    over = "one seed" if seeds == 1 else f"median and range over {seeds} seeds"
+    device = first.config.get("provenance", {}).get("device") or ""
+    return f"{found.name}, {over}; {split_caption(found.groups)}. {device}"
+
+
+def write_tables(sets: Sequence[DataSet], folder: Path, epochs: Sequence[int]) -> list[Path]:
+    """Write every metric over seeds as CSV, and the summary and accuracy tables as Markdown, CSV and LaTeX.
+
+    The settings in which groups differ are a third table, if there are any. Of several data sets each has a folder of
+    its own inside `folder`.
+    """
+    if len(sets) > 1:
+        places = [folder / f"{i}-{_file_name(found.name)}" for i, found in enumerate(sets, start=1)]
+        return [
+            path for found, place in zip(sets, places, strict=True) for path in write_tables([found], place, epochs)
+        ]
+    (found,) = sets
+    groups = found.groups
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"metrics.csv": over_seeds_csv(groups)}
-    for name, table in (("summary", summary(groups)), ("accuracy", accuracy_at(groups, epochs))):
-        texts |= {f"{name}.md": as_markdown(table), f"{name}.csv": as_csv(table), f"{name}.tex": as_latex(table)}
+    tables = {"summary": summary(groups), "accuracy": accuracy_at(groups, epochs or default_epochs(groups))}
+    for name, table in (tables | {"settings": differing_table(groups)}).items():
+        if table:
+            texts |= {f"{name}.md": as_markdown(table), f"{name}.csv": as_csv(table), f"{name}.tex": as_latex(table)}
     for name, text in texts.items():
         write_file(folder / name, text)
     return [folder / name for name in texts]
 
 
-def default_epochs(groups: Sequence[Group]) -> list[int]:
-    """Epochs of the accuracy table: the paper's 50 and 200 where they were reached, and the last one."""
-    reached = {int(epoch) for group in groups for epoch in group.epochs}
-    return sorted(({50, 200} & reached) | {max(reached)})
+def _file_name(name: str) -> str:
+    """A name as part of the name of a folder, on any system."""
+    return re.sub(r"[^\w.-]+", "-", name)[:40]

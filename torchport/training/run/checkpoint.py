@@ -1,7 +1,8 @@
 """Checkpoints: one file with everything that a run needs to go on, or that somebody needs to use the model.
 
 A checkpoint is a plain dictionary of tensors, numbers and strings, which `torch.load(weights_only=True)` reads.
-Version 1 of the format, which 0.1.0 wrote, is read through the table of old names.
+Version 1 of the format, which 0.1.0 wrote, is read through the table of old names. The file carries a seal, by which a
+single changed bit is noticed. Files of earlier versions have none, and are checked by their CRC-32.
 """
 
 from __future__ import annotations
@@ -16,9 +17,39 @@ from .... import __version__
 from ....common.errors import UserError
 from ....common.files import reading, replacing
 from ....common.old_names import present_checkpoint
+from ....common.seals import Damage, check_zip, seal_zip
+from ....common.shapes import check_shape
+from .reading import DATA
 
 KIND = "nearest-etf checkpoint, version "
 VERSION = 2
+SEALED = "sealed"  # the key that says that there is a seal, and so that one is missing
+
+# What every checkpoint holds of these, and what a run needs to go on.
+USABLE = {
+    "settings?": {str: object},
+    "data?": DATA,
+    "model?": {str: torch.Tensor},
+    "ema?": dict,
+    "epoch?": int,
+    "step?": int,
+    "steps_per_epoch?": int,
+}
+RESUMABLE = {
+    "settings": {str: object},
+    "data": {"class_names": [str], "image_shape": [int], "mean": [float], "std": [float]},
+    "model": {str: torch.Tensor},
+    "ema?": {"steps?": int, "model?": {str: torch.Tensor}},
+    "warm_start?": (torch.Tensor, None),
+    "optimizer": {"state": dict, "param_groups": [dict]},
+    "scaler": dict,
+    "totals": torch.Tensor,
+    "epoch": int,
+    "step": int,
+    "best_accuracy": float,
+    "seconds?": float,
+    "solver?": {str: float},
+}
 
 
 class CheckpointError(UserError):
@@ -45,38 +76,33 @@ def resumed_step(contents: Mapping[str, Any], steps: int) -> int:
     return steps if step == contents.get("steps_per_epoch") else min(step, steps)
 
 
-def random_state() -> dict[str, Any]:
-    """State of every global random generator; batches and augmentation draw from none of them."""
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put the global random generators where `random_state` found them."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
-    """Write a checkpoint, all or nothing."""
+    """Write a checkpoint and its seal, all or nothing."""
+    about = {"format": f"{KIND}{VERSION}", "written_by": __version__, SEALED: True}
     with replacing(path) as file:
-        torch.save({"format": f"{KIND}{VERSION}", "written_by": __version__, **contents}, file)
+        torch.save({**about, **contents}, file)
+        seal_zip(file)
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, *, resuming: bool = False) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
+
+    Parameters
+    ----------
+    path : path
+    resuming : bool
+        Refuse one that a run cannot go on from.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged, written by a newer version, or not a checkpoint of this project.
+        If the file is missing, damaged, changed since it was written, written by a newer version, or not a checkpoint
+        of this project.
     """
     expected = "a checkpoint of etf-train"
-    with reading(path, expected, CheckpointError):
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+    with reading(path, expected, CheckpointError), open(path, "rb") as file:
+        sealed = check_zip(file)
+        contents = torch.load(file, map_location="cpu", weights_only=True)
         kind = str(contents.get("format")) if isinstance(contents, dict) else ""
         if not kind.startswith(KIND):
             raise CheckpointError(f"{path} is of another kind: expected {expected}, with the format {KIND}{VERSION}")
@@ -84,4 +110,9 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         if version > VERSION:
             writer = contents["written_by"]
             raise CheckpointError(f"{path} has format {version}, newer than {VERSION}: update nearest-etf to {writer}")
-        return contents if version == VERSION else present_checkpoint(contents)
+        if contents.pop(SEALED, False) and not sealed:
+            raise Damage("its seal is missing")
+        if version < VERSION:
+            contents = present_checkpoint(contents)
+        check_shape(contents, RESUMABLE if resuming else USABLE)
+        return contents

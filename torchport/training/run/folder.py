@@ -1,13 +1,14 @@
 """The folder that a run leaves behind, written: settings, provenance, a line of metrics per epoch, checkpoints.
 
 config.json     settings, data, versions, hardware
-metrics.jsonl   one JSON object per epoch
+metrics.jsonl   one JSON object per epoch, with the CRC-32 of it and of those before it
 metrics.csv     the same as a table, written when the run ends or is stopped
 curves.png      the same as a picture, and tensorboard/ where TensorBoard is installed (not written here)
 log.txt         what was printed
 last.pt         everything needed to go on from where the run stopped
 best.pt         the same at the best validation accuracy so far, where there is validation data
 recalibrated.*  the model with exact class means, and its figures beside the running ones
+.lock           while a process writes: which one
 
 `reading.py` reads it. Needs no torch.
 """
@@ -16,15 +17,18 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from ....common.files import write_file
+from ....common.files import write_file, write_json
+from ....common.seals import sealed_line
 from .data_path import data_folder
-from .reading import FORMAT, Row, check_run_folder, read_rows, read_run
+from .lock import LOCK, FolderLock
+from .reading import FORMAT, Row, RunError, check_run_folder, read_rows, read_run, rows_and_sum
 from .settings import Settings, SettingsError, settings_from
 
 RESUMABLE = ("epochs", "workers", "data")  # may change in a resumed run: more epochs, workers, the place of a folder
@@ -51,7 +55,7 @@ class RunFolder:
     """A run folder. The constructor only validates; `begin` creates the folder.
 
     A context manager: however the run ends, the table is written from the metrics that there are. Of several processes
-    only the first one begins, and so writes.
+    only the first one begins, and so writes; from then on no other run may.
 
     Raises
     ------
@@ -59,14 +63,14 @@ class RunFolder:
         If the folder exists, without `resume` or `overwrite`, or if the run in it had other settings than `RESUMABLE`
         ones; it is left as it was.
     RunError
-        If `resume` or `overwrite` name a folder that holds no run.
+        If `resume` or `overwrite` name a folder that holds no run, or another process writes to it.
 
     Examples
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as parent:
     ...     with RunFolder(f"{parent}/run", Settings()) as folder:
-    ...         folder.begin()
+    ...         _ = folder.begin()
     ...         folder.write_config(Settings(), {"name": "digits"}, {})
     ...         folder.append({"epoch": 1, "train_loss": 0.5})
     ...     run = read_run(f"{parent}/run")
@@ -76,7 +80,10 @@ class RunFolder:
 
     def __init__(self, path: str | Path, settings: Settings, *, resume: bool = False, overwrite: bool = False) -> None:
         self.path = Path(path)
-        taken = self.path.exists() and (not self.path.is_dir() or any(p.suffix != ".tmp" for p in self.path.iterdir()))
+        self.lock = FolderLock(self.path)
+        self.lock.look()
+        self._found = self._state()
+        taken = self._taken()
         self.resumed = resume and (self.path / "last.pt").exists()
         self.saved_settings = settings_from(read_run(self.path, need_rows=False).settings) if resume else settings
         if resume:
@@ -94,16 +101,49 @@ class RunFolder:
         self._replace = taken and overwrite and not resume
         self._aside = self.path.with_name(f"{self.path.name}.replaced")
         self._begun = False
+        self._sum = 0  # of the lines of metrics.jsonl
 
-    def begin(self) -> None:
-        """Create the folder; an earlier run, with `overwrite`, is set aside until `replaced`."""
+    def begin(self) -> list[str]:
+        """Create the folder, and hold it; an earlier run, with `overwrite`, is set aside until `replaced`.
+
+        Returns lines for the log.
+
+        Raises
+        ------
+        RunError
+            If another process writes to the folder, or has done so since the folder was looked at.
+        """
+        self.lock.look()
+        if self._state() != self._found:
+            raise RunError(f"{self.path} has been written by another process meanwhile: start again")
         if self._replace:
             if self._aside.exists():  # a run was killed before it had a checkpoint: the one aside is worth more
                 shutil.rmtree(self.path)
             else:
                 self.path.rename(self._aside)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be made ({error.strerror}): choose another --output") from error
+        note = self.lock.take()
+        if self._state() != ([] if self._replace else self._found):
+            self.lock.release()
+            raise RunError(f"{self.path} has been written by another process meanwhile: start again")
+        for leftover in self.path.glob("*.tmp"):  # of a run that was killed
+            leftover.unlink(missing_ok=True)
         self._begun = True
+        return [note] if note else []
+
+    def _taken(self) -> bool:
+        """Whether there is anything in the place of the folder but leavings of a run that was killed."""
+        if not self.path.is_dir():
+            return self.path.exists()
+        return any(path.suffix != ".tmp" and path.name != LOCK for path in self.path.iterdir())
+
+    def _state(self) -> list[tuple[str, int]]:
+        """When the files that a run goes on from were written."""
+        files = [self.path / name for name in ("config.json", "last.pt")]
+        return [(file.name, file.stat().st_mtime_ns) for file in files if file.is_file()]
 
     def replaced(self) -> None:
         """Delete the earlier run, now that the new one has a checkpoint."""
@@ -115,11 +155,15 @@ class RunFolder:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._begun and self._replace:  # it ends without a checkpoint: the earlier run is put back
-            shutil.rmtree(self.path)
-            self._aside.rename(self.path)
-        elif self._begun and (rows := read_rows(self.path)):
-            self.write_table(rows)
+        try:
+            if self._begun and self._replace:  # it ends without a checkpoint: the earlier run is put back
+                self.lock.release()
+                shutil.rmtree(self.path)
+                self._aside.rename(self.path)
+            elif self._begun and (rows := read_rows(self.path)):
+                self.write_table(rows)
+        finally:
+            self.lock.release()
 
     def write_config(self, settings: Settings, data: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
         """Write config.json: all that defines the run, and where it was trained.
@@ -133,19 +177,29 @@ class RunFolder:
             `common.machine.provenance()`; of a resumed run, the one of its beginning stays.
         """
         if self.resumed:
-            provenance = read_run(self.path, need_rows=False).config["provenance"]
+            provenance = read_run(self.path, need_rows=False).config.get("provenance", {})
         config = {"format": FORMAT, "settings": settings.to_dict(), "data": data, "provenance": provenance}
-        write_file(self.path / "config.json", json.dumps(config, indent=2) + "\n")
+        write_json(self.path / "config.json", config)
 
     def truncate(self, epochs: int) -> None:
         """Drop the metrics of epochs after the first `epochs`, which the checkpoint does not hold."""
-        rows = [row for row in read_rows(self.path) if row["epoch"] <= epochs]
-        write_file(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        found, _ = rows_and_sum(self.path)
+        rows = [row for row in found if row["epoch"] <= epochs]
+        if epochs > 0 and (not rows or rows[-1]["epoch"] < epochs):
+            warnings.warn(f"{self.path / 'metrics.jsonl'} lacks the metrics of epoch {epochs}", stacklevel=2)
+        lines, self._sum = [], 0
+        for row in rows:
+            line, self._sum = sealed_line(row, self._sum)
+            lines.append(line)
+        write_file(self.path / "metrics.jsonl", "".join(lines))
 
     def append(self, row: Row) -> None:
         """Add the metrics of an epoch."""
+        line, self._sum = sealed_line(row, self._sum)
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint of later must not survive it
 
     def write_table(self, rows: list[Row]) -> None:
         """Write metrics.csv."""
@@ -158,7 +212,7 @@ class RunFolder:
     def write_recalibrated(self, epoch: int, running: Row, exact: Row) -> None:
         """Write recalibrated.json: the figures with running and with exact class means, side by side."""
         figures = {"epoch": epoch, "running": running, "exact": exact}
-        write_file(self.path / "recalibrated.json", json.dumps(figures, indent=2) + "\n")
+        write_json(self.path / "recalibrated.json", figures)
 
     def log(self, text: str) -> None:
         """Add a line to log.txt."""

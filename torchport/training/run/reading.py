@@ -7,17 +7,40 @@ it. Names that earlier versions wrote are translated to the present ones.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ....common.errors import UserError
-from ....common.files import read_json, reading
+from ....common.files import read_bytes, read_json, reading
 from ....common.old_names import present_settings
+from ....common.seals import LINE_SEAL, Damage, opened_line
+from ....common.shapes import check_shape
 
 FORMAT = 2  # of config.json; 1, which version 0.1.0 wrote, did not record it
 CHECKPOINTS = ("best", "last", "recalibrated")
+
+# What config.json and checkpoints record of the data, and the rest of config.json.
+DATA = {
+    "name?": str,
+    "class_names?": [str],
+    "image_shape?": [int],
+    "mean?": [float],
+    "std?": [float],
+    "transform?": {str: object},
+    "path?": (str, None),
+}
+DATA |= {
+    f"{split}_{what}?": kind for split in ("train", "val", "test") for what, kind in (("size", int), ("sha256", str))
+}
+CONFIG = {
+    "settings": {"seed?": int, str: (str, bool, float, None)},
+    "data?": DATA,
+    "provenance?": {"versions?": {str: object}, "device?": (str, None)},
+}
+EXACT = {"epoch?": int, "exact": {str: float}}
 
 Row = dict[str, float]
 
@@ -154,6 +177,7 @@ def read_run(path: str | Path, *, need_rows: bool = True) -> Run:
         if config.get("format", 1) > FORMAT:
             writer = config["provenance"]["versions"]["nearest-etf"]
             raise RunError(f"{path} was written by nearest-etf {writer}: this version cannot read it, install that one")
+        check_shape(config, CONFIG)
         settings = present_settings(config["settings"])
     rows = read_rows(path)
     if need_rows and not rows:
@@ -176,6 +200,7 @@ def read_exact(run: str | Path) -> Row:
         return {}
     figures = read_json(path, expected, RunError)
     with reading(path, expected, RunError):
+        check_shape(figures, EXACT)
         exact = {name: float(value) for name, value in figures["exact"].items()}
         return {**({"epoch": int(figures["epoch"])} if "epoch" in figures else {}), **exact}
 
@@ -195,21 +220,35 @@ def check_run_folder(path: Path) -> Path:
 
 
 def read_rows(run: str | Path) -> list[Row]:
-    """Metrics of a run, an entry per epoch; a line that a crash cut short is left out.
+    """Metrics of a run, an entry per epoch; a last line that a crash cut short is left out, with a warning.
 
     Raises
     ------
     RunError
-        If metrics.jsonl is damaged.
+        If metrics.jsonl is damaged, with the line.
     """
-    path = Path(run) / "metrics.jsonl"
-    with reading(path, "a JSON object with an epoch per line", RunError):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        rows: list[Row] = [json.loads(line) for line in lines if line.endswith("\n")]
-        for row in rows:
-            if not isinstance(row["epoch"], int | float):
-                raise TypeError(f"epoch {row['epoch']!r}")
-    return rows
+    return rows_and_sum(run)[0]
+
+
+def rows_and_sum(run: str | Path) -> tuple[list[Row], int]:
+    """Metrics of a run, and the sum that the seal of the next line starts from."""
+    path, expected = Path(run) / "metrics.jsonl", "a JSON object with an epoch per line"
+    if not path.exists():
+        return [], 0
+    *lines, torn = read_bytes(path, expected, RunError).split(b"\n")
+    if torn:
+        warnings.warn(f"{path}: line {len(lines) + 1} was cut short, and is left out", stacklevel=2)
+    rows: list[Row] = []
+    after = 0
+    for number, line in enumerate(lines, 1):
+        with reading(f"{path}, line {number},", expected, RunError):
+            entry = json.loads(line)
+            check_shape(entry, {"epoch": float, f"{LINE_SEAL}?": str, str: float})
+            row, after = opened_line(entry, after)
+            if rows and not row["epoch"] > rows[-1]["epoch"]:
+                raise Damage(f"epoch {row['epoch']} after epoch {rows[-1]['epoch']}")
+            rows.append(row)
+    return rows, after
 
 
 def epochs_to(rows: Iterable[Mapping[str, float]], train_accuracy: float) -> int | None:

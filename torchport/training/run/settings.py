@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -18,15 +19,17 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from ....common.errors import UserError, nearest_name
-from ....common.files import read_json, reading
+from ....common.errors import LONGEST_NAME, UserError, nearest_name, shown
+from ....common.files import read_json, read_text, reading
 from ....common.old_names import SETTINGS, present_settings
+from ....common.shapes import check_shape
 
 DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagenet", "ufm")
 BACKBONES = (
     *("small-cnn", "mlp", "resnet18", "resnet34", "resnet50", "resnet101"),
     *("vgg11", "vgg13", "vgg16", "vgg19"),
 )
+LARGEST = {int: 2**63 - 1, float: 1e30}  # that a setting without a bound of its own may be: far from any that is of use
 FOLLOWS_MEANS = ("implicit", "class-mean", "tight-frame")  # heads whose classifier comes from the class means
 FOREIGN_BACKBONES = ("torchvision:", "timm:")  # before a name, which may have a tag of weights: resnet18.a1_in1k
 
@@ -230,20 +233,22 @@ class Settings:
                 continue
             if value in f.metadata["words"]:
                 continue
-            if kind is float and type(value) is int:
+            if kind is float and type(value) is int and abs(value) <= sys.float_info.max:
                 object.__setattr__(self, f.name, value := float(value))
             if type(value) is not kind:
                 words = "".join(f" or {word!r}" for word in f.metadata["words"])
-                raise SettingsError(f"{f.name} is {value!r}, but has to be of type {kind.__name__}{words}")
+                raise SettingsError(f"{f.name} is {shown(value)}, but has to be of type {kind.__name__}{words}")
             if isinstance(value, float) and not math.isfinite(value):
-                raise SettingsError(f"{f.name} is {value}, but has to be finite")
+                raise SettingsError(f"{f.name} is {shown(value)}, but has to be finite")
             choices, least, most = (f.metadata[k] for k in ("choices", "least", "most"))
+            if kind in (int, float) and most is None:
+                most = LARGEST[kind]
             if choices and value not in choices:
                 raise SettingsError(nearest_name(f.name, str(value), choices))
             if least is not None and not value >= least:
-                raise SettingsError(f"{f.name} is {value}, but has to be at least {least}")
+                raise SettingsError(f"{f.name} is {shown(value)}, but has to be at least {least}")
             if most is not None and not value <= most:
-                raise SettingsError(f"{f.name} is {value}, but has to be at most {most}")
+                raise SettingsError(f"{f.name} is {shown(value)}, but has to be at most {most}")
         self._check_network()
         self._check_loss()
         if self.batch_size % self.grad_accum_steps:
@@ -330,8 +335,8 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     known = [f.name for f in fields(Settings)]
     for name in (values := _translated(values)):
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise SettingsError(f"unknown setting {name!r}: did you mean {close!r}?")
+            close = difflib.get_close_matches(name[:LONGEST_NAME], known, n=1, cutoff=0.0)[0]
+            raise SettingsError(f"unknown setting {shown(name)}: did you mean {close!r}?")
     return Settings(**values)
 
 
@@ -356,8 +361,7 @@ def recipe_names() -> list[str]:
 def recipe_text(name: str) -> str:
     """The TOML text of a recipe, by its name or by the path of a TOML file of one's own."""
     if name.endswith(".toml"):
-        with reading(name, "a recipe", SettingsError):
-            return Path(name).read_text(encoding="utf-8")
+        return read_text(name, "a recipe", SettingsError)
     if name not in recipe_names():
         raise SettingsError(nearest_name("recipe", name, recipe_names()))
     return (_recipes() / f"{name}.toml").read_text(encoding="utf-8")
@@ -380,6 +384,7 @@ def load_recipe(name: str, overrides: Mapping[str, Any] | None = None) -> Settin
         expected = "the config.json of a run of etf-train"
         config = read_json(name, expected, SettingsError)
         with reading(name, expected, SettingsError):
+            check_shape(config, {"settings": {str: (str, bool, float, None)}})
             values = _translated(config["settings"])
         return settings_from({**values, **_translated(overrides or {})})
     text = recipe_text(name)

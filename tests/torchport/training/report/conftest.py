@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nearest_etf.reference import canonical_etf
+from nearest_etf.torchport.training.confusion import count_pairs
 from nearest_etf.torchport.training.measurement import Measurement, save_measurement
 
 HEADS = ("learned", "fixed", "implicit")
@@ -23,6 +24,8 @@ def _write_run(
     epochs: int = 6,
     num_classes: int = 4,
     splits: tuple[str, ...] = ("train", "test"),
+    data: Mapping[str, object] | None = None,
+    counted: bool = True,
     **settings: object,
 ) -> Path:
     """A run folder as etf-train leaves it: metrics that collapse, the faster the later the head stands in HEADS."""
@@ -39,7 +42,7 @@ def _write_run(
             "epochs": epochs,
             **settings,
         },
-        "data": {"name": "digits", "class_names": [f"class {k}" for k in range(num_classes)]},
+        "data": {"name": "digits", "class_names": [f"class {k}" for k in range(num_classes)], **(data or {})},
         "provenance": {"device": "a <test> device", "threads": 2, "versions": {"torch": "2.13"}},
     }
     rows = []
@@ -62,6 +65,10 @@ def _write_run(
     arrays: dict[str, np.ndarray] = {"weight": etf}
     for split in splits:
         arrays |= {f"{split}_margins": rng.integers(0, 9, 200), f"{split}_class_mean_rows": means}
+        if counted and split != "train":
+            true = np.repeat(np.arange(num_classes), 5)
+            guessed = np.where(rng.random(len(true)) < 0.8, true, (true + 1) % num_classes)
+            arrays[f"{split}_pairs"] = count_pairs(true, guessed, num_classes)
     if head == "implicit":
         arrays["singular_values"] = np.geomspace(1, 1e-3, num_classes)
     figures = {f"{split}_loss": 0.1 for split in splits}

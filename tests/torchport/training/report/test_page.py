@@ -16,7 +16,7 @@ import pytest
 from nearest_etf.torchport.training.etf_report import main
 
 OLD_RUNS = Path(__file__).parents[3] / "fixtures" / "written-by-0.1.0"
-FIGURES = 20  # 9 curves, 2 distributions, 3 Gram matrices, 3 views of class means, 3 of the solver
+FIGURES = 23  # 9 curves, 3 confusions, 2 distributions, 3 Gram matrices, 3 views of class means, 3 of the solver
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 

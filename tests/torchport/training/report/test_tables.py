@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nearest_etf.torchport.training.report.groups import Group, group_runs
-from nearest_etf.torchport.training.report.tables import accuracy_at, as_latex, as_markdown, summary
+from nearest_etf.torchport.training.report.tables import Best, accuracy_at, as_latex, as_markdown, as_text, summary
 from nearest_etf.torchport.training.report.words import comparison, verdict
 from nearest_etf.torchport.training.run.reading import read_run
 
@@ -29,8 +29,8 @@ def test_runs_are_grouped_by_all_but_the_seed(write_run: Callable[..., Path], ru
     assert [run.seed for run in groups[0].runs] == [0, 1]
     others = [write_run(tmp_path, "implicit", 0, delta=delta) for delta in (0.001, 0.1)]
     assert [g.label for g in groups_of(others)] == [
-        "implicit, delta 0.001",
-        "implicit, delta 0.1",
+        "implicit · δ=0.001",
+        "implicit · δ=0.1",
     ]
 
 
@@ -57,11 +57,24 @@ def test_epochs_that_were_not_measured_are_left_out(write_run: Callable[..., Pat
 
 def test_formats() -> None:
     table = [["head", "NC1"], ["implicit_a", "5 (4–never)"]]
+    best = [["head", "NC1"], ["a · τ=5", Best("5")]]
+    assert as_markdown(best).endswith("| a · τ=5 | **5** |\n")
+    assert r"a $\cdot$ $\tau$=5 & \textbf{5} \\" in as_latex(best)
+    assert as_text(best).splitlines()[2] == "a · τ=5  5"
     assert as_markdown(table) == "| head | NC1 |\n|---|---|\n| implicit_a | 5 (4–never) |\n"
     assert r"implicit\_a & 5 (4--$\infty$) \\" in as_latex(table)
     hostile = [["head"], [r"a|b#c$d&e{f}~g^h\i"]]
     assert r"| a\|b#c$d&e{f}~g^h\i |" in as_markdown(hostile)
     assert r"a|b\#c\$d\&e\{f\}\textasciitilde{}g\^{}h\textbackslash{}i \\" in as_latex(hostile)
+
+
+def test_the_best_held_out_median_is_marked(runs: list[str]) -> None:
+    groups = groups_of(runs)
+    heading, *rows = summary(groups)
+    marked = [(row[0], name) for row in rows for name, cell in zip(heading, row, strict=True) if isinstance(cell, Best)]
+    assert marked == [("implicit", "test accuracy %")]
+    assert [isinstance(row[1], Best) for row in accuracy_at(groups, [6])[1:]] == [False, False, True]
+    assert not any(isinstance(cell, Best) for row in summary(groups[:1]) for cell in row)  # of one group there is none
 
 
 def test_words_say_what_the_numbers_do(runs: list[str]) -> None:
@@ -114,7 +127,7 @@ def test_any_set_of_splits(
         assert f"Median {word} accuracy: implicit" in comparison(groups)
     else:
         assert "images at the end" not in verdict(groups[0])
-        assert comparison(groups).endswith("training accuracy: implicit 4, fixed 6, learned never.")
+        assert comparison(groups).endswith("training accuracy: implicit (4), fixed (6), learned (never).")
 
 
 def test_heads_have_one_order(write_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,7 @@ from nearest_etf import __version__
 from nearest_etf.torchport.training.run.checkpoint import (
     CheckpointError,
     load_checkpoint,
-    random_state,
     save_checkpoint,
-    set_random_state,
 )
 
 
@@ -57,8 +56,47 @@ def test_other_files_of_torch_are_refused(tmp_path: Path, contents: object) -> N
         load_checkpoint(tmp_path / "other.pt")
 
 
-def test_random_state_is_put_back() -> None:
-    state = random_state()
-    first = torch.rand(3)
-    set_random_state(state)
-    assert torch.equal(torch.rand(3), first)
+def test_one_changed_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"epoch": 3, "model": {"weight": torch.arange(4.0)}})
+    data = path.read_bytes()
+    for position in range(0, len(data), 7):
+        changed = bytearray(data)
+        changed[position] ^= 1 << position % 8
+        path.write_bytes(changed)
+        with pytest.raises(CheckpointError, match=r"last\.pt is damaged .*expected a checkpoint of etf-train"):
+            load_checkpoint(path)
+    path.write_bytes(data.replace(b"nearest-etf sha256", b"nearest-etf sha257"))
+    with pytest.raises(CheckpointError, match="its seal is missing"):
+        load_checkpoint(path)
+    path.write_bytes(data)
+    assert torch.equal(load_checkpoint(path)["model"]["weight"], torch.arange(4.0))
+    assert torch.equal(torch.load(path, weights_only=True)["model"]["weight"], torch.arange(4.0))  # by torch alone
+
+
+def test_weights_of_an_unsealed_checkpoint_are_checked_by_their_crc(tmp_path: Path) -> None:
+    weight = torch.arange(4.0) + 0.123
+    torch.save({"format": "nearest-etf checkpoint, version 2", "model": {"weight": weight}}, tmp_path / "old.pt")
+    data = (tmp_path / "old.pt").read_bytes()
+    assert torch.equal(load_checkpoint(tmp_path / "old.pt")["model"]["weight"], weight)
+    at = data.index(weight.numpy().tobytes())
+    (tmp_path / "old.pt").write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    with pytest.raises(CheckpointError, match=r"old\.pt is damaged \(the CRC-32 of .*data/0 is wrong\)"):
+        load_checkpoint(tmp_path / "old.pt")
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("archive/data.pkl", b"\0" * 10**6)
+    with pytest.raises(CheckpointError, match=r"bomb\.pt is damaged \(it has compressed members\)"):
+        load_checkpoint(tmp_path / "bomb.pt")
+    for contents in (b"", b"\x80\x02}q\0."):
+        (tmp_path / "none.pt").write_bytes(contents)
+        with pytest.raises(CheckpointError, match=r"none\.pt is damaged"):
+            load_checkpoint(tmp_path / "none.pt")
+
+
+def test_what_a_run_goes_on_from_has_all_that_it_needs(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last.pt", {"epoch": 3, "model": {}})
+    with pytest.raises(CheckpointError, match=r"last\.pt is damaged \(\w+ is missing\)"):
+        load_checkpoint(tmp_path / "last.pt", resuming=True)
+    save_checkpoint(tmp_path / "last.pt", {"model": {"weight": [1.0]}})
+    with pytest.raises(CheckpointError, match=r"\(model\.weight is list of 1, expected Tensor\)"):
+        load_checkpoint(tmp_path / "last.pt")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nearest_etf.torchport.training.run.folder import RunFolder, refused_changes
-from nearest_etf.torchport.training.run.reading import RunError, read_rows
+from nearest_etf.torchport.training.run.reading import RunError, read_rows, read_run
 from nearest_etf.torchport.training.run.settings import Settings, SettingsError, settings_from
 
 TINY = Settings(epochs=3)
@@ -28,12 +28,51 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_a_line_cut_short_is_forgotten(folder: RunFolder) -> None:
     with open(folder.path / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"epoch": 4})[:-2])
-    folder.truncate(2)
+    with pytest.warns(UserWarning, match="line 4 was cut short"):
+        folder.truncate(2)
     assert read_rows(folder.path) == [{"epoch": 1}, {"epoch": 2}]
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl lacks the metrics of epoch 3"):
+        folder.truncate(3)
+    folder.append({"epoch": 3, "loss": 0.5})
+    assert read_rows(folder.path)[-1] == {"epoch": 3, "loss": 0.5}
+
+
+@pytest.mark.parametrize("change", ["number", "gone", "twice", "order"])
+def test_rows_that_have_changed_are_refused_with_the_line(folder: RunFolder, change: str) -> None:
+    file = folder.path / "metrics.jsonl"
+    folder.append({"epoch": 4, "loss": 0.25})
+    lines = file.read_text().splitlines(keepends=True)
+    changed = {
+        "number": [*lines[:3], lines[3].replace("0.25", "0.26")],
+        "gone": [*lines[:1], *lines[2:]],
+        "twice": [*lines[:2], *lines[1:]],
+        "order": [lines[0], lines[2], lines[1], lines[3]],
+    }[change]
+    file.write_text("".join(changed))
+    number = {"number": 4, "gone": 2, "twice": 3, "order": 2}[change]
+    with pytest.raises(
+        RunError, match=rf"metrics\.jsonl, line {number}, is damaged \(it has changed since it was writ"
+    ):
+        read_rows(folder.path)
+
+
+def test_a_changed_config_is_noticed_and_a_meant_change_is_possible(folder: RunFolder) -> None:
+    file = folder.path / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "seal": config["seal"]}))  # another layout
+    assert read_run(folder.path).settings == TINY.to_dict()
+    config["settings"]["lr"] = 0.3
+    file.write_text(json.dumps(config))
+    with pytest.raises(RunError, match=r'config\.json is damaged \(it has changed .* delete "seal" in it\): expected'):
+        read_run(folder.path)
+    del config["seal"]
+    file.write_text(json.dumps(config))
+    assert read_run(folder.path).settings["lr"] == 0.3
 
 
 def test_the_table_is_written_however_the_run_ends(folder: RunFolder) -> None:
     folder.append({"epoch": 4, "train_loss": 0.5})
+    assert (folder.path / ".lock").exists()
     with pytest.raises(RuntimeError), folder:
         raise RuntimeError
     assert (folder.path / "metrics.csv").read_text() == "epoch,train_loss\n1,\n2,\n3,\n4,0.5\n"
@@ -47,6 +86,7 @@ def test_the_constructor_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_taken_over_only_on_request(folder: RunFolder, tmp_path: Path) -> None:
+    folder.lock.release()
     with pytest.raises(SettingsError, match="exists: choose another --output"):
         RunFolder(folder.path, TINY)
     with pytest.raises(SettingsError, match="was trained with epochs = 3, not 2"):
@@ -55,7 +95,7 @@ def test_a_folder_is_taken_over_only_on_request(folder: RunFolder, tmp_path: Pat
     assert not RunFolder(folder.path, TINY, resume=True).resumed  # without a checkpoint it starts anew
     replacing = RunFolder(folder.path, TINY, overwrite=True)
     replacing.begin()
-    assert not list(folder.path.iterdir())
+    assert [path.name for path in folder.path.iterdir()] == [".lock"]
     replacing.replaced()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
@@ -74,6 +114,7 @@ def test_nothing_is_deleted_before_the_new_run_has_a_checkpoint(folder: RunFolde
     def rows() -> int:
         return len(read_rows(folder.path))
 
+    folder.lock.release()
     with RunFolder(folder.path, TINY, overwrite=True) as failing:  # it ends without a checkpoint
         failing.begin()
         failing.write_config(TINY, {"name": "digits"}, {})
@@ -82,6 +123,9 @@ def test_nothing_is_deleted_before_the_new_run_has_a_checkpoint(folder: RunFolde
     killed = RunFolder(folder.path, TINY, overwrite=True)
     killed.begin()
     killed.write_config(TINY, {"name": "digits"}, {})
+    killed.lock.release()
+    (folder.path / ".lock").touch()
+    (folder.path / "curves.png.tmp").touch()
     with RunFolder(folder.path, TINY, overwrite=True) as again:
         again.begin()
     assert rows() == 3  # the run that was killed had nothing to lose

@@ -44,7 +44,9 @@ def test_a_run_and_its_result(tmp_path: Path) -> None:
 
 def test_a_run_without_metrics(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", rows='{"epoch": 1')  # cut short
-    assert read_run(path, need_rows=False).rows == []
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: line 1 was cut short, and is left out"):
+        assert read_run(path, need_rows=False).rows == []
+    (path / "metrics.jsonl").write_text("")
     with pytest.raises(RunError, match="run has no metrics yet: train it for at least one epoch"):
         read_run(path)
 
@@ -61,10 +63,21 @@ def test_old_names_of_settings_are_translated(tmp_path: Path) -> None:
     [
         ("{", ROWS, r"config\.json is damaged or of another kind .*expected the settings of a run of etf-train"),
         ("[]", ROWS, r"config\.json is damaged"),
-        ({"data": {}}, ROWS, r"config\.json is damaged .*KeyError: 'settings'"),
-        (CONFIG, "text\n", r"metrics\.jsonl is damaged .*expected a JSON object with an epoch per line"),
-        (CONFIG, '{"loss": 1}\n', r"metrics\.jsonl is damaged .*KeyError: 'epoch'"),
-        (CONFIG, '{"epoch": "one"}\n', r"metrics\.jsonl is damaged .*epoch 'one'"),
+        ({"data": {}}, ROWS, r"config\.json is damaged \(settings is missing\)"),
+        ({**CONFIG, "data": []}, ROWS, r"config\.json is damaged \(data is list of 0, expected named entries\)"),
+        ({**CONFIG, "data": {"class_names": ["a", 1]}}, ROWS, r"\(data\.class_names\[1\] is 1, expected str\)"),
+        ({**CONFIG, "settings": {"lr": "é" * 999}, "format": "2"}, ROWS, r"config\.json is damaged"),
+        ('{"settings":' * 2000, ROWS, r"config\.json is damaged .*RecursionError"),
+        (CONFIG, "text\n", r"metrics\.jsonl, line 1, is damaged .*expected a JSON object with an epoch per line"),
+        (CONFIG, '{"epoch": 1}\n{"loss": 1}\n', r"metrics\.jsonl, line 2, is damaged \(epoch is missing\)"),
+        (CONFIG, '{"epoch": "one"}\n', r"line 1, is damaged \(epoch is 'one', expected a number\)"),
+        (CONFIG, '{"epoch": 1, "loss": [1]}\n', r"line 1, is damaged \(loss is list of 1, expected a number\)"),
+        (
+            CONFIG,
+            '{"epoch": 1, "loss": 1' + "0" * 400 + "}\n",
+            r"line 1, is damaged \(loss is 1000.*…, expected a number",
+        ),
+        (CONFIG, '{"epoch": 2}\n{"epoch": 2}\n', r"line 2, is damaged \(epoch 2 after epoch 2\)"),
         ({**CONFIG, "format": 3}, ROWS, r"was written by nearest-etf 9\.1: this version cannot read it"),
     ],
 )

@@ -1,0 +1,44 @@
+"""Study A: training from scratch. Does the implicit head collapse faster and more steadily than the learned one?
+
+    NEAREST_ETF_DATA=data python benchmarks/studies/from_scratch.py --minutes 40    # again, until nothing is left
+    python benchmarks/studies/from_scratch.py --dry-run                             # the runs, and the hours they take
+    python benchmarks/studies/from_scratch.py --summary > tables.md                 # from the result files, no training
+
+docs/protocol.md has the rules. The centre is the recipe `digits`; from there the last ReLU and the data set vary. Each
+head's rate and τ (the linear one's rate and weight decay) are chosen on digits, CIFAR-10, CIFAR-100 and each of the
+unconstrained features models by themselves, on a seed that is not reported. A call goes on where the last one stopped;
+two calls with `--heads` and `--json` of their own may run side by side, one for each core.
+"""
+
+from __future__ import annotations
+
+from scratch import FOUR, HEADS, Factor, Rows, Study, conduct  # type: ignore[import-not-found]
+from scratch_tables import collapse, comparison, groups, tuned  # type: ignore[import-not-found]
+
+FACTORS = (
+    Factor("centre", tuple(HEADS), 20),
+    Factor("before the last ReLU", FOUR, 20, {"signed": True}),
+    *(
+        Factor(f"data: {data}", FOUR, 5, data=data)
+        for data in (
+            *("cifar10", "ufm-10", "ufm-100", "ufm-200", "ufm-1000"),
+            *("cifar100", "fashion-mnist", "mnist"),
+        )
+    ),
+)
+
+
+def tables(rows: Rows) -> str:
+    """Accuracies, the way to the targets, and what was tuned."""
+    parts = []
+    for factor in FACTORS:
+        of_heads = groups(rows, lambda row: row["head"], factor=factor.name)
+        if of_heads:
+            parts += [f"**{factor.name}**", comparison(of_heads, "learned"), collapse(of_heads, "learned")]
+    return "\n\n".join([*parts, "**Tuning**", tuned(rows)])
+
+
+STUDY = Study(__doc__, "from-scratch.json", FACTORS, tables, tunes=True)
+
+if __name__ == "__main__":
+    conduct(STUDY)

@@ -1,0 +1,73 @@
+"""Numbers and switches as arguments: what every room's public functions accept, and the error for anything else."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+
+def whole_number(name: str, value: Any, least: int = 0) -> int:
+    """The value as an int of at least `least`; bool and floats are refused, integers of any library are not.
+
+    Raises
+    ------
+    ValueError
+        If it is no integer, or too small.
+
+    Examples
+    --------
+    >>> whole_number("num_classes", 3, least=2)
+    3
+    >>> whole_number("num_classes", 3.5, least=2)
+    Traceback (most recent call last):
+    ...
+    ValueError: num_classes = 3.5; expected an integer of at least 2.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise ValueError(f"{name} = {value!r}; expected an integer of at least {least}.")
+    return number
+
+
+def real_number(name: str, value: Any, *, positive: bool = False) -> float:
+    """The value as a finite float that is not negative, or with `positive` above zero.
+
+    Raises
+    ------
+    ValueError
+        If it is no number, or out of range.
+
+    Examples
+    --------
+    >>> real_number("delta", 1e-3), real_number("delta", 0)
+    (0.001, 0.0)
+    >>> real_number("delta", float("inf"))
+    Traceback (most recent call last):
+    ...
+    ValueError: delta = inf; expected a finite number that is not negative.
+    """
+    try:
+        number = math.nan if isinstance(value, str | bytes | bool) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: torch's, of more than one entry
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0 and not (positive and number == 0)):
+        kind = "positive finite number" if positive else "finite number that is not negative"
+        raise ValueError(f"{name} = {value!r}; expected a {kind}.")
+    return number
+
+
+def switch(name: str, value: Any) -> bool:
+    """The value, if it is True or False: any other object would count as one of them in silence.
+
+    >>> switch("gradient", "no")
+    Traceback (most recent call last):
+    ...
+    ValueError: gradient = 'no'; expected True or False.
+    """
+    if value is not True and value is not False:
+        raise ValueError(f"{name} = {value!r}; expected True or False.")
+    return bool(value)

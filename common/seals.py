@@ -1,0 +1,136 @@
+"""Seals: how a file that we wrote is known to be as we wrote it, in the file itself, since files are copied and moved.
+
+JSON objects    a key "seal" with the SHA-256 of all others, however they are laid out
+JSON lines      a key "crc32" in each, of this and all lines before it, so that none is changed, missing or there twice
+zip archives    an archive comment with the SHA-256 of every byte before it; other readers of zip files pass it over
+
+What carries no seal, because an earlier version or somebody else wrote it, is taken as it is, an archive after a check
+of its members' CRC-32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from typing import IO, Any
+
+SEAL, LINE_SEAL = "seal", "crc32"
+COMMENT = b"nearest-etf sha256 "
+COMMENT_SIZE = len(COMMENT) + 64
+CHANGED = "it has changed since it was written"
+CHUNK = 2**20
+
+
+class Damage(Exception):
+    """What is wrong with a file, in words; `files.reading` says with which."""
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sealed_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with its seal.
+
+    >>> sealed_json({"epoch": 3})["seal"][:15]
+    'sha256 8f5de95b'
+    """
+    return {**value, SEAL: f"sha256 {_sha256(json.loads(json.dumps(value)))}"}
+
+
+def opened_json(value: Any) -> Any:
+    """What JSON holds without its seal.
+
+    Raises
+    ------
+    Damage
+        If it does not fit its seal.
+    """
+    if not isinstance(value, dict) or SEAL not in value:
+        return value
+    contents = {name: entry for name, entry in value.items() if name != SEAL}
+    if value[SEAL] != f"sha256 {_sha256(contents)}":
+        raise Damage(f'{CHANGED}; if the change is meant, delete "{SEAL}" in it')
+    return contents
+
+
+def sealed_line(row: Mapping[str, Any], before: int = 0) -> tuple[str, int]:
+    """A line of JSON with its seal, and the sum that the next line's seal starts from.
+
+    >>> line, after = sealed_line({"epoch": 1})
+    >>> opened_line(json.loads(line)) == ({"epoch": 1}, after)
+    True
+    """
+    after = _sum(json.loads(json.dumps(row)), before)
+    return json.dumps({**row, LINE_SEAL: f"{after:08x}"}) + "\n", after
+
+
+def opened_line(row: Mapping[str, Any], before: int = 0) -> tuple[dict[str, Any], int]:
+    """A line without its seal, and the sum that the next line's seal starts from.
+
+    Raises
+    ------
+    Damage
+        If it, or a line before it, does not fit its seal.
+    """
+    contents = {name: entry for name, entry in row.items() if name != LINE_SEAL}
+    after = _sum(contents, before)
+    if LINE_SEAL in row and row[LINE_SEAL] != f"{after:08x}":
+        raise Damage(f'{CHANGED}; if the change is meant, delete "{LINE_SEAL}" from this line on')
+    return contents, after
+
+
+def _sum(row: dict[str, Any], before: int) -> int:
+    return zlib.crc32(json.dumps(row).encode(), before)
+
+
+def seal_zip(file: IO[bytes]) -> None:
+    """Add the seal to a complete zip archive without a comment, open for reading and writing."""
+    file.seek(-2, os.SEEK_END)
+    file.write(COMMENT_SIZE.to_bytes(2, "little"))  # the last field of a zip file: how long its comment is
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0, os.SEEK_END)
+    file.write(COMMENT + digest.encode())
+
+
+def check_zip(file: IO[bytes], largest: int | None = None) -> bool:
+    """Compare a zip archive with its seal, or without one its members with their CRC-32; whether there is a seal.
+
+    Parameters
+    ----------
+    file : binary file
+        Left at its beginning.
+    largest : int, optional
+        Bytes of all members together; by default they are stored uncompressed, and have no more than the file.
+
+    Raises
+    ------
+    Damage
+        If the archive is not as it was written.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - COMMENT_SIZE))
+    tail = file.read()
+    file.seek(0)
+    sealed = tail.startswith(COMMENT)
+    if sealed:
+        digest = hashlib.sha256()
+        for start in range(0, size - COMMENT_SIZE, CHUNK):
+            digest.update(file.read(min(CHUNK, size - COMMENT_SIZE - start)))
+        if tail != COMMENT + digest.hexdigest().encode():
+            raise Damage(CHANGED)
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        if largest is None and any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise Damage("it has compressed members")
+        if sum(member.file_size for member in members) > (size if largest is None else largest):
+            raise Damage("it announces more bytes than it can hold")
+        if not sealed and (changed := archive.testzip()):
+            raise Damage(f"the CRC-32 of {changed} is wrong")
+    file.seek(0)
+    return sealed

@@ -1,0 +1,83 @@
+"""What a value from a file has to look like before it is used: types, lists and mappings, written as they look."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import LONGEST_NAME, shown
+from .seals import Damage
+
+LARGEST_INT = 2**63
+
+
+def check_shape(value: Any, shape: Any, where: str = "") -> None:
+    """Refuse a value of another shape.
+
+    Parameters
+    ----------
+    value
+        What JSON, TOML or a checkpoint held.
+    shape
+        A type, where `float` is any number and `int` one of 64 bits; None; a tuple of shapes, one of which has to fit;
+        [shape], a list or tuple of these; {"name": shape, "other?": shape, str: shape}, a mapping with the first of
+        these names, maybe the second, and any others, whose values have to fit the last shape where there is one.
+    where : str
+        What the value is called in a message.
+
+    Raises
+    ------
+    Damage
+
+    Examples
+    --------
+    >>> check_shape({"epoch": 3, "more": "x"}, {"epoch": int, "loss?": float})
+    >>> check_shape({"names": ["cat", 7]}, {"names": [str]})
+    Traceback (most recent call last):
+    ...
+    nearest_etf.common.seals.Damage: names[1] is 7, expected str
+    """
+    if isinstance(shape, dict):
+        _expect(isinstance(value, Mapping), value, "named entries", where)
+        named = {name.removesuffix("?"): entry_shape for name, entry_shape in shape.items() if name is not str}
+        for name in named.keys() & shape.keys():
+            if name not in value:
+                raise Damage(f"{_under(where, name)} is missing")
+        for name, entry in value.items():
+            _expect(isinstance(name, str), name, "a name", where)
+            check_shape(entry, named.get(name, shape.get(str, object)), _under(where, name))
+    elif isinstance(shape, list):
+        _expect(isinstance(value, Sequence) and not isinstance(value, str | bytes), value, "a list", where)
+        for position, entry in enumerate(value):
+            check_shape(entry, shape[0], f"{where}[{position}]")
+    elif isinstance(shape, tuple):
+        names = [_name(kind) for kind in shape]
+        _expect(any(_is(value, kind) for kind in shape), value, " or ".join(names), where)
+    else:
+        _expect(_is(value, shape), value, _name(shape), where)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind is None:
+        return value is None
+    if kind is float:
+        is_int = type(value) is int and abs(value) <= sys.float_info.max
+        return isinstance(value, float) or is_int
+    if kind is int:
+        return type(value) is int and abs(value) < LARGEST_INT
+    return isinstance(value, kind)
+
+
+def _name(kind: Any) -> str:
+    return {None: "nothing", float: "a number", int: "an integer"}.get(kind) or str(kind.__name__)
+
+
+def _under(where: str, name: str) -> str:
+    return f"{where}.{name[:LONGEST_NAME]}" if where else name[:LONGEST_NAME]
+
+
+def _expect(fits: bool, value: Any, expected: str, where: str) -> None:
+    if not fits:
+        found = f"{type(value).__name__} of {len(value)}" if isinstance(value, list | dict | tuple) else shown(value)
+        raise Damage(f"{where or 'it'} is {found}, expected {expected}")
