@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ MODELS = (
 )
 
 
-def tried(name: str, precision: str) -> str:
+def tried(name: str, precision: Literal["fp32", "fp16", "int8"]) -> str:
     """How the export of a network ends: "exported", or the reason why not."""
     import timm
 
@@ -52,7 +53,7 @@ def tried(name: str, precision: str) -> str:
         num_features = backbone(torch.zeros(1, channels, height, width)).shape[1]
     images = np.random.default_rng(0).integers(0, 256, (65, height, width, channels), np.uint8)
     model = Classifier(backbone, LearnedHead(num_features, 10, temperature=5.0))
-    how = {"image_shape": (height, width, channels), "mean": [0.5] * channels, "std": [0.25] * channels}
+    how: dict[str, Any] = {"image_shape": (height, width, channels), "mean": [0.5] * channels, "std": [0.25] * channels}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         try:

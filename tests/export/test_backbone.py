@@ -103,7 +103,7 @@ EXPORTED: dict[str, Callable[[], nn.Module]] = {
     "weight norm of old": lambda: trained(Net(mean, nn.utils.weight_norm)),  # type: ignore[arg-type]
     "spectral norm": lambda: trained(Net(mean, nn.utils.parametrizations.spectral_norm)),
     "remembering": lambda: trained(Remembering(mean)),
-    "half": lambda: Net(mean).half().to(memory_format=torch.channels_last),
+    "half": lambda: Net(mean).half().to(memory_format=torch.channels_last),  # type: ignore[call-overload]
     "recurrent": Recurrent,
     "windows": WindowedAttention,
 }

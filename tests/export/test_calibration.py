@@ -80,7 +80,7 @@ def test_derivatives_against_differences(s: float) -> None:
 def test_units_and_shifts_of_logits_do_not_matter(dtype: type) -> None:
     logits, labels = sampled(200, 6, 1.0, 2)
     found = fit_calibration(logits.astype(dtype), labels)
-    shifted = (4 * logits + np.linspace(-3, 3, 200)[:, None]).astype(dtype)
+    shifted: np.ndarray = (4 * logits + np.linspace(-3, 3, 200)[:, None]).astype(dtype)
     assert fit_calibration(shifted, labels).factor == pytest.approx(found.factor / 4, rel=1e-5)
 
 
@@ -140,7 +140,7 @@ def test_calibration_error_is_the_formula_of_the_paper(N: int) -> None:
     for m in range(1, 16):
         inside = [n for n in range(N) if (m - 1) / 15 < p[n] <= m / 15 or (m == 1 and p[n] == 0)]
         if inside:
-            expected += len(inside) / N * abs(np.mean(right[inside]) - np.mean(p[inside]))
+            expected += len(inside) / N * abs(float(np.mean(right[inside]) - np.mean(p[inside])))
     assert calibration_error(p, right) == pytest.approx(expected, abs=1e-12)
 
 

@@ -53,7 +53,8 @@ def test_a_run_measured_by_an_earlier_version_says_how_to_count(write_run: Calla
     runs = [write_run(tmp_path / name, "learned", 0, counted=name == "new") for name in ("new", "old one")]
     new, old = (measured_subjects(group_runs([read_run(run)]), print) for run in runs)
     assert [found.label for found in new.classes] == ["learned"]
-    assert new.missing == old.classes == []
+    assert new.missing == []
+    assert old.classes == []
     assert old.missing == [
         "learned: per-class accuracy was not counted by an earlier version; "
         f"etf-measure '{tmp_path}/old one/learned-seed0' does."

@@ -13,6 +13,7 @@ import pytest
 from nearest_etf.torchport.training.etf_report import main
 from nearest_etf.torchport.training.report import page
 from nearest_etf.torchport.training.report.data_sets import DataSet, data_sets, not_compared
+from nearest_etf.torchport.training.report.metrics import CURVES
 from nearest_etf.torchport.training.run.reading import read_run
 from nearest_etf.torchport.training.run.settings import Settings
 
@@ -105,7 +106,7 @@ def test_the_command_ranks_nothing_across_data(
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == ["1-digits", "2-a-b", "3-digits"]
     assert not_compared(sets_of(*one)) == ""
 
-    monkeypatch.setattr(page, "CURVES", page.CURVES[:1])  # in less time
+    monkeypatch.setattr(page, "CURVES", CURVES[:1])  # in less time
     monkeypatch.setattr(page, "SOLVER_CURVES", ())
     target = tmp_path / "report.html"
     assert main([*runs[:3], "--quiet", "--to", str(target), str(tmp_path / "report.svg")]) == 0
