@@ -123,6 +123,8 @@ def run_command(prog: str, body: Callable[[], int], extra: str = "train") -> int
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
         interrupted = True
+        if _importing(frame):  # torch aborts the process where an error comes in the middle of it
+            end_at_once(number, frame)
         raise KeyboardInterrupt
 
     format_before, handler_before = warnings.formatwarning, signal.getsignal(signal.SIGINT)
@@ -176,6 +178,15 @@ def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
     """What Ctrl-C does to a command that is still loading, and has nothing to lose."""
     os.write(2, f"{_command()}: interrupted\n".encode())
     os._exit(130)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being loaded."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _command() -> str:

@@ -91,6 +91,8 @@ class CheckReport:
         Where labels were given.
     failures : tuple of str
         One clause for each bound that is broken.
+    note : str
+        What is otherwise than was asked for, if anything.
     """
 
     precision: str
@@ -103,6 +105,7 @@ class CheckReport:
     accuracy_torch: float | None
     accuracy_onnx: float | None
     failures: tuple[str, ...]
+    note: str = ""
 
     @property
     def passed(self) -> bool:
@@ -120,6 +123,7 @@ class CheckReport:
         lines.append(f"  same label    {self.agreement:.2%} ({self.disagreements} differ)")
         if self.accuracy_torch is not None and self.accuracy_onnx is not None:
             lines.append(f"  accuracy      PyTorch {self.accuracy_torch:.2%}, ONNX {self.accuracy_onnx:.2%}")
+        lines += [f"  note: {self.note}"] if self.note else []
         lines += [f"  FAILED: {failure}" for failure in self.failures] or ["  all bounds hold"]
         return "\n".join(lines)
 

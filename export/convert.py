@@ -180,6 +180,8 @@ def export_onnx(
             stated["kept_in_fp32"] = kept or None
             try:
                 data, report = finish(half, precision)
+                if kept:
+                    report = replace(report, note=f"{kept} stays in float32, without which onnxruntime fails")
                 break
             except TrialError:
                 if kept == KEPT[-1]:

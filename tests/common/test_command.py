@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -238,10 +239,14 @@ def test_after_ctrl_c_any_error_is_its_consequence(
         run_command("etf-x", lambda: (_ for _ in ()).throw(consequence("a bug")))
 
 
+LOADING = "from nearest_etf.common.command import run_command\nrun_command('etf-x', lambda: __import__('slow'))"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no Ctrl-C to another process here")
-def test_ctrl_c_while_a_command_loads_is_one_line() -> None:
-    lines = ["import sys, time", "sys.argv[0] = 'bin/etf-x'", "import nearest_etf.common.command", "print(flush=True)"]
-    code = "\n".join([*lines, "time.sleep(9)"])
+@pytest.mark.parametrize("code", ["import nearest_etf.common.command, slow", LOADING])
+def test_ctrl_c_while_a_command_loads_is_one_line(code: str, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time\nprint(flush=True)\ntime.sleep(9)\n")
+    code = f"import sys\nsys.argv[0] = 'bin/etf-x'\nsys.path.insert(0, {str(tmp_path)!r})\n{code}"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()

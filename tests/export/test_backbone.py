@@ -81,12 +81,6 @@ def mean(x: Tensor, _: Tensor) -> Tensor:
     return x.relu().mean((2, 3))
 
 
-def in_place(x: Tensor, _: Tensor) -> Tensor:
-    x.relu_().mul_(2).add_(1)
-    x[:, :2] = 0
-    return x.mean((2, 3))
-
-
 def by_autocast(x: Tensor, _: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         return (x.flatten(2) @ x.flatten(2).mT).float().mean(2)
@@ -96,12 +90,9 @@ EXPORTED: dict[str, Callable[[], nn.Module]] = {
     "squeeze": lambda: Net(lambda x, _: F.adaptive_avg_pool2d(x, 1).squeeze()),
     "view of pixels, in place": OnPixels,
     "view not contiguous": lambda: Net(lambda x, _: x.permute(0, 2, 3, 1).view(x.size(0), -1, D).mean(1)),
-    "in place": lambda: Net(in_place),
     "len": lambda: Net(lambda x, _: x.mean((2, 3)).reshape(len(x), -1)),
-    "int": lambda: Net(lambda x, _: x.mean((2, 3)) + torch.zeros(int(x.shape[0]), D)),
     "float64 features": lambda: Net(lambda x, _: x.double().mean((2, 3))),
     "weight norm of old": lambda: trained(Net(mean, nn.utils.weight_norm)),  # type: ignore[arg-type]
-    "spectral norm": lambda: trained(Net(mean, nn.utils.parametrizations.spectral_norm)),
     "remembering": lambda: trained(Remembering(mean)),
     "half": lambda: Net(mean).half().to(memory_format=torch.channels_last),  # type: ignore[call-overload]
     "recurrent": Recurrent,

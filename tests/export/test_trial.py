@@ -82,7 +82,9 @@ def test_as_little_as_possible_stays_in_float32(
 
     monkeypatch.setattr(convert, "open_apart", open_here)
     path = tmp_path / "model.onnx"
-    assert export_onnx(transformer, path, **OPTIONS, precision="fp16").passed
+    report = export_onnx(transformer, path, **OPTIONS, precision="fp16")
+    assert report.passed
+    assert f"note: {KEPT[failing]} stays in float32" in str(report)
     assert seen == ["fp32"] + ["fp16"] * (1 + failing)
     assert OnnxClassifier(path).metadata["kept_in_fp32"] == KEPT[failing]
     kinds = {node.op_type for node in onnx.load(path).graph.node}

@@ -28,7 +28,11 @@ class Products(NamedTuple):
         P = 0.5 * (P + P.mT)
         T = U.mT @ G
         normal = torch.cholesky_solve((G - U @ T).mT, torch.linalg.cholesky_ex(P)[0]).mT
-        found = (U @ lyapunov_by_sign(P, T - T.mT) + normal) / top
+        S = T - T.mT
+        Phi = lyapunov_by_sign(P, S)
+        if P.dtype == torch.float64:  # the steep polynomials cost up to four digits: once more, on what is left
+            Phi = Phi + lyapunov_by_sign(P, S - (P @ Phi + Phi @ P))
+        found = (U @ Phi + normal) / top
         return torch.where(self.solved[..., None, None], found, 0.0)
 
 
