@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An editable install links the package file by file: it is made again when one of these comes or goes.
 SOURCES := $(sort $(shell find root common reference torchport export -type f -not -name '*.pyc'))
 
-.PHONY: help setup demo verify test test-oldest test-faults lint bench release clean
+.PHONY: help setup demo verify test test-oldest test-integrations test-faults lint bench docs release clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -34,8 +34,15 @@ test: lint      ## formatting, lint, types, and all tests, in as many processes 
 test-oldest:    ## all tests with the oldest versions that pyproject.toml admits, in build/oldest (see .ci/oldest.py for PINS)
 	OMP_NUM_THREADS=1 $(PYTHON) .ci/oldest.py $(PINS)
 
-test-faults: setup  ## files from strangers and ten thousand steps, in full: half an hour, into tests/faults/results
+test-integrations:  ## tests beside timm and torchvision, in build/integrations: 6 GB (see .ci/integrations.py)
+	OMP_NUM_THREADS=1 $(PYTHON) .ci/integrations.py
+
+test-faults: setup  ## files from strangers, kills, full disks, odd command lines, long runs: in full, into tests/faults/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.mutate_files
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.mutations
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.kill_points
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.surroundings
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.command_lines
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.long_run
 
 lint: setup     ## ruff and mypy
@@ -56,6 +63,11 @@ bench: setup    ## every speed claim, against its peers (see benchmarks/)
 	$(BIN)/python benchmarks/training.py --quick
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/export.py
+
+docs: setup     ## the site, into build/docs, with warnings as errors
+	rm -rf build/docs
+	$(BIN)/sphinx-build -W --keep-going -n -q -j auto -b html docs build/docs
+	@printf 'made build/docs/index.html\n'
 
 release:        ## build what would be published into dist/, the same bytes from the same commit, and check it
 	$(PYTHON) -m venv build/release

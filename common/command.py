@@ -34,6 +34,7 @@ OPTIONAL_PACKAGES = (
 )
 # How torch and NumPy say that there is not enough memory, in errors of many types.
 NO_MEMORY = ("allocate memory", "Unable to allocate", "out of memory", "Storage size calculation overflowed")
+LONGEST_WORD = 500  # characters; names of files have at most 255
 PLAIN = {"≤": "<=", "≥": ">=", "−": "-", "→": "->", "‖": "||", "√": "sqrt "}
 
 
@@ -82,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         return given
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {cut(message)} (see {self.prog} --help)\n")
 
 
 def use_plain_letters() -> None:
@@ -170,8 +171,17 @@ def run_command(prog: str, body: Callable[[], int], extra: str = "train") -> int
 
 def fail(prog: str, message: str, status: int = 2) -> int:
     """Print an error as one line; returns the exit status."""
-    print(f"{prog}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{prog}: {cut(message)}", file=sys.stderr)
     return status
+
+
+def cut(message: str) -> str:
+    """A message as one line, in which words that nobody reads to their end, as a path of a thousand folders, are cut.
+
+    >>> cut("no such folder: " + "x" * 1000)[-10:], cut("two\nlines")
+    ('xxxxxxxxx…', 'two lines')
+    """
+    return " ".join(word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}…" for word in message.split())
 
 
 def end_at_once(number: int, frame: FrameType | None) -> NoReturn:

@@ -6,6 +6,7 @@ What is read is bounded before it is read, and what we wrote is compared with it
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -24,12 +25,44 @@ class FileError(UserError):
     """A file that is missing, damaged or of another kind."""
 
 
+class _Output(io.BufferedRandom):
+    """A file that remembers what the disk had to say: torch hides an error of `write` behind one of its own."""
+
+    trouble: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.trouble = error
+            raise
+
+
+@contextmanager
+def named(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the name of a file into an error of the system, which has none where a disk is full.
+
+    >>> with named("last.pt"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    ...
+    OSError: [Errno 28] No space left on device: 'last.pt'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends without an error.
 
     It is written beside `path` as NAME.tmp, synced and renamed: readers and crashes find the old contents or the new
-    ones, never half of them.
+    ones, never half of them. A link stays, and what it leads to is replaced; a device or a pipe, such as /dev/stdout,
+    is written to when the block has ended.
 
     Examples
     --------
@@ -40,16 +73,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     ...     sorted(p.name for p in Path(folder).iterdir())
     ['figures.bin']
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        contents = io.BytesIO()
+        yield contents
+        with open(path, "wb") as device:
+            device.write(contents.getvalue())
+        return
     temporary = path.with_name(path.name + ".tmp")
+    file = None
     try:
-        with open(temporary, "w+b") as file:
+        with named(path), _Output(io.FileIO(temporary, "w+b")) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, Exception) and file is not None and file.trouble not in (None, error):
+            file.trouble.filename = str(path)
+            raise file.trouble from error
         raise
     with contextlib.suppress(OSError):  # not every system lets a folder be opened
         folder = os.open(path.parent, os.O_RDONLY)
@@ -63,6 +106,15 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a whole file, text as UTF-8; see `replacing`."""
     with replacing(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def append_line(path: str | os.PathLike[str], line: str, *, sync: bool = False) -> None:
+    """Add a line to a text file; with `sync` it is on the disk afterwards."""
+    with named(path), open(path, "a", encoding="utf-8") as file:
+        file.write(line)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Finding image files: named ones, patterns, and folders with all below them; training and prediction find in one way.
 
-Hidden files and folders (`._x.jpg` of macOS, `.ipynb_checkpoints`) are passed over, linked folders are followed once,
-and whatever else is left out is counted, so that nothing goes missing in silence.
+Hidden files and folders (`._x.jpg` and `__MACOSX` of macOS, `.ipynb_checkpoints`) are passed over, linked folders are
+followed once, and whatever else is left out is counted, so that nothing goes missing in silence.
 """
 
 from __future__ import annotations
@@ -19,6 +19,18 @@ IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm"),
     *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
+
+
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # what unpacking a macOS archive and Synology's photo index leave behind
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is passed over by its name.
+
+    >>> is_hidden("._1.jpg"), is_hidden("__MACOSX"), is_hidden("1.jpg")
+    (True, True, False)
+    """
+    return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
 @dataclass
@@ -117,7 +129,7 @@ def _search(first: Path, found: FoundImages, seen: set[str]) -> None:
         seen.add(real)
         try:
             with os.scandir(folder) as scan:
-                entries = [entry for entry in scan if not entry.name.startswith(".")]
+                entries = [entry for entry in scan if not is_hidden(entry.name)]
         except OSError:
             found.closed.append(folder)
             continue

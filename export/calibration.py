@@ -44,6 +44,12 @@ class Calibration:
         Expected calibration error, 0…1.
     split : str
         Where the images come from, if that is known.
+
+    Examples
+    --------
+    >>> found = fit_calibration([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]], [0, 0, 0, 1])  # too sure of itself
+    >>> found.factor < 1, found.images, found.nll_after < found.nll_before
+    (True, 4, True)
     """
 
     factor: float

@@ -46,6 +46,11 @@ class Bound:
         Least share of images with the same label.
     accuracy_loss : float or None
         Largest loss of accuracy, 0…1.
+
+    Examples
+    --------
+    >>> Bound(logits=0.05, agreement=0.99)  # for export_onnx(..., precision="fp16", bound=...)
+    Bound(logits=0.05, agreement=0.99, accuracy_loss=None)
     """
 
     logits: float | None
@@ -93,6 +98,12 @@ class CheckReport:
         One clause for each bound that is broken.
     note : str
         What is otherwise than was asked for, if anything.
+
+    Examples
+    --------
+    >>> found = CheckReport("fp32", 8, (1, 8), 2048, {"logits": Deviation(1e-6, 1e-7)}, 0, 1.0, None, None, ())
+    >>> found.passed, found.outputs["logits"].absolute
+    (True, 1e-06)
     """
 
     precision: str

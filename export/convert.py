@@ -213,7 +213,38 @@ def export_head_onnx(
 ) -> CheckReport:
     """Write the head alone: features (N, d) of one floating-point type to logits and the rest, in opset 13…25.
 
-    It is checked on the backbone's features of `check_images`; all else is as in `export_onnx`.
+    It is checked on the backbone's features of `check_images`.
+
+    Parameters
+    ----------
+    check_images : (N, H, W, C) uint8
+        Real images to check on.
+    precision : {"fp32", "fp16", "fp64"}
+        Of the features that the file takes, and of its outputs.
+    opset : int
+        Version of ONNX's operators, 13…25; the default is for the oldest runtimes.
+    others
+        As in `export_onnx`.
+
+    Returns
+    -------
+    CheckReport
+
+    Raises
+    ------
+    ExportError, CheckError
+        As `export_onnx`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from nearest_etf.torchport import Classifier, FixedETFHead
+    >>> model = Classifier(nn.Flatten(), FixedETFHead(12, 4))
+    >>> images = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 3), np.uint8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = export_head_onnx(model, f"{folder}/head.onnx", check_images=images, mean=[0.5] * 3, std=[0.5] * 3)
+    ...     OnnxClassifier(f"{folder}/head.onnx").input_shape
+    (12,)
     """
     path = writable_target(path, overwrite)
     _one_of("precision", precision, tuple(DTYPES))

@@ -43,7 +43,8 @@ etf-export check model.onnx --run runs/x                repeat the check""",
     parser.add_argument("--layout", choices=("NHWC", "NCHW"), default="NHWC", help="of the images [NHWC]")
     parser.add_argument("--float-input", action="store_true", help="take normalised float32, not 8-bit pixels")
     parser.add_argument("--head-only", action="store_true", help="take features: leave out backbone and pixels")
-    parser.add_argument("--samples", type=int, default=0, metavar="N", help="also write N held-out images as PNG")
+    about = "also write N held-out images: as PNG, or, of an image folder, copies of its files"
+    parser.add_argument("--samples", type=int, default=0, metavar="N", help=about)
     parser.add_argument(
         "--page",
         metavar="FILE",
@@ -66,7 +67,7 @@ etf-export check model.onnx --run runs/x                repeat the check""",
     parser.add_argument("--opset", type=int, metavar="N", help="ONNX operators' version [18; 13 with --head-only]")
     parser.add_argument("--licence", metavar="TEXT", help="licence terms, for the file's metadata")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    _add_shared_flags(parser)
+    _add_shared_flags(parser, "its result, as etf-train says at the end")
     return parser
 
 
@@ -75,15 +76,15 @@ def build_check_parser() -> Parser:
     parser = Parser("etf-export check", "Check an exported file against its run.")
     parser.add_argument("model", metavar="MODEL", help="an ONNX file that etf-export wrote")
     parser.add_argument("--run", required=True, metavar="RUN", help="the run folder that it came from")
-    _add_shared_flags(parser)
+    _add_shared_flags(parser, "the one that the file was made from")
     return parser
 
 
-def _add_shared_flags(parser: Parser) -> None:
+def _add_shared_flags(parser: Parser, default: str) -> None:
     parser.add_argument(
         "--checkpoint",
         choices=("best", "last", "recalibrated"),
-        help="of the run [its result, as etf-train says at the end]",
+        help=f"of the run [{default}]",
     )
     parser.add_argument(
         "--check-images", type=int, default=1000, metavar="N", help="held-out images to check on [1000]"
@@ -171,17 +172,25 @@ def fitted_ood(trained: TrainedModel, given: Namespace) -> OodScore:
 def check(given: Namespace) -> int:
     """`etf-export check MODEL --run RUN`."""
     _check_counts(given, {"check_images": 1})
+    from ..torchport.training.run.reading import read_run
     from .check import check_onnx
     from .from_run import load_trained
     from .ood import recorded_ood
     from .predict import OnnxClassifier
 
     log = printer(given.quiet)
-    trained = load_trained(Path(given.run), given.checkpoint, given.data_dir, given.data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        about = OnnxClassifier(given.model)
+    made_from = about.metadata.get("checkpoint")
+    known = made_from in read_run(given.run, need_rows=False).checkpoints
+    trained = load_trained(
+        Path(given.run), given.checkpoint or (made_from if known else None), given.data_dir, given.data
+    )
     _, images, labels = trained.check_images(given.check_images)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ood = recorded_ood(trained, OnnxClassifier(given.model).ood)
+        ood = recorded_ood(trained, about.ood)
         report = check_onnx(trained.model, given.model, images, labels, mean=trained.mean, std=trained.std, ood=ood)
     log_source(trained, log)
     log(report)

@@ -86,7 +86,7 @@ def predict(given: Namespace) -> int:
     import PIL  # noqa: F401  here, so that its absence is one line and not one for each image
 
     from .predict import OnnxClassifier
-    from .prediction_rows import as_text, image_rows
+    from .prediction_rows import as_text, image_rows, width
 
     log = printer(given.quiet)
     output = output_file(given.output, given.overwrite)
@@ -125,7 +125,7 @@ def predict(given: Namespace) -> int:
                 unfamiliar += int(prediction.accepted is not None and not prediction.accepted[i])
                 yield image_rows(path, prediction, i, names, given.top_k, ood=given.ood)
 
-    widths = max(len(str(path)) for path in paths), max(map(len, names))
+    widths = width(paths), width(names)
     with written(output) as out:
         for text in as_text(images(), style, widths, ood=given.ood):
             out.write(text)
@@ -140,7 +140,9 @@ def predict(given: Namespace) -> int:
             height, width, _ = classifier.image_shape or (0, 0, 0)
             takes = f"it takes photos of {width}×{height} pixels, as they are"
             log(f"etf-predict: note: the model file records no transform: {takes}", file=sys.stderr)
-        return fail("etf-predict", f"{len(broken)} of {len(paths)} images were left out", 1)
+        return fail(
+            "etf-predict", f"{len(broken)} of {len(paths)} images {'was' if len(broken) == 1 else 'were'} left out", 1
+        )
     return 0
 
 

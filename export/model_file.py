@@ -1,7 +1,7 @@
 """A model file and its sidecar: how they are written, and how a file is verified before it runs.
 
-The sidecar `model.json` beside `model.onnx` holds the file's metadata, the report of its check, and its SHA-256, which
-is verified on loading: onnxruntime runs many damaged files without a complaint.
+The sidecar `model.json` beside `model.onnx` holds the file's metadata, the report of its check, its SHA-256, which is
+verified on loading (onnxruntime runs many damaged files without a complaint), and a seal of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnxruntime
 
 from ..common.errors import first_line
 from ..common.files import read_bytes, read_json, reading, replacing
+from ..common.seals import sealed_json
 from .contents import LARGEST_MODEL, check_contents, check_metadata
 from .errors import InputError, ModelFileError
 
@@ -60,7 +61,7 @@ def writable_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
 def write_model(path: Path, data: bytes, metadata: Mapping[str, Any], check: Mapping[str, Any]) -> None:
     """Write a model and its sidecar, each whole or not at all; the model appears last."""
     sidecar = {"sha256": hashlib.sha256(data).hexdigest(), **metadata, "check": check}
-    text = json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(sealed_json(sidecar), indent=1, ensure_ascii=False) + "\n"
     try:
         with replacing(path) as model, replacing(path.with_suffix(".json")) as side:
             model.write(data)

@@ -60,6 +60,13 @@ class OodScore:
         How many these were.
     split : str
         Where they are from: "val"; "train" where a run has no validation images.
+
+    Examples
+    --------
+    >>> features, labels = np.eye(6)[[0, 1, 0, 1]] + 0.1 * np.eye(6)[[2, 3, 4, 5]], [0, 1, 0, 1]
+    >>> score = fit_ood("nci", features, labels, features, np.eye(2, 6), np.zeros(2))
+    >>> score.name, score.images, sorted(score.constants)
+    ('nci', 4, ['global_mean'])
     """
 
     name: str

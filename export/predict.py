@@ -42,6 +42,14 @@ class Prediction:
         Of a file with such a score; larger is more like the training images.
     accepted : (N,) bool, optional
         Whether the score reaches the threshold that is in the file.
+
+    Examples
+    --------
+    >>> logits, probabilities = np.array([[2.0, 0.0, 1.0]]), np.array([[0.665, 0.090, 0.245]])
+    >>> cosines = np.array([[0.9, -0.4, 0.1]])
+    >>> found = Prediction(np.array([0]), ("cat",), probabilities, cosines[:, 0], logits, cosines)
+    >>> len(found), found.top(2).tolist()
+    (1, [[0, 2]])
     """
 
     labels: NDArray[np.int64]
@@ -224,7 +232,8 @@ class OnnxClassifier:
 
         Parameters
         ----------
-        images : (N, *input_shape), of dtype `input_dtype`
+        images : (N, …)
+            Each image of `input_shape`; of dtype `input_dtype`.
         batch_size : int
             Images per run of the session, which bounds memory.
 
@@ -251,8 +260,8 @@ class OnnxClassifier:
         try:
             return self._session.run([*self._outputs, COSINES], {self._input_name: np.ascontiguousarray(x)})
         except Exception as error:
-            reason = f"onnxruntime fails on a batch of {len(x)} ({first_line(error)})"
-            raise InputError(f"{self._name}: {reason}: try a smaller batch size") from error
+            reason = f"cannot classify {len(x)} at a time: try a smaller batch size"
+            raise InputError(f"{self._name} {reason} (onnxruntime: {first_line(error)})") from error
 
     def _nothing(self) -> list[NDArray[Any]]:
         kind = np.dtype(np.float32) if self.takes_images else self.input_dtype

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..common.text import columns_of, shown
 from .predict import Prediction
 
 COLUMNS = ("file", "rank", "label", "name", "probability", "cosine")
@@ -49,7 +50,7 @@ def as_text(
     images : iterable of lists of rows
     style : {"table", "csv", "json", "jsonl"}
     widths : (int, int)
-        Of the columns of files and names in a table.
+        Of the columns of files and names in a table, see `width`.
     ood : bool
         Whether the rows have `OOD_COLUMNS`.
 
@@ -82,10 +83,29 @@ def as_text(
     else:
         for rows in images:
             yield "".join(
-                f"{row['file']:<{widths[0]}}  {row['name']:<{widths[1]}}  {row['probability']:7.2%}"
-                f"  cosine {row['cosine']:.3f}{_familiarity(row) if ood else ''}\n"
+                f"{padded(row['file'], widths[0])}  {padded(row['name'], widths[1])}  {row['probability']:7.2%}"
+                f"  cosine {row['cosine']:6.3f}{_familiarity(row) if ood else ''}\n"
                 for row in rows
             )
+
+
+def width(names: Iterable[object]) -> int:
+    """How many columns of a terminal the longest of some names takes.
+
+    >>> width(["cat", "猫猫"])
+    4
+    """
+    return max(columns_of(shown(name)) for name in names)
+
+
+def padded(name: object, width: int) -> str:
+    """A name in one line, filled with spaces up to so many columns.
+
+    >>> padded("two\\nlines", 10) + "|"
+    'two lines |'
+    """
+    line = shown(name)
+    return line + " " * (width - columns_of(line))
 
 
 def _familiarity(row: Row) -> str:

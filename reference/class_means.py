@@ -1,6 +1,6 @@
 """Running class means, the input of the nearest ETF during training.
 
-Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3; design, section 1. At step t = 1, 2, …
+Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3. At step t = 1, 2, …
 
     H_t = α_t · (batch class means − batch global mean) + (1 − α_t) · H_{t−1},    α_t = max(2/(t+1), 1e-4),
 

@@ -18,6 +18,12 @@ def canonical_tight_frame(num_features: int, num_classes: int) -> Array:
 
     For K ≤ d+1 the ETF `U M` of the canonical frame `U = eye(d, K)` (`Qᵀ` for d = K−1). For K > d+1 the first d rows
     of the orthonormal DCT-II matrix that are not constant, `F[j, k] = √(2/K) cos(π (j+1)(2k+1)/(2K))`.
+    Source: Strang 1999, *The discrete cosine transform*.
+
+    Parameters
+    ----------
+    num_features, num_classes : int
+        d and K.
 
     Raises
     ------

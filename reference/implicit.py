@@ -1,6 +1,7 @@
 """The derivative of the nearest ETF in closed form; `declarative` has the paper's dense form as an independent check.
 
-Source: design, section 1. Differentiating the polar decomposition `A = X P` under `XᵀX = I` gives
+Source: Gould, Hartley & Campbell 2021, *Deep Declarative Networks*, proposition 4.5, of which this is the closed form
+(derived in docs/mathematics.md). Differentiating the polar decomposition `A = X P` under `XᵀX = I` gives
 
     dX = X Ω + (I − XXᵀ) dA P⁻¹,    P Ω + Ω P = XᵀdA − dAᵀX    (Ω skew),
 

@@ -49,8 +49,20 @@ def max_softmax_score(features: ArrayLike, weight: ArrayLike, bias: ArrayLike | 
 
 
 def max_logit_score(features: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None) -> Array:
-    """The largest logit, (N,); arguments and errors as for `max_softmax_score`.
+    """The largest logit, (N,).
 
+    Parameters
+    ----------
+    features, weight, bias
+        As for `max_softmax_score`.
+
+    Raises
+    ------
+    ValueError
+        As `max_softmax_score`.
+
+    Examples
+    --------
     >>> max_logit_score([[3.0, 1.0]], np.eye(2)).tolist()
     [3.0]
     """
@@ -256,7 +268,7 @@ def fpr95(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
 
     Parameters
     ----------
-    scores_in, scores_out
+    scores_in, scores_out : (N,) and (N′,)
         As for `auroc`.
 
     Raises

@@ -59,6 +59,12 @@ class NearestETF:
         The certificate `‖A‖_* − ⟨X, A⟩`: zero, up to rounding, exactly at a global minimiser.
     gradient_norm, condition_number : float
         Norm of the Riemannian gradient of (P′); σ₁/σ_m of A.
+
+    Examples
+    --------
+    >>> found = nearest_etf(np.eye(5, 3))
+    >>> found.frame.shape, found.classifier.shape, found.status.ok, abs(found.optimality_gap) < 1e-12
+    ((5, 3), (3, 5), True, True)
     """
 
     frame: Array

@@ -26,7 +26,20 @@ EPS = float(np.finfo(np.float64).eps)
 
 
 class Status(Enum):
-    """How a solve ended; `advice` is the remedy in words."""
+    """How a solve ended.
+
+    Attributes
+    ----------
+    ok : bool
+        Whether the point is a minimiser.
+    advice : str
+        The remedy in words.
+
+    Examples
+    --------
+    >>> [status.name for status in Status if status.ok]
+    ['CONVERGED', 'NOT_UNIQUE']
+    """
 
     CONVERGED = "converged"
     NOT_UNIQUE = "not_unique"
@@ -109,7 +122,30 @@ class Iteration:
 
 @dataclass(frozen=True)
 class TrustRegionResult:
-    """The point where the method ended, its status and the history."""
+    """The point where the method ended, its status and the history.
+
+    Attributes
+    ----------
+    point : (d, K)
+        `U`.
+    model : LocalModel
+        The quadratic model of the cost there.
+    cost, gradient_norm : float
+        The cost, and the norm of its Riemannian gradient.
+    status : Status
+    history : tuple of Iteration
+    iterations : int
+
+    Examples
+    --------
+    >>> class Linear:
+    ...     def cost(self, U): return -float(U[:2].trace())
+    ...     def gradient(self, U): return -np.eye(4, 2)
+    ...     def hessian(self, U, V): return np.zeros_like(V)
+    >>> found = trust_region(Linear(), np.eye(4, 2, k=-1))
+    >>> found.point.shape, found.status.ok, round(found.cost, 6)
+    ((4, 2), True, -2.0)
+    """
 
     model: LocalModel  # at the final point
     cost: float

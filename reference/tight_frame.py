@@ -50,6 +50,12 @@ class NearestTightFrame:
         As in `NearestETF`; the condition number is σ₁/σ_r of A.
     objective : float
         `‖H − F/√r‖_F² + (δ/2) ‖F − F₀ M‖_F²`.
+
+    Examples
+    --------
+    >>> found = nearest_tight_frame(np.random.default_rng(0).standard_normal((3, 8)))
+    >>> found.rank, found.is_etf, found.classifier.shape, bool(np.allclose(found.frame @ found.frame.T, np.eye(3)))
+    (3, False, (8, 3), True)
     """
 
     frame: Array

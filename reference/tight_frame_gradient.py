@@ -1,7 +1,7 @@
 """The derivative of the nearest tight frame in closed form.
 
-For K ≤ d+1 it is the one of `implicit`. For K > d+1 let `A = L Σ Rᵀ` have rank ρ; its polar factor on its range is
-`W = L Rᵀ`. Along changes that keep the rank,
+For K ≤ d+1 it is the one of `reference.implicit`. For K > d+1 let `A = L Σ Rᵀ` have rank ρ; its polar factor on its
+range is `W = L Rᵀ`. Along changes that keep the rank,
 
     dW = L Ω Rᵀ + (I − LLᵀ) dA R Σ⁻¹ Rᵀ + L Σ⁻¹ Lᵀ dA (I − RRᵀ),    Σ Ω + Ω Σ = Lᵀ dA R − Rᵀ dAᵀ L,
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,3 +48,13 @@ def test_photos_are_classified_by_the_file_as_training_reported(
     before = [row["val_accuracy"] for row in read_rows(tmp_path / "run") if row["epoch"] == 0]
     assert len(before) == (network == "pretrained")
     assert all(accuracy > 0.5 for accuracy in before)  # the aligned start
+
+
+def test_two_processes_hold_one_frame() -> None:
+    """Native threads can abort an interpreter that shuts down, so that what was printed counts, not the exit status."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = str(EXAMPLES / "two_processes.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, script], capture_output=True, text=True, check=False, env=environment)
+    assert "frames differ by 0e+00" in done.stdout, done.stderr
+    assert float(re.findall(r"accuracy ([\d.]+)%", done.stdout)[0]) > 90

@@ -2,6 +2,7 @@
 
 `measure_collapse` takes a trained model as it is: hooks stand on one layer during the measurement and go afterwards. It
 streams the features into `NeuralCollapseMeter`, in memory O(Kd + d²).
+Formulas and sources are those of `reference.collapse`.
 """
 
 from __future__ import annotations

@@ -50,6 +50,11 @@ class ClassMeans(nn.Module):
     steps : int64 buffer
         t, the number of batches.
 
+    Raises
+    ------
+    ValueError
+        If a size is no whole number, or `averaging` is unknown.
+
     Examples
     --------
     >>> running = ClassMeans(num_features=2, num_classes=2)
@@ -114,6 +119,9 @@ class ClassMeans(nn.Module):
 
     def batch_sums(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of features per class (d, K), and how many there are (K,), over all processes."""
+        if self.steps.is_floating_point():  # a loader that casts has set the buffers one by one, as Transformers' does
+            keep_single(self, "class_means", "global_mean")
+            keep_integer(self, "batches", "steps")
         sums = all_reduce_sum(class_sums(features.to(self.class_means.dtype), targets, self.num_classes))
         d = self.num_features
         return sums[:, :d].mT, sums[:, d].detach()
@@ -221,6 +229,14 @@ def keep_single(module: nn.Module, *names: str) -> None:
     for name in names:
         value: Tensor = getattr(module, name)
         setattr(module, name, value.to(at_least_single(value.dtype)))
+
+
+def keep_integer(module: nn.Module, *names: str) -> None:
+    """Take counters that a cast has made floating-point numbers of back to integers."""
+    for name in names:
+        value: Tensor = getattr(module, name)
+        if value.is_floating_point():
+            setattr(module, name, value.long())
 
 
 def only_finite(module: nn.Module, values: dict[str, Tensor], *decisive: Tensor) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """Neural collapse measured over a stream of batches, on the device, in memory O(Kd + d²).
 
-The figures are those of `reference.collapse`, which has their formulas and sources. What is particular here
-is how covariances are accumulated without cancellation: every class has an *origin*, its first sample seen,
-and sums are taken of the residuals `r = x − origin` alone. `Σ_W = (Σ r rᵀ − Σ_c n_c δ_c δ_cᵀ)/N`, δ_c the
-mean residual of class c, then subtracts numbers of the size of the spread within a class, however far the
-classes are apart; it is exactly zero for features that have collapsed exactly. Products of a batch are
-taken in the precision of the features, everything that outlives the batch is float64. Lengths are measured in a *unit*,
-the power of two below the largest entry of the first batch, so that squares neither overflow nor underflow.
+The figures are those of `reference.collapse`, which has their formulas and sources. What is particular here is how
+covariances are accumulated without cancellation: every class has an *origin*, its first sample seen, and sums are taken
+of the residuals `r = x − origin` alone. `Σ_W = (Σ r rᵀ − Σ_c n_c δ_c δ_cᵀ)/N`, δ_c the mean residual of class c, then
+subtracts numbers of the size of the spread within a class, however far the classes are apart; it is exactly zero for
+features that have collapsed exactly. Products of a batch are taken in the precision of the features, everything that
+outlives the batch is float64. Lengths are measured in a *unit*, the power of two below the largest entry of the first
+batch, so that squares neither overflow nor underflow.
 
-What depends on single samples and on the class means (NC4, the cosine margins) takes a second pass over the
-data.
+What depends on single samples and on the class means (NC4, the cosine margins) takes a second pass over the data.
 """
 
 from __future__ import annotations
@@ -45,12 +44,15 @@ class NeuralCollapseMeter:
 
     Parameters
     ----------
-    num_features : int
-        d.
-    num_classes : int
-        K, at least 2.
+    num_features, num_classes : int
+        d and K, at least 1 and 2.
     device : torch.device or str, optional
-        Where the accumulators lie and features are expected; it must have float64.
+        Where the accumulators lie and features (B, d) are expected; it must have float64.
+
+    Raises
+    ------
+    ValueError
+        If d < 1 or K < 2.
 
     Examples
     --------

@@ -55,7 +55,7 @@ def mutual_coherence(rows: Tensor, centre: Tensor | None = None) -> float:
 
     Parameters
     ----------
-    rows, centre
+    rows, centre : (K, d) and (d,)
         As for `hyperspherical_uniformity`.
 
     Raises

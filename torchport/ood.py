@@ -42,8 +42,20 @@ def max_softmax_score(features: Tensor, weight: Tensor, bias: Tensor | None = No
 
 
 def max_logit_score(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The largest logit, (N,); arguments and errors as for `max_softmax_score`.
+    """The largest logit, (N,).
 
+    Parameters
+    ----------
+    features, weight, bias
+        As for `max_softmax_score`.
+
+    Raises
+    ------
+    ValueError
+        As `max_softmax_score`.
+
+    Examples
+    --------
     >>> max_logit_score(torch.tensor([[3.0, 1.0]]), torch.eye(2))
     tensor([3.])
     """

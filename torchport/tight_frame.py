@@ -152,6 +152,13 @@ def canonical_tight_frame(
     For K ≤ d+1 what problem (R) starts from: `eye(d, K) M`, and for K = d+1 Helmert's basis. Else rows of the cosine
     transform, `F[j, k] = √(2/K) cos(π (j+1) (2k+1) / (2K))`, whose rows are orthonormal and sum to zero.
 
+    Parameters
+    ----------
+    num_features, num_classes : int
+        d and K.
+    dtype, device : optional
+        Of the result; by default torch's own.
+
     Raises
     ------
     ValueError

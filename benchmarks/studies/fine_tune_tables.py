@@ -7,63 +7,142 @@ import math
 import statistics
 from typing import Any
 
-from fine_tune import CURVES, HEADS, TARGETS, chosen  # type: ignore[import-not-found]
-from paired import median_and_range, paired  # type: ignore[import-not-found]
+import fine_tune  # type: ignore[import-not-found]
+from fine_tune import CURVES, HEADS, TARGETS, TEMPERATURES, chosen  # type: ignore[import-not-found]
+from paired import Paired, median_and_range, paired  # type: ignore[import-not-found]
 
 Rows = list[dict[str, Any]]
-OPPONENTS = ("learned", "linear", "probe")  # differences to these are reported, where they ran
+# The comparisons that docs/protocol.md names, and others, at the centre.
+NAMED = (
+    *(("implicit", "learned"), ("fixed", "learned"), ("implicit", "linear"), ("implicit", "probe")),
+    ("learned", "linear"),
+)
+SECONDARY = (
+    *(("implicit", "fixed"), ("implicit", "implicit-detached"), ("implicit", "class-mean"), ("class-mean", "learned")),
+    *(("implicit", "tight-frame"), ("probe", "linear"), ("fixed", "linear"), ("fixed", "probe")),
+    *(("ntce", "learned"), ("nonl", "learned"), ("implicit", "nonl")),
+)
+# Two settings of one budget, the same seeds: (head, factor) against (head, factor).
+ACROSS = (
+    *(((head, "centre"), (head, "not aligned")) for head in ("learned", "fixed", "implicit")),
+    (("implicit", "not aligned"), ("learned", "centre")),
+    *(((head, "centre"), (head, "batch norm learns")) for head in ("linear", "learned", "fixed", "implicit")),
+    (("learned", "head rate ×10"), ("learned", "centre")),
+    (("implicit", "centre"), ("learned", "head rate ×10")),
+)
 
 
 def tables(rows: Rows) -> str:
     """Accuracies and differences by factor and budget, the way to the targets, and what was tuned."""
-    reported = [row for row in rows if row["stage"] == "report"]
-    parts = []
-    for factor, epochs in dict.fromkeys((row["factor"], row["epochs"]) for row in reported):
-        of_setting = [row for row in reported if (row["factor"], row["epochs"]) == (factor, epochs)]
-        parts += [f"**{factor}, {epochs} epochs**", comparison(of_setting)]
-        if factor == "centre":
-            parts += [f"**{factor}, {epochs} epochs: the way there**", way(of_setting, CURVES[epochs])]
-    for epochs in dict.fromkeys(row["epochs"] for row in rows if row["stage"] == "tune"):
-        parts += [f"**Tuning, {epochs} epochs**, validation accuracy", tuned(rows, epochs)]
-    return "\n\n".join(parts)
+    centre = [row for row in rows if row["factor"] == "centre"]
+    parts = ["**The claims**", claims(rows), "**Accuracies**", standings(rows)]
+    parts += ["**Named comparisons, and the same in other settings**", differences(rows, NAMED)]
+    parts += ["**Secondary comparisons**", differences(centre, SECONDARY), "**Between settings**", across(rows)]
+    parts += [f"**The way there, {epochs} epochs**\n\n{way(rows, epochs)}" for epochs in CURVES]
+    parts += ["**Tuning**, validation accuracy", over_temperature(rows)]
+    return "\n\n".join([*parts, *(grid(rows, epochs) for epochs in CURVES)])
 
 
-def comparison(rows: Rows) -> str:
-    """Median and range of every head, and its differences to the opponents, in points, seed by seed."""
-    by_head = {head: accuracies(rows, head) for head in HEADS if accuracies(rows, head)}
-    opponents = [head for head in OPPONENTS if head in by_head]
-    names = ["head", "rate, τ and the like", "before training", "test accuracy"]
-    names += [f"minus {opponent}: mean [interval], verdict; each seed" for opponent in opponents]
-    lines = [names]
-    for head, values in by_head.items():
-        own = [row for row in rows if row["head"] == head]
-        before = [row["curve"]["0"] for row in own if "0" in row["curve"]]
-        line = [head, settings(own[0]), f"{statistics.median(before):.3f}" if before else "–"]
-        line.append(median_and_range(list(values.values())))
-        for opponent in opponents:
-            both = values.keys() & by_head[opponent].keys()
-            line.append("–" if head == opponent or not both else difference(values, by_head[opponent]))
-        lines.append(line)
+def settings_of(rows: Rows) -> list[tuple[str, int]]:
+    """Factors and budgets of the reported rows, the centre first, in the order of docs/protocol.md."""
+    found = {(row["factor"], row["epochs"]) for row in rows if row["stage"] == "report"}
+    order = ("centre", *(name for scale in (fine_tune.SMALL, fine_tune.FULL) for name, *_ in scale.variations))
+    return sorted(found, key=lambda setting: (order.index(setting[0]), setting[1]))
+
+
+def reported(rows: Rows, factor: str, epochs: int) -> Rows:
+    return [row for row in rows if (row["stage"], row["factor"], row["epochs"]) == ("report", factor, epochs)]
+
+
+def standings(rows: Rows) -> str:
+    """Every head of every setting: its choice, accuracy before training, and median and range at the end."""
+    lines = [["setting", "head", "rate, τ and the like", "before training", "test accuracy: median (range)", "seeds"]]
+    for factor, epochs in settings_of(rows):
+        of_setting = reported(rows, factor, epochs)
+        for head in heads_of(of_setting):
+            own = [row for row in of_setting if row["head"] == head]
+            before = statistics.median([row["curve"]["0"] for row in own])
+            values = [row["accuracy"] for row in own]
+            diverged = sum("diverged" in row for row in own)
+            count = f"{len(values)}, {diverged} diverged" if diverged else str(len(values))
+            line = [f"{factor}, {epochs} epochs", head, settings(own[0]), f"{before:.3f}"]
+            lines.append([*line, median_and_range(values), count])
     return markdown(lines)
+
+
+def differences(rows: Rows, pairs: tuple[tuple[str, str], ...]) -> str:
+    """Paired differences in points, in every setting, for the pairs whose heads ran in it."""
+    lines = [["setting", "comparison", "mean [95 % interval]", "verdict", "each seed"]]
+    for (factor, epochs), (head, other) in itertools.product(settings_of(rows), pairs):
+        of_setting = reported(rows, factor, epochs)
+        values, others = accuracies(of_setting, head), accuracies(of_setting, other)
+        if values.keys() & others.keys():
+            lines.append([f"{factor}, {epochs} epochs", f"{head} − {other}", *cells(paired(values, others))])
+    return markdown(lines)
+
+
+def across(rows: Rows, epochs: int = 4) -> str:
+    """Paired differences between two settings, each head with its choice of the centre."""
+    lines = [["comparison", "mean [95 % interval]", "verdict", "each seed"]]
+    for (head, factor), (other, its_factor) in ACROSS:
+        values = accuracies(reported(rows, factor, epochs), head)
+        others = accuracies(reported(rows, its_factor, epochs), other)
+        if values.keys() & others.keys():
+            name = f"{head} ({factor}) − {other} ({its_factor})"
+            lines.append([name, *cells(paired(values, others))])
+    return markdown(lines)
+
+
+def cells(pair: Paired) -> list[str]:
+    """Mean with interval, verdict, and each difference, in points of accuracy."""
+    low, high = pair.interval
+    each = " ".join(f"{100 * x:+.1f}" for x in pair.differences)
+    return [f"{100 * pair.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]", pair.verdict, each]
 
 
 def difference(values: dict[int, float], others: dict[int, float]) -> str:
     """As in "+1.2 [+0.3, +2.1] better; +0.9 +1.5 …", in points of accuracy."""
-    pair = paired(values, others)
-    low, high = pair.interval
-    each = " ".join(f"{100 * x:+.1f}" for x in pair.differences)
-    return f"{100 * pair.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] {pair.verdict}; {each}"
+    mean, verdict, each = cells(paired(values, others))
+    return f"{mean} {verdict}; {each}"
 
 
-def way(rows: Rows, epochs: tuple[int, ...]) -> str:
+def claims(rows: Rows) -> str:
+    """The two claims that docs/protocol.md names, by its rules."""
+    lines = [["claim", "stands if", "found", "verdict"]]
+    verdicts = {}
+    for epochs, head in itertools.product((4, 20), ("implicit", "fixed")):
+        of_setting = reported(rows, "centre", epochs)
+        values, others = accuracies(of_setting, head), accuracies(of_setting, "learned")
+        verdicts[head, epochs] = "undecided", f"{head} not run"
+        if values.keys() & others.keys():
+            mean, verdict, _ = cells(paired(values, others))
+            verdicts[head, epochs] = verdict, f"{head} {mean} {verdict}"
+    small = [verdicts["implicit", 4], verdicts["fixed", 4]]
+    stands = any(verdict == "better" for verdict, _ in small)
+    found = "; ".join(told for _, told in small)
+    rule = "implicit or fixed is better than learned after 4 epochs"
+    lines.append(["aligned ETF heads serve small budgets", rule, found, says(stands)])
+    stands = stands and verdicts["implicit", 20][0] == "better"
+    lines.append(
+        ["they serve fine-tuning", "and implicit also after 20", verdicts["implicit", 20][1], says(stands)],
+    )
+    return markdown(lines)
+
+
+def says(stands: bool) -> str:
+    return "**stands**" if stands else "**does not stand**"
+
+
+def way(rows: Rows, epochs: int) -> str:
     """Medians at the epochs named in advance, and the first of them at which the targets stand, seed by seed."""
-    lines = [["head", *(f"epoch {epoch}" for epoch in epochs), *(f"to {target:.2f}" for target in TARGETS)]]
-    for head in HEADS:
-        own = sorted((row for row in rows if row["head"] == head), key=lambda row: row["seed"])
-        if own:
-            points = [[row["curve"][str(e)] for row in own if str(e) in row["curve"]] for e in epochs]
-            line = [head, *(f"{statistics.median(values):.3f}" if values else "–" for values in points)]
-            lines.append([*line, *(times([first(row, target) for row in own]) for target in TARGETS)])
+    at = CURVES[epochs]
+    lines = [["head", *(f"epoch {epoch}" for epoch in at), *(f"to {target:.2f}" for target in TARGETS)]]
+    of_setting = reported(rows, "centre", epochs)
+    for head in heads_of(of_setting):
+        own = sorted((row for row in of_setting if row["head"] == head), key=lambda row: row["seed"])
+        points = [[row["curve"][str(e)] for row in own if str(e) in row["curve"]] for e in at]
+        line = [head, *(f"{statistics.median(values):.3f}" if values else "–" for values in points)]
+        lines.append([*line, *(times([first(row, target) for row in own]) for target in TARGETS)])
     return markdown(lines)
 
 
@@ -82,24 +161,50 @@ def times(epochs: list[float]) -> str:
     return f"{names[0]}; {' '.join(names[1:])}"
 
 
-def tuned(rows: Rows, epochs: int) -> str:
-    """For each head and value of its knob the best rate and its accuracy; the choice is in bold."""
-    lines = [["head", "knob: accuracy at its best rate"]]
-    for head, contestant in HEADS.items():
-        own = [row for row in rows if (row["stage"], row["head"], row["epochs"]) == ("tune", head, epochs)]
-        choice = chosen(rows, head, epochs)
-        if choice is None:
+def trials(rows: Rows, head: str, epochs: int) -> dict[tuple[float, float], float]:
+    """Mean validation accuracy over the tuning seeds, by rate and knob."""
+    found: dict[tuple[float, float], list[float]] = {}
+    for row in rows:
+        if (row["stage"], row["head"], row["epochs"]) == ("tune", head, epochs):
+            found.setdefault((row["rate"], row[HEADS[head].knob]), []).append(row["accuracy"])
+    return {pair: statistics.fmean(values) for pair, values in found.items()}
+
+
+def over_temperature(rows: Rows) -> str:
+    """Validation accuracy of the heads on a sphere over τ, at the best rate of each; the choice is in bold."""
+    lines = [["head", "epochs", *(f"τ = {tau:g}" for tau in TEMPERATURES)]]
+    for head, epochs in itertools.product(HEADS, CURVES):
+        found, choice = trials(rows, head, epochs), chosen(rows, head, epochs)
+        if choice is None or HEADS[head].knob != "temperature":
             continue
-        cells = []
-        for value in sorted({row[contestant.knob] for row in own}):
-            at_value = [row for row in own if row[contestant.knob] == value]
-            best = chosen(at_value, head, epochs)
-            assert best is not None
-            accuracy = statistics.fmean(row["accuracy"] for row in at_value if row["rate"] == best["rate"])
-            cell = f"{value:g}: {accuracy:.3f} at {best['rate']:g}"
-            cells.append(f"**{cell}**" if best == choice else cell)
-        lines.append([head, f"{contestant.knob.replace('_', ' ')} {', '.join(cells)}"])
+        line = [head, str(epochs)]
+        for tau in TEMPERATURES:
+            best = max(sorted(pair for pair in found if pair[1] == tau), key=found.__getitem__, default=None)
+            cell = f"{found[best]:.3f} at {best[0]:g}" if best else "–"
+            line.append(f"**{cell}**" if best == (choice["rate"], choice["temperature"]) else cell)
+        lines.append(line)
     return markdown(lines)
+
+
+def grid(rows: Rows, epochs: int) -> str:
+    """Every trial: validation accuracy by head, value of its knob, and rate; the choice is in bold."""
+    by_head = {head: found for head in HEADS if (found := trials(rows, head, epochs))}
+    rates = sorted({rate for found in by_head.values() for rate, _ in found})
+    lines = [["head", "knob", *(f"rate {rate:g}" for rate in rates)]]
+    for head, found in by_head.items():
+        knob, choice = HEADS[head].knob, chosen(rows, head, epochs)
+        for value in sorted({value for _, value in found}):
+            line = [head, f"{knob.replace('_', ' ')} {value:g}"]
+            for rate in rates:
+                cell = f"{found[rate, value]:.3f}" if (rate, value) in found else "–"
+                line.append(f"**{cell}**" if choice == {"rate": rate, knob: value} else cell)
+            lines.append(line)
+    return markdown(lines)
+
+
+def heads_of(rows: Rows) -> list[str]:
+    present = {row["head"] for row in rows}
+    return [head for head in HEADS if head in present]
 
 
 def accuracies(rows: Rows, head: str) -> dict[int, float]:

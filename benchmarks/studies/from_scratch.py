@@ -16,7 +16,7 @@ from scratch import FOUR, HEADS, Factor, Rows, Study, conduct  # type: ignore[im
 from scratch_tables import collapse, comparison, groups, tuned  # type: ignore[import-not-found]
 
 FACTORS = (
-    Factor("centre", tuple(HEADS), 20),
+    Factor("centre", tuple(head for head in HEADS if head != "tight-frame"), 20),
     Factor("before the last ReLU", FOUR, 20, {"signed": True}),
     *(
         Factor(f"data: {data}", FOUR, 5, data=data)

@@ -26,6 +26,7 @@ from nearest_etf import FixedETFHead
 
 D, STARTS, ITERATIONS = 512, 3, 300
 CLASSES, TEMPERATURES = (10, 100), (5.0, 10.0, 20.0, 40.0)
+SMALLEST = 1e-8  # loss that is told
 KEY = ("K", "temperature", "frame", "signed", "bias")
 
 
@@ -74,10 +75,19 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = []
         for signed, bias in itertools.product((False, True), (True, False)):
             pair = (found.get((K, tau, frame, signed, bias), math.nan) for frame in ("canonical", "random"))
-            cells.append(" / ".join(f"{x:.3g}" for x in pair))
+            cells.append(" / ".join(figure(x) for x in pair))
         bounds = (math.log1p((K - 1) * math.exp(-t * K / (K - 1))) for t in (tau, tau / math.sqrt(2)))
-        lines.append([str(K), f"{tau:g}", *cells, "; ".join(f"{x:.3g}" for x in bounds)])
+        lines.append([str(K), f"{tau:g}", *cells, "; ".join(figure(x) for x in bounds)])
     return str(markdown(lines))
+
+
+def figure(loss: float) -> str:
+    """Three digits; what is too small for the optimiser's steps is only said to be small.
+
+    >>> figure(0.04523), figure(3e-13)
+    ('0.0452', '< 1e-8')
+    """
+    return f"{loss:.3g}" if loss >= SMALLEST else f"< {SMALLEST:.0e}".replace("e-0", "e-")
 
 
 def main() -> None:

@@ -20,7 +20,15 @@ import torch
 from paired import Results  # type: ignore[import-not-found]
 from torch import Tensor, nn
 
-from nearest_etf import ClassMeanHead, FixedETFHead, Head, ImplicitETFHead, LearnedHead, LinearHead
+from nearest_etf import (
+    ClassMeanHead,
+    FixedETFHead,
+    Head,
+    ImplicitETFHead,
+    LearnedHead,
+    LinearHead,
+    TightFrameHead,
+)
 from nearest_etf.torchport.training.backbones.resnet import Block
 from nearest_etf.torchport.training.run.settings import Settings, load_recipe
 
@@ -183,6 +191,7 @@ HEADS = {
     "implicit-per-class": Contestant(functools.partial(ImplicitETFHead, averaging="class"), tuned_as="implicit"),
     "implicit-detached": Contestant(functools.partial(ImplicitETFHead, gradient=False), tuned_as="implicit"),
     "class-mean": Contestant(ClassMeanHead, tuned_as="implicit"),
+    "tight-frame": Contestant(TightFrameHead, tuned_as="implicit"),  # of study H alone
     "ntce": Contestant(LearnedHead, values=(10.0,), loss="ntce"),
     "nonl": Contestant(LearnedHead, values=(10.0,), loss="nonl"),
 }
@@ -288,6 +297,8 @@ class Study:
     tunes: bool = False  # else the heads' choices are those of study A
     curves: bool = True  # collapse and accuracy at all named epochs; else at the last one
     share_steps: tuple[int, ...] = ()  # at which the share of the gradient through the solution is measured
+    small: dict[str, Data] = field(default_factory=dict)  # data sets of its own, beside those of SMALL
+    full: dict[str, Data] = field(default_factory=dict)  # and beside those of FULL
 
 
 def plan(study: Study, sets: dict[str, Data], tuned: Rows, more_seeds: int = 1) -> Iterator[Run]:
@@ -342,7 +353,7 @@ def conduct(study: Study) -> None:
     from scratch_run import trained  # type: ignore[import-not-found]
 
     torch.set_num_threads(1)
-    sets, more = (SMALL, 1) if options.scale == "small" else (FULL, 2)
+    sets, more = ({**SMALL, **study.small}, 1) if options.scale == "small" else ({**FULL, **study.full}, 2)
     results, ends = Results(options.json[0]), time.monotonic() + 60 * options.minutes
     choices: Rows = [] if study.tunes else [row for path in options.choices for row in Results(path).rows]
     slower = 1.0  # than estimated, the last run

@@ -183,13 +183,14 @@ def look(model: Classifier[Head], loaders: Loaders, epoch: int, found: dict[str,
     meter = NeuralCollapseMeter(model.head.num_features, loaders.num_classes, next(model.parameters()).device)
     for x, y in loaders.collapse.ordered():
         meter.update(model.head.normalise(finite(model.backbone(x))), y)
-    metrics = meter.compute(finite(model.head.weight), model.head.bias)
+    weight = finite(model.head.weight)
+    metrics = meter.compute(weight, model.head.bias) if weight.any() else None  # no class means where all features died
     found["accuracy"] = round(float(answers.mean()), 4)
     found["tail"] = round(float(answers[truth >= loaders.num_classes - TAIL].mean()), 4)
     found["at"].append(epoch)
     found["test"].append(found["accuracy"])
-    for name, value in (("nc1", metrics.nc1), ("nc2", metrics.nc2_means), ("nc3", metrics.nc3)):
-        found[name].append(rounded(value))
+    for name, metric in (("nc1", "nc1"), ("nc2", "nc2_means"), ("nc3", "nc3")):
+        found[name].append(rounded(getattr(metrics, metric)) if metrics else None)
 
 
 @torch.no_grad()

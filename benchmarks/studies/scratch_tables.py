@@ -50,9 +50,9 @@ def comparison(by_label: dict[str, Rows], opponent: str) -> str:
     return str(markdown(lines))
 
 
-def collapse(by_label: dict[str, Rows], opponent: str) -> str:
+def collapse(by_label: dict[str, Rows], opponent: str, targets: tuple[float, ...] | None = None) -> str:
     """Epochs to the targets of accuracy and collapse: median, and differences to the opponent, seed by seed."""
-    targets = SMALL[next(iter(by_label.values()))[0]["data"]].targets
+    targets = targets or SMALL[next(iter(by_label.values()))[0]["data"]].targets
     goals = [("test", t) for t in targets] + list(COLLAPSE)
     lines = [["", *(f"{'accuracy ≥' if name == 'test' else name.upper() + ' ≤'} {value:g}" for name, value in goals)]]
     ways = {label: {goal: reached(rows, *goal) for goal in goals} for label, rows in by_label.items()}
@@ -99,6 +99,20 @@ def earlier(values: dict[int, float], others: dict[int, float]) -> str:
     pair = paired(others, values)
     low, high = pair.interval
     return f"{pair.mean:+.1f} [{low:+.1f}, {high:+.1f}] {pair.verdict}"
+
+
+def named(rows: Rows) -> str:
+    """What study A rests on: implicit − learned on each data set, and the epochs that it saves."""
+    lines = [["data", "final accuracy, points; each seed", "epochs saved to the lower target", "… to NC1 ≤ 1"]]
+    for factor in dict.fromkeys(row["factor"] for row in rows if row["stage"] == "report"):
+        by_head = groups(rows, lambda row: row["head"], factor=factor)
+        own, other = by_head.get("implicit", []), by_head.get("learned", [])
+        if own and other:
+            accuracy = ({row["seed"]: row["accuracy"] for row in part} for part in (own, other))
+            goals = (("test", SMALL[own[0]["data"]].targets[0]), ("nc1", 1.0))
+            saved = [earlier(reached(own, *goal), reached(other, *goal)) for goal in goals]
+            lines.append([factor, difference(*accuracy), *saved])
+    return str(markdown(lines))
 
 
 def tuned(rows: Rows) -> str:

@@ -5,6 +5,8 @@ const element = (id) => document.getElementById(id);
 const SHOWN = 10; // classes in the table; in the picture, too, where there are more than EVERY
 const EVERY = 12;
 const RADIUS = 120; // of the picture's circle, in its own units
+const HALF = 230; // of the picture's width
+const LONGEST = 14; // characters of a name in the picture
 let latest = 0; // images so far; an answer to any but the last one is not shown
 
 function say(text, isError = false) {
@@ -19,8 +21,7 @@ function percent(probability) {
 const signed = (cosine) => cosine.toFixed(3).replace("-", "−");
 
 // Show pixels and what the network makes of them.
-async function show(pixels) {
-  const mine = ++latest;
+async function show(pixels, mine = ++latest) {
   showView(pixels);
   const answer = await classifyPixels(pixels);
   if (mine !== latest) return;
@@ -29,10 +30,10 @@ async function show(pixels) {
   element("certainty").textContent =
     `${percent(answer.probabilities[answer.label])}, cosine ${signed(answer.cosines[answer.label])}`;
   element("foreign").hidden = !(answer.oodScore < about.ood?.threshold);
+  element("answer").hidden = false; // before the picture, which measures its names
+  element("waiting").hidden = true;
   showTable(answer);
   showVertices(answer);
-  element("answer").hidden = false;
-  element("waiting").hidden = true;
 }
 
 function showNothing() {
@@ -97,6 +98,17 @@ function svg(kind, attributes, text) {
   return made;
 }
 
+// Names as short as the picture needs them; of long ones that begin alike, what differs.
+function shortNames(names) {
+  const cut = (name) => (name.length > LONGEST ? `${name.slice(0, LONGEST - 1)}…` : name);
+  const short = names.map(cut);
+  if (new Set(short).size === names.length) return short;
+  let alike = 0;
+  while (alike < names[0].length && names.every((name) => name[alike] === names[0][alike])) alike++;
+  alike = names[0].lastIndexOf(" ", alike - 1) + 1; // whole words
+  return alike ? names.map((name) => cut(`…${name.slice(alike)}`)) : short;
+}
+
 // The vertices around a circle, and how near the image's feature is to each: −1 at the middle, 1 on the circle.
 function showVertices({ label, cosines }) {
   const K = cosines.length;
@@ -111,17 +123,17 @@ function showVertices({ label, cosines }) {
     svg("circle", { r: radius(about.other_cosine), class: "ring others" }),
   ];
   const corners = shown.map((k, i) => place(i, radius(cosines[k])));
+  const names = shortNames(shown.map((k) => about.class_names[k]));
   for (const [i, k] of shown.entries()) {
     const chosen = k === label ? " winner" : "";
     const [x, y] = place(i, RADIUS);
     const [labelX, labelY] = place(i, RADIUS + 14);
     const side = Math.abs(labelX) < 8 ? "middle" : labelX > 0 ? "start" : "end";
-    const name = about.class_names[k];
     parts.push(
       svg("line", { x2: x, y2: y, class: "spoke" }),
       svg("circle", { cx: x, cy: y, r: 3, class: `vertex${chosen}` }),
       svg("text", { x: labelX, y: labelY, "text-anchor": side, "dominant-baseline": "central", class: `name${chosen}` },
-        name.length > 12 ? `${name.slice(0, 11)}…` : name),
+        names[i]),
     );
   }
   parts.push(svg("polygon", { points: corners.map((corner) => corner.join()).join(" "), class: "feature" }));
@@ -133,21 +145,32 @@ function showVertices({ label, cosines }) {
   const list = shown.map((k) => `${about.class_names[k]} ${signed(cosines[k])}`).join(", ");
   picture.setAttribute("aria-label", `Cosines to ${about.vertices}: ${list}`);
   picture.replaceChildren(...parts);
+  for (const text of picture.querySelectorAll(".name")) {
+    const room = text.getAttribute("text-anchor") === "middle" ? HALF : HALF - Math.abs(text.getAttribute("x"));
+    let name = text.textContent;
+    while (name.length > 2 && text.getComputedTextLength() > room) {
+      name = `${name.slice(0, -2)}…`;
+      text.textContent = name;
+    }
+  }
 }
 
 async function showFile(file) {
   if (!file) return;
   if (drawing) drawing.clear();
   say("Looking …");
+  element("file").value = ""; // the same file may be chosen again
+  const mine = ++latest;
   try {
     const pixels = await viewOf(file);
+    if (mine !== latest) return; // a large photo takes seconds, in which another one came
     showPreview(file);
-    await show(pixels);
+    await show(pixels, mine);
   } catch (error) {
+    if (mine !== latest) return;
     showPreview(null);
     showError(error);
   }
-  element("file").value = ""; // the same file may be chosen again
 }
 
 function showPreview(file) {

@@ -102,8 +102,9 @@ def test_a_study_is_planned_run_resumed_and_told(study, monkeypatch, tmp_path, c
 
     call(study, monkeypatch, "--json", str(path), "--summary")
     told = capsys.readouterr().out
-    assert "**centre, 4 epochs**" in told
-    assert "**not aligned, 4 epochs**" in told
+    assert "| centre, 4 epochs | implicit |" in told
+    assert "| not aligned, 4 epochs | implicit |" in told
+    assert told.count("**does not stand**") == 2
     assert "undecided" in told  # two pairs decide nothing
     assert " better;" not in told
 
@@ -204,10 +205,9 @@ def test_tables_are_of_the_rows(monkeypatch):
             ends = dict(zip(("0", "1", "2", "4"), (*curve, accuracy, accuracy), strict=True))
             rows.append({**vars(run), "accuracy": accuracy + seed / 1000 * (head == "implicit"), "curve": ends})
     lines = written.tables(rows).splitlines()
-    found = {line.split(" | ")[0].removeprefix("| "): line for line in lines[:6] if line.startswith("| ")}
     low, high = stats.ttest_1samp([2.0, 2.1, 2.2, 2.3, 2.4], 0).confidence_interval(0.95)
-    assert f"+2.2 [{low:+.1f}, {high:+.1f}] better; +2.0 +2.1 +2.2 +2.3 +2.4" in found["implicit"]
-    assert "rate 0.003, τ = 10 | 0.550 | 0.622 (0.620–0.624)" in found["implicit"]
-    assert "| – |" in found["learned"]
+    told = f"+2.2 [{low:+.1f}, {high:+.1f}] | better | +2.0 +2.1 +2.2 +2.3 +2.4 |"
+    assert f"| centre, 4 epochs | implicit − learned | {told}" in lines
+    assert "| centre, 4 epochs | implicit | rate 0.003, τ = 10 | 0.550 | 0.622 (0.620–0.624) | 5 |" in lines
     assert any("| 1; 2 1 1 1 1 | 1; never 1 1 1 1 |" in line for line in lines)
     assert any("| 2; 2 2 2 2 2 | never; never never never never never |" in line for line in lines)

@@ -20,7 +20,10 @@ from nearest_etf.torchport.training.data.split import Split
 from nearest_etf.torchport.training.run.settings import Settings
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
-NAMES = ("scratch", "scratch_run", "scratch_tables", "from_scratch", "gradient", "defaults", "failures", "scale")
+NAMES = (
+    *("scratch", "scratch_run", "scratch_tables", "from_scratch", "gradient", "defaults", "failures", "scale"),
+    *("architectures", "few_dimensions"),
+)
 K = 4
 
 
@@ -153,6 +156,45 @@ def test_studies_are_run_resumed_and_told(studies, monkeypatch, tmp_path, capsys
             assert all(
                 set(row["health"]) == set(studies.scratch_run.HEALTH) for row in found if row["head"] == "implicit"
             )
+
+
+def test_networks_and_few_features_are_run_in_small(studies, monkeypatch, tmp_path, capsys):
+    sets = studies.scratch.SMALL
+    monkeypatch.setitem(sets, "cifar10", replace(sets["cifar100"], tuned_on=None))
+    shortened(studies.from_scratch, monkeypatch, 1, {"digits": 0, "cifar10": 0})
+    a = tmp_path / "a.json"
+    call(studies.from_scratch, monkeypatch, "--json", a)
+    few, networks = studies.few_dimensions, studies.architectures
+    data = {factor.data: few.narrow(sets["digits"], 2) for factor in few.FACTORS}  # four classes on a circle
+    factors = tuple(replace(factor, seeds=1) for factor in few.FACTORS)
+    monkeypatch.setattr(few, "STUDY", replace(few.STUDY, small=data, factors=factors))
+    small = replace(sets["cifar10"], tuned_on="cifar10")
+    data = {f"cifar10, {name}": replace(small, network=networks.NETWORKS[name]) for name in networks.OWN}
+    factors = tuple(replace(factor, seeds=1) for factor in networks.FACTORS if factor.name in networks.OWN)
+    monkeypatch.setattr(networks, "FACTORS", factors)
+    monkeypatch.setattr(networks, "STUDY", replace(networks.STUDY, small=data, factors=factors))
+    for module, runs, named in ((few, 9, "**d = 6**"), (networks, 8, "**vgg**")):
+        path = tmp_path / module.__name__
+        call(module, monkeypatch, "--json", path, "--choices", a, "--dry-run")
+        assert f"{runs} runs left" in capsys.readouterr().out
+        assert not path.exists()
+        call(module, monkeypatch, "--json", path, "--choices", a)
+        rows = json.loads(path.read_text())["rows"]
+        assert len(rows) == runs
+        for row in rows:
+            tuned_on = module.STUDY.small[row["data"]].tuned_on
+            head = studies.scratch.HEADS[row["head"]].tuned_as or row["head"]
+            choice = studies.scratch.chosen(json.loads(a.read_text())["rows"], head, tuned_on)
+            assert {name: row[name] for name in choice} == choice
+        call(module, monkeypatch, "--json", path, "--summary")
+        assert named in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["densenet", "transformer", "efficientnet"])
+def test_networks_of_torchvision(studies, name):
+    pytest.importorskip("torchvision")
+    network = studies.architectures.NETWORKS[name](3, signed=False)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, network.num_features)
 
 
 def run_of(studies: SimpleNamespace, head: str = "implicit", **change: Any) -> Any:
@@ -293,13 +335,15 @@ def test_small_and_full_scale_are_planned(monkeypatch):
     monkeypatch.syspath_prepend(str(STUDIES))
     modules = {name: importlib.import_module(name) for name in NAMES}
     scratch, ceilings = modules["scratch"], {"from_scratch": 1.8, "gradient": 0.7, "defaults": 0.9, "failures": 0.4}
+    ceilings |= {"architectures": 0.3, "few_dimensions": 0.3}
     for name, hours in ceilings.items():
         study = modules[name].STUDY
-        runs = list(scratch.plan(study, scratch.SMALL, []))
+        sets = {**scratch.SMALL, **study.small}
+        runs = list(scratch.plan(study, sets, []))
         assert len({run.key() for run in runs}) == len(runs)
-        expected = sum(scratch.seconds_of(study, run, scratch.SMALL[run.data]) for run in runs) / 3600
+        expected = sum(scratch.seconds_of(study, run, sets[run.data]) for run in runs) / 3600
         assert expected < 2.1 * hours  # of two cores; A begins its factors in the order in which they matter
-        full = list(scratch.plan(study, scratch.FULL, [], 2))
+        full = list(scratch.plan(study, {**scratch.FULL, **study.full}, [], 2))
         assert sum(run.stage == "report" for run in full) == 2 * sum(run.stage == "report" for run in runs)
     for data in (*scratch.SMALL.values(), *scratch.FULL.values()):
         assert len(data.grid) == 3

@@ -99,7 +99,7 @@ def test_a_photo_has_the_same_answer_in_training_and_in_deployment(
     export_onnx(model, file, image_shape=transform.shape, mean=mean, std=std, metadata=metadata)
     assert main([str(file), str(folder), "--top-k", "5", "--format", "jsonl", "--batch-size", "4"]) == 1
     out, err = capsys.readouterr()
-    assert "1 of 31 images were left out" in err
+    assert "1 of 31 images was left out" in err
     found = [json.loads(line) for line in out.splitlines()]
     assert [Path(image["file"]) for image in found] == paths
     assert len(paths) == 30

@@ -162,6 +162,16 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_a_file_is_checked_against_the_checkpoint_that_it_was_made_from(
+    checkpoint: str, validated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "model.onnx")
+    assert main([str(validated), "--to", path, "--checkpoint", checkpoint, "--quiet"]) == 0
+    assert main(["check", path, "--run", str(validated)]) == 0
+    assert f"{checkpoint}.pt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
 def test_figures_are_those_of_the_checkpoint_s_epoch(validated: Path, checkpoint: str) -> None:
     trained = load_trained(validated, checkpoint)
     rows = [json.loads(line) for line in (validated / "metrics.jsonl").read_text().splitlines()]

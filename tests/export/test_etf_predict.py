@@ -309,7 +309,7 @@ def test_lists_of_files_from_standard_input(files: dict[str, Path], pictures: Pa
         assert result.stderr.decode(encoding).splitlines() == [
             f"etf-predict: {pictures / 'gone.png'} is missing: expected an image",
             "etf-predict: note: the model file records no transform: it takes photos of 8×8 pixels, as they are",
-            "etf-predict: 1 of 3 images were left out",
+            "etf-predict: 1 of 3 images was left out",
         ]
 
 

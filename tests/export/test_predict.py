@@ -139,6 +139,19 @@ def test_a_sidecar_that_is_none_is_refused(files: dict[str, Path], tmp_path: Pat
         OnnxClassifier(path)
 
 
+def test_a_sidecar_is_sealed(files: dict[str, Path], tmp_path: Path) -> None:
+    path = copied(files["fp32"], tmp_path)
+    sidecar = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    del sidecar["seal"]  # of an earlier version
+    path.with_suffix(".json").write_text(json.dumps(sidecar), encoding="utf-8")
+    assert OnnxClassifier(path).verified
+    sidecar = json.loads(files["fp32"].with_suffix(".json").read_text(encoding="utf-8"))
+    sidecar["check"]["images"] = 10**6
+    path.with_suffix(".json").write_text(json.dumps(sidecar), encoding="utf-8")
+    with pytest.raises(ModelFileError, match=r"it has changed since it was written"):
+        OnnxClassifier(path)
+
+
 def foreign(**metadata: str) -> bytes:
     """A valid ONNX file that etf-export did not write."""
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])
@@ -297,7 +310,9 @@ def test_errors_of_onnxruntime_name_file_and_remedy(files: dict[str, Path], monk
             raise onnxruntime.capi.onnxruntime_pybind11_state.Fail("[ONNXRuntimeError] : 1 : FAIL\nat node x")
 
     monkeypatch.setattr(classifier, "_session", Session())
-    with pytest.raises(InputError, match=r"fp32.onnx: onnxruntime fails on a batch of 1 .*FAIL\): try a smaller"):
+    with pytest.raises(
+        InputError, match=r"fp32.onnx cannot classify 1 at a time: try a smaller batch size \(onnxruntime: .*FAIL\)"
+    ):
         classifier.predict(ONE)
 
 

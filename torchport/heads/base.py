@@ -37,6 +37,18 @@ class Head(nn.Module):
         The head's name in settings and exported files; "pinned" where rows of W are.
     pinned : (P, d) buffer or None
         The rows of W that `add_classes(…, pin=True)` keeps as they are.
+
+    Raises
+    ------
+    ValueError
+        If d < 1 or K < 2.
+
+    Examples
+    --------
+    >>> from nearest_etf.torchport import LinearHead
+    >>> head: Head = LinearHead(num_features=8, num_classes=3)
+    >>> head(torch.randn(4, 8)).shape, head.weight.shape, head.bias.shape, head.kind
+    (torch.Size([4, 3]), torch.Size([3, 8]), torch.Size([3]), 'linear')
     """
 
     kind: str

@@ -17,7 +17,7 @@ from .normalised import Temperature
 
 
 class ClassMeanHead(AveragingHead):
-    """The running class means, centred and at unit length: `w_k = H_k/‖H_k‖` and `b = −W μ`.
+    """The running class means H (d, K), centred and at unit length: `w_k = H_k/‖H_k‖` and `b = −W μ`.
 
     Parameters
     ----------
@@ -29,6 +29,11 @@ class ClassMeanHead(AveragingHead):
         Whether gradients flow through W. The bias `b = −W μ` passes the gradient of μ in any case.
     averaging : {"step", "class"}
         Of the running means, as for `ClassMeans`.
+
+    Raises
+    ------
+    ValueError
+        If a size or an option is invalid.
 
     Notes
     -----

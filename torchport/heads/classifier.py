@@ -21,6 +21,11 @@ class Classifier(nn.Module, Generic[HeadT]):
     backbone : nn.Module
     head : Head
 
+    Raises
+    ------
+    ValueError, RuntimeError
+        When it is called, as `Head.forward`.
+
     Examples
     --------
     >>> import torch

@@ -1,4 +1,8 @@
-"""The fixed head: a simplex ETF that training never changes."""
+"""The fixed head: a simplex ETF that training never changes.
+
+Source: Zhu et al. 2021, arXiv 2105.02375 (a last layer that is fixed as a simplex ETF); Yang et al. 2022, arXiv
+2203.09081.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,11 @@ class FixedETFHead(AveragingHead):
         The frame; "random" is one fixed Haar frame.
     averaging : {"step", "class"}
         Of the running means, as for `ClassMeans`.
+
+    Raises
+    ------
+    ValueError
+        If a size or an option is invalid, or K > d+1.
 
     Examples
     --------

@@ -1,4 +1,7 @@
-"""The implicit head: the simplex ETF nearest to the running class means, with the exact gradient of that solution."""
+"""The implicit head: the simplex ETF nearest to the running class means, with the exact gradient of that solution.
+
+Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,11 @@ class ImplicitETFHead(SolvingHead):
     warm_start : (m, m) or None
         A cache that makes the next step quicker, not part of the `state_dict`: a step that has it and one that has not
         differ in the last bits. A checkpoint that resumes to the same bits stores it beside the state.
+
+    Raises
+    ------
+    ValueError
+        If a size or an option is invalid, or K classes do not fit into d features.
 
     Notes
     -----

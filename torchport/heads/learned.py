@@ -1,4 +1,7 @@
-"""The learned head: a linear classifier with unit rows and no bias on normalised features, the usual baseline."""
+"""The learned head: a linear classifier with unit rows and no bias on normalised features, the usual baseline.
+
+Source: Wang et al. 2018, *CosFace*, arXiv 1801.09414, section 3.1, without the margin.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,11 @@ class LearnedHead(NormalisedHead):
     ----------
     rows : (K, d) parameter
         The rows before normalisation; `weight` has them at unit length.
+
+    Raises
+    ------
+    ValueError
+        If a size or an option is invalid.
 
     Examples
     --------

@@ -11,12 +11,17 @@ from .growing import lengthened, warn_of_new_parameters
 
 
 class LinearHead(Head):
-    """A linear classifier with bias on features as they come: neither normalised nor scaled.
+    """A linear classifier with bias on features (N, d) as they come: neither normalised nor scaled.
 
     Parameters
     ----------
     num_features, num_classes : int
         d and K, of any size.
+
+    Raises
+    ------
+    ValueError
+        If d < 1 or K < 2.
 
     Examples
     --------

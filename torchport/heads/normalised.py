@@ -43,10 +43,9 @@ class NormalisedHead(Head):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(self._temperature))) if learned else None
         if not learned:
             warn_of_unreachable_loss(self._temperature, num_classes)
-        made_with = {"temperature": 0.0 if learned else self._temperature, **(settings or {})}  # 0: learned
-        self._names = tuple(made_with)
+        self._settings = {"temperature": 0.0 if learned else self._temperature, **(settings or {})}  # 0: learned
         self.made_with: Tensor
-        self.register_buffer("made_with", torch.tensor(list(made_with.values()), dtype=torch.float32))
+        self.register_buffer("made_with", torch.tensor(list(self._settings.values()), dtype=torch.float32))
         self.register_load_state_dict_pre_hook(_notice_other_settings)
 
     @property
@@ -135,19 +134,22 @@ def unit_features(f: Tensor) -> Tensor:
 def _notice_other_settings(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Warn where a state was made with another τ, δ or formulation, which may be meant; the module keeps its own."""
     assert isinstance(module, NormalisedHead)
-    own, loaded = module.made_with, state_dict.get(f"{prefix}made_with", module.made_with)
-    if own.is_meta:  # deferred construction: the values are still to come
-        return
+    key = f"{prefix}made_with"  # the module's own buffer may be on meta or, after `to_empty`, hold anything
+    own = torch.tensor(list(module._settings.values()), dtype=torch.float32, device="cpu")
+    loaded = state_dict.get(key, own)
     if loaded.shape == own.shape and not loaded.is_meta:
-        same = torch.isclose(loaded.to(own), own).tolist()
-        if not all(same):
-            names = [name for name, equal in zip(module._names, same, strict=True) if not equal]
-            stored, here = (dict(zip(module._names, values.tolist(), strict=True)) for values in (loaded, own))
-            differing = ", ".join(f"{name} = {stored[name]:g} and not {here[name]:g}" for name in names)
+        stored = loaded.to("cpu")
+        same = torch.isclose(stored.float(), own.to(stored.dtype).float()).tolist()  # as a cast to half rounds both
+        differing = ", ".join(
+            f"{name} = {then:g} and not {now:g}"
+            for (name, now), then, equal in zip(module._settings.items(), stored.tolist(), same, strict=True)
+            if not equal
+        )
+        if differing:
             warnings.warn(
                 f"this state of a {type(module).__name__} was made with {differing}. The head keeps its own setting, "
                 "and its classifier follows with the next step.",
                 UserWarning,
                 stacklevel=2,
             )
-    state_dict[f"{prefix}made_with"] = own.clone()
+    state_dict[key] = own.to(loaded)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...common.arguments import real_number, switch
-from ..class_means import Averaging, keep_single, only_finite, store
+from ..class_means import Averaging, keep_integer, keep_single, only_finite, store
 from ..methods.autograd import polar
 from ..methods.warm import SMALLEST_FOR_WARM_START
 from ..procrustes import Formulation, Solution
@@ -57,6 +57,7 @@ class SolvingHead(AveragingHead):
         self.register_buffer("fallbacks", torch.zeros((), dtype=torch.int64))
         self.warm_start: Tensor | None = None
         self._first = True  # what `running.steps == 0` says, without making the host of a GPU wait for it
+        self._steps = self.running.steps  # the tensor that it was read from
         self._last: tuple[Solution, Tensor, str] | None = None  # of the last step, with the drift and the method
         self.register_load_state_dict_post_hook(SolvingHead._after_load)
 
@@ -74,14 +75,18 @@ class SolvingHead(AveragingHead):
 
     def follow(self, sums: Tensor, counts: Tensor, update: bool) -> tuple[Tensor, Tensor]:
         """Move the class means by this batch, and solve for the frame nearest to them."""
+        self._look_at_state()
         H, global_mean = self.running.average(sums, counts, update)
         classifier = self._solve(H if self.gradient else H.detach(), global_mean, update)
-        self._first = self._first and not update
+        if update:
+            self._first, self._steps = False, self.running.steps
         return classifier
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Solve again from the running means: after they were averaged over models or changed by hand, say."""
+        if self._steps is not self.running.steps:
+            self._look_at_state()
         self._solve(self.running.class_means, self.running.global_mean, update=True)
         self._first = bool(self.running.steps == 0)
 
@@ -171,10 +176,33 @@ class SolvingHead(AveragingHead):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SolvingHead:
         """`.to(bfloat16)` and `.half()` leave the frame in float32: it is what the next step starts from."""
+        known = self._steps is self.running.steps
         super()._apply(fn, recurse)
         keep_single(self, "frame")
         self.warm_start = None
+        if known:
+            self._steps = self.running.steps
         return self
 
+    def _look_at_state(self) -> None:
+        """Notice buffers that came past `load_state_dict`, as `from_pretrained` of Transformers sets them.
+
+        Values that were copied into a new head are seen at its first step, for which the host waits in any case; later
+        on another tensor object tells. A compiler has no values: it takes another object for a trained head's.
+        """
+        steps = self.running.steps
+        other = steps is not self._steps
+        if not (self._first or other):
+            return
+        if torch.compiler.is_compiling():
+            self._first = self._first and not other
+        elif not steps.is_meta:
+            self._first = bool(steps == 0)
+        if other:
+            self._steps, self._last, self.warm_start = steps, None, None
+            keep_single(self, "frame")
+            keep_integer(self, "fallbacks")
+
     def _after_load(self, _: object) -> None:
-        self._first, self._last, self.warm_start = bool(self.running.steps == 0), None, None
+        self._steps, self._last, self.warm_start = self.running.steps, None, None
+        self._first = self._steps.is_meta or bool(self._steps == 0)

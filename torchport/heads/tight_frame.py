@@ -1,4 +1,7 @@
-"""The tight-frame head: the tight frame nearest to the running class means, for any number of classes."""
+"""The tight-frame head: the tight frame nearest to the running class means, for any number of classes.
+
+Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248 (the ETF); Tropp, Dhillon, Heath & Strohmer 2005 (the frame).
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,11 @@ class TightFrameHead(SolvingHead):
         F, the last step's solution and the next one's proximal point.
     warm_start : (r, r) or None
         As for `ImplicitETFHead`, and not part of the `state_dict` either.
+
+    Raises
+    ------
+    ValueError
+        If a size or an option is invalid, or `norms="equal"` does not exist for d and K.
 
     Notes
     -----

@@ -2,6 +2,7 @@
 
 Examples
 --------
+>>> import torch
 >>> from transformers import ViTConfig
 >>> vit = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8,
 ...                 patch_size=4, num_channels=1)
@@ -13,9 +14,8 @@ Examples
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
@@ -34,7 +34,6 @@ from ..heads import ClassMeanHead, FixedETFHead, Head, ImplicitETFHead, LearnedH
 HEADS: dict[str, type[Head]] = {
     kind.kind: kind for kind in (LinearHead, LearnedHead, FixedETFHead, ImplicitETFHead, ClassMeanHead, TightFrameHead)
 }
-COUNTERS = ("steps", "batches", "fallbacks")
 POOLING = ("pooler", "first", "mean")
 
 
@@ -98,9 +97,8 @@ class ETFForClassification(PreTrainedModel):
     Notes
     -----
     `Trainer(label_smoothing_factor=…)` and a `compute_loss_func` take the labels away from the model, so that a head
-    that follows class means could not: put the loss into a subclass instead. `from_pretrained` builds models without
-    memory first and sets buffers one by one, which the heads are told of afterwards; a model of your own with a head in
-    it calls `settle(model)` then. In half precision the whole head stays in float32.
+    that follows class means could not: put the loss into a subclass instead. In half precision the whole head stays in
+    float32.
     """
 
     config_class = ETFConfig
@@ -182,28 +180,6 @@ class ETFForClassification(PreTrainedModel):
                 "save a model with pinned rows by integrations.hub.save_pretrained."
             )
         super().save_pretrained(*arguments, **settings)
-
-    @classmethod
-    def from_pretrained(cls, *arguments: Any, **settings: Any) -> Self:
-        """As of every `PreTrainedModel`."""
-        found = super().from_pretrained(*arguments, **settings)
-        settle(found[0] if isinstance(found, tuple) else found)
-        return found
-
-
-def settle(model: torch.nn.Module) -> None:
-    """Tell heads that buffers were set one by one, past `load_state_dict`, as `from_pretrained` does.
-
-    A head knows beside its buffers whether it has made a first step, and a warm start of the solver. Counters come back
-    as integers from a cast to float32, which `from_pretrained(…, dtype=torch.bfloat16)` makes of them.
-    """
-    for module in model.modules():
-        if isinstance(module, Head):
-            for name, buffer in list(module.named_buffers()):
-                owner, _, last = name.rpartition(".")
-                if last in COUNTERS and buffer.is_floating_point():
-                    setattr(module.get_submodule(owner), last, buffer.long())
-            module.load_state_dict(module.state_dict())
 
 
 AutoConfig.register(ETFConfig.model_type, ETFConfig, exist_ok=True)

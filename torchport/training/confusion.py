@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .report.text import shown
+from ...common.text import shown
 
 Counts = NDArray[np.int64]
 

@@ -59,7 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         model.add_argument(f"--{name}", nargs="+", type=float, metavar="X", help=about)
     options = parser.parse_args(arguments)
-    return run_command(parser.prog, lambda: _of_run(options) if options.model is None else _of_model(options))
+    return run_command(parser.prog, lambda: _measured(options))
+
+
+def _measured(options: Namespace) -> int:
+    from .data.worker import needing_workers
+
+    with needing_workers():
+        return _of_run(options) if options.model is None else _of_model(options)
 
 
 def _of_run(options: Namespace) -> int:

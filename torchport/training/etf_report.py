@@ -6,6 +6,7 @@ on different data have tables of their own, and are not compared.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log = printer(options.quiet)
         for target in options.to:
             check_target(target)
-        folders = {Path(run).resolve(): run for run in reversed(options.runs)}  # each once, by its first name
+        folders = {os.path.realpath(run): run for run in reversed(options.runs)}  # each once, by its first name
         sets = data_sets([read_run(run) for run in reversed(folders.values())], options.labels)
         log(printed(sets))
         if options.aggregate:

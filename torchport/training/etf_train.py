@@ -108,11 +108,12 @@ def train_command(values: dict[str, Any]) -> int:
     options = {name: values.pop(name) for name in ("resume", "overwrite", "recalibrate", "data_dir", "device", "quiet")}
     settings, output = gather_settings(recipe, values, output, options["resume"])
 
+    from .data.worker import needing_workers
     from .progress import Stopped, accuracies
     from .train import train
 
     try:
-        with process_group():
+        with process_group(), needing_workers():
             row = train(settings, output, **options)
     except Stopped as stopped:
         return stopped_status("etf-train", stopped)

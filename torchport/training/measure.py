@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...common.seals import zip_seal
 from ..heads.solving import SolvingHead
 from .data.fingerprint import compare_data, recorded
 from .data.load import training_data
@@ -98,6 +99,7 @@ def measure(
     """
     found = read_run(run, need_rows=False)
     checkpoint = checkpoint or found.result
+    source = zip_seal(Path(run) / f"{checkpoint}.pt") if checkpoint in found.checkpoints else ""
     model, settings = load_model(found, checkpoint)
     device = computing_device(device)
     use_precision(model.to(device).backbone, device, settings.precision)
@@ -118,7 +120,7 @@ def measure(
     if isinstance(model.head, SolvingHead):
         arrays["singular_values"] = singular_values(model.head)
     epochs, _ = trained_epochs(contents)
-    return Measurement(epochs, figures, arrays)
+    return Measurement(epochs, figures, arrays, source)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ...common.errors import UserError, first_line
 from ..any_model import catching, linear_layer, linear_names, measure_collapse, named_layer, one_matrix
@@ -186,6 +187,8 @@ def _network(
     if not named.weights:
         log(f"weights as {model} made them")
         return network
+    if any(is_lazy(tensor) for tensor in network.state_dict().values()):  # they have no sizes before the first batch
+        _try(network.eval(), model, data)
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
             tensor.fill_(math.nan)  # what is still nan afterwards was not in the file
@@ -230,13 +233,13 @@ class _Features(nn.Module):
         return one_matrix(caught, self.of_input)
 
 
-def _try(features: _Features, model: str, data: ImageData) -> None:
+def _try(network: nn.Module, model: str, data: ImageData) -> None:
     """Refuse a network that does not take such images, or a layer that does not give features (N, d)."""
     height, width, channels = data.image_shape
-    place = next((p.device for p in features.parameters()), torch.device("cpu"))
+    place = next((p.device for p in network.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad():
-            features(torch.zeros(2, channels, height, width, device=place))
+            network(torch.zeros(2, channels, height, width, device=place))
     except ValueError as error:
         raise ModelError(f"{model}: {error}") from error
     except Exception as error:  # whatever a network of somebody else's raises

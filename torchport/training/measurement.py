@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...common.errors import UserError
 from ...common.files import reading, replacing
-from ...common.seals import check_zip, seal_zip
+from ...common.seals import check_zip, seal_zip, zip_seal
 from .confusion import Confusion, confusion_lines
 
 LARGEST = 2**30  # bytes of all arrays
@@ -44,11 +44,14 @@ class Measurement:
         `weight` (K, d); per split `…_class_mean_rows` (K, d), nan for a class without samples, and `…_margins`
         (200,), the histogram of cosine margins; for a head that solves `singular_values` (m,) of A, descending. Of
         held-out splits, or of the training split where there is none, `…_pairs` (n, 3), see `Confusion`.
+    source : str
+        What the seal of the checkpoint says; empty of a checkpoint without one.
     """
 
     epoch: int | None
     figures: dict[str, float]
     arrays: dict[str, NDArray[Any]]
+    source: str = ""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -82,6 +85,7 @@ def save_measurement(run: str | Path, checkpoint: str, measurement: Measurement)
             format=FORMAT,
             epoch=measurement.epoch,
             figures=json.dumps(measurement.figures),
+            source=measurement.source,
             **measurement.arrays,
         )
         seal_zip(file)
@@ -90,17 +94,20 @@ def save_measurement(run: str | Path, checkpoint: str, measurement: Measurement)
 def saved_measurement(run: str | Path, checkpoint: str, log: Callable[[str], object] = print) -> Measurement | None:
     """The measurement that the run folder keeps.
 
-    None where there is none, where the checkpoint is newer, and, with a line to `log`, where the file is damaged or of
-    another version: the checkpoint has to be measured again then.
+    None where there is none, where it is of another checkpoint (by the seal, or where there is none by the time), and,
+    with a line to `log`, where the file is damaged or of another version: the checkpoint has to be measured again then.
     """
     path, source = measurement_file(run, checkpoint), Path(run) / f"{checkpoint}.pt"
-    if not path.is_file() or not source.is_file() or path.stat().st_mtime_ns < source.stat().st_mtime_ns:
+    if not path.is_file() or not source.is_file():
         return None
     try:
-        return read_measurement(path)
+        found = read_measurement(path)
     except MeasurementError as error:
         log(f"{error}; measured again")
         return None
+    if found.source:
+        return found if found.source == zip_seal(source) else None
+    return found if path.stat().st_mtime_ns >= source.stat().st_mtime_ns else None
 
 
 def read_measurement(path: str | Path) -> Measurement:
@@ -119,7 +126,8 @@ def read_measurement(path: str | Path) -> Measurement:
         if found != FORMAT:
             raise MeasurementError(f"{path} has format {found}: expected {FORMAT}")
         epoch, figures = int(arrays.pop("epoch")), json.loads(str(arrays.pop("figures")))
-        return Measurement(epoch, {str(name): float(value) for name, value in figures.items()}, arrays)
+        source = str(arrays.pop("source", ""))
+        return Measurement(epoch, {str(name): float(value) for name, value in figures.items()}, arrays, source)
 
 
 def measurement_table(measurements: Mapping[str, Measurement]) -> str:

@@ -8,11 +8,12 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from .run.folder import RunFolder
 from .run.reading import Row, Run, read_rows
 from .run.settings import Settings
 
+Made = TypeVar("Made")
 ONE_KEY_PRESS = 1.0  # seconds in which torchrun and the terminal may both pass on the same Ctrl-C
 
 
@@ -42,17 +44,34 @@ class Progress:
         False for all processes but the first: neither print nor log.
     quiet : bool
         Log only.
+    warned : sequence of str
+        Warnings of before, for the log. Those inside the context are shown as ever, and logged.
     """
 
-    def __init__(self, folder: RunFolder, total: int, done: int, *, writing: bool = True, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        total: int,
+        done: int,
+        *,
+        writing: bool = True,
+        quiet: bool = False,
+        warned: Sequence[str] = (),
+    ) -> None:
         self.folder, self.writing, self.printing = folder, writing, writing and not quiet
+        self._warned, self._warnings = warned, contextlib.ExitStack()
         self.hidden = not self.printing or not sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=done, unit="step", disable=self.hidden, leave=False)
 
     def __enter__(self) -> Self:
+        if self.writing:
+            for line in self._warned:
+                self.folder.log(line)
+            self._warnings.enter_context(warnings_also(self.folder.log))
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._warnings.close()
         self.bar.close()
 
     def advance(self) -> None:
@@ -69,6 +88,29 @@ class Progress:
             self.folder.log(line)
         if self.printing:
             tqdm.write(line, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def warnings_also(to: Callable[[str], object]) -> Iterator[None]:
+    """Inside this context, warnings go to a function, too, a line each."""
+    show = warnings.showwarning
+
+    def shown(message: Warning | str, *about: Any) -> None:
+        to(f"warning: {' '.join(str(message).split())}")
+        show(message, *about)
+
+    warnings.showwarning = shown
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+
+
+def with_warnings(function: Callable[..., Made], *arguments: Any) -> tuple[Made, list[str]]:
+    """What a function returns, and its warnings, a line each, which are shown as ever."""
+    lines: list[str] = []
+    with warnings_also(lines.append):
+        return function(*arguments), lines
 
 
 def run_line(
@@ -246,7 +288,10 @@ class Interrupt:
         where += f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir else ""
         name = signal.Signals(self.received).name
         if not self.saved:
-            return Stopped(f"{name}: stopped before there was anything to save; start anew", 128 + self.received)
+            return Stopped(
+                f"{name}: stopped before there was anything to save; start anew with: {launch} --resume {where}",
+                128 + self.received,
+            )
         return Stopped(f"{name}: saved; go on with: {launch} --resume {where}", 128 + self.received)
 
 

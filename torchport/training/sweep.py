@@ -13,6 +13,7 @@ from typing import Any
 
 from ...common.command import printer
 from ...common.errors import UserError
+from .data.worker import needing_workers
 from .run.checkpoint import load_checkpoint
 from .run.data_path import located
 from .run.folder import refused_changes
@@ -64,7 +65,8 @@ def sweep(
                 outcomes[name] = "done before"
                 continue
             log(f"{name}:", flush=True)
-            train(settings, folder, resume=begun, overwrite=overwrite, recalibrate=exact, quiet=quiet, **options)
+            with needing_workers():
+                train(settings, folder, resume=begun, overwrite=overwrite, recalibrate=exact, quiet=quiet, **options)
             outcomes[name] = "done"
         except UserError as error:
             outcomes[name] = str(error)

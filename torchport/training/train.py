@@ -46,6 +46,7 @@ from .progress import (
     resumed_line,
     run_line,
     watched,
+    with_warnings,
 )
 from .recalibrate import recalibrate_head
 from .run.checkpoint import CheckpointError, load_checkpoint, resumed_step, save_checkpoint
@@ -145,7 +146,7 @@ def train(
     # Rank 0 goes first, since it may have to download them.
     if rank > 0:
         dist.barrier()
-    data = training_data(settings, data_dir, saved.get("data"))
+    data, warned = with_warnings(training_data, settings, data_dir, saved.get("data"))
     if rank == 0 and world_size > 1:
         dist.barrier()
     kept = recorded(data)
@@ -227,7 +228,7 @@ def train(
 
     # The run folder: nothing has been written, or of an earlier run deleted, before this point.
     done = steps * (start_epoch - 1) + start_step
-    progress = Progress(folder, steps * settings.epochs, done, writing=rank == 0, quiet=quiet)
+    progress = Progress(folder, steps * settings.epochs, done, writing=rank == 0, quiet=quiet, warned=warned)
     interrupt = Interrupt(folder.path, data_dir, saved=folder.resumed, saying=progress.printing)
     loaders = watched(loaders, data, progress, interrupt)
     loader = loaders["train"]

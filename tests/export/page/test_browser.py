@@ -17,6 +17,9 @@ from nearest_etf.export.page import write_page
 pytestmark = pytest.mark.usefixtures("runtime_is_here")
 ORIENTATION = 0x0112
 # onnxruntime 1.18 and the one that predicts round float16 at other places
+NAMES_INSIDE = """[...document.querySelectorAll("#picture .name")].every((name) => {
+    const [inner, outer] = [name, name.ownerSVGElement].map((x) => x.getBoundingClientRect());
+    return inner.left >= outer.left - 1 && inner.right <= outer.right + 1; })"""
 BOUNDS = {"fp32": 1e-5, "float": 1e-5, "int8": 1e-5, "fp16": 5e-3}
 
 
@@ -118,7 +121,7 @@ def test_every_way_of_scaling(page: Path, photos: list[Path], browser: Any) -> N
             assert np.abs(np.array(view).reshape(transform.shape) - expected).max() <= 1, (transform, path.name)
 
 
-@pytest.mark.parametrize("width", [400, 1200])
+@pytest.mark.parametrize("width", [360, 1200])
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_chosen_photo_is_answered(
     classifier: OnnxClassifier, page: Path, photos: list[Path], browser: Any, tmp_path: Path, width: int, dark: bool
@@ -138,6 +141,10 @@ def test_a_chosen_photo_is_answered(
     assert browser.evaluate("document.getElementById('foreign').hidden") == prediction.accepted[0]
     assert "<script>alert(1)" in browser.evaluate("document.getElementById('picture').getAttribute('aria-label')")
     assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.evaluate(
+        "document.querySelector('table').offsetWidth <= document.querySelector('.views').clientWidth"
+    )
+    assert browser.evaluate(NAMES_INSIDE)
     assert browser.requests() == browser.complaints() == []
     assert (
         browser.evaluate("""new Promise((resolve) => {
@@ -191,10 +198,37 @@ def test_drawing_by_mouse_and_by_keyboard(files: dict[str, Path], browser: Any, 
     assert browser.evaluate("document.getElementById('answer').hidden && drawing.empty")
 
 
-def test_of_many_classes_the_picture_holds_the_ten_nearest(page: Path, browser: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "shown"),  # of long names that begin alike, what differs
+    [("class {}", "class {}"), ("a class with number {}", "…{}"), ("{} is a class", "{} is a class")],
+)
+def test_of_many_classes_the_picture_holds_the_ten_nearest(page: Path, browser: Any, name: str, shown: str) -> None:
     browser.open(page)
     cosines = np.random.default_rng(0).uniform(-1, 1, 100)
-    browser.evaluate(f"""(about.class_names = Array.from({{ length: 100 }}, (_, k) => `class ${{k}}`),
+    browser.evaluate(f"""(about.class_names = {[name.format(k) for k in range(100)]},
+        document.getElementById('answer').hidden = false,
         showVertices({{ label: 7, cosines: {cosines.tolist()} }}))""")
     drawn = browser.evaluate("[...document.querySelectorAll('#picture .name')].map((name) => name.textContent)")
-    assert drawn == [f"class {k}" for k in np.argsort(-cosines)[:10]]
+    assert drawn == [shown.format(k) for k in np.argsort(-cosines)[:10]]
+    assert browser.evaluate(NAMES_INSIDE)
+
+
+def test_the_last_of_two_photos_is_answered(page: Path, photos: list[Path], browser: Any, tmp_path: Path) -> None:
+    """Though the first one takes longer."""
+    browser.open(page)
+    browser.evaluate("""(window.first = viewOf, window.viewOf = async (file) => {
+        if (file.name.startsWith("slow")) await new Promise((resolve) => setTimeout(resolve, 500));
+        const pixels = await window.first(file);
+        if (file.name.startsWith("slow")) window.late = true;
+        return pixels; }, 0)""")
+    (tmp_path / "slow.png").write_bytes(photos[1].read_bytes())
+    (tmp_path / "slow.txt").write_text("no image")
+    for first in ("slow.png", "slow.txt"):
+        browser.choose(tmp_path / first)
+        browser.choose(photos[2])
+        browser.wait("!document.getElementById('answer').hidden")
+        said = browser.evaluate("document.getElementById('certainty').textContent")
+        browser.evaluate("new Promise((resolve) => setTimeout(resolve, 800))")
+        assert browser.evaluate("document.getElementById('certainty').textContent") == said
+        assert not browser.evaluate("document.getElementById('answer').hidden")
+    assert browser.evaluate("window.late")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 
 from nearest_etf.reference import etf_error
@@ -174,3 +176,152 @@ def test_a_head_can_be_copied_and_pickled_in_the_middle_of_training(tmp_path: An
     loaded = torch.load(tmp_path / "head.pt", weights_only=False)
     for other in (copy.deepcopy(head), loaded):
         assert torch.equal(other(*batch(2, 80, 70), update=False), head(*batch(2, 80, 70), update=False))
+
+
+def by_load_state_dict(new: Head, trained: Head) -> Head:
+    new.load_state_dict(trained.state_dict())
+    return new
+
+
+def by_assignment(new: Head, trained: Head) -> Head:
+    new.load_state_dict(copy.deepcopy(trained.state_dict()), assign=True)
+    return new
+
+
+def by_setattr(new: Head, trained: Head) -> Head:  # as `from_pretrained` of Transformers
+    for name, value in trained.state_dict().items():
+        owner, _, last = name.rpartition(".")
+        setattr(new.get_submodule(owner), last, value.clone())
+    return new
+
+
+def by_setattr_on_meta(new: Head, trained: Head) -> Head:
+    return by_setattr(new.to("meta"), trained)
+
+
+def by_setattr_as_floats(new: Head, trained: Head) -> Head:  # as the same with modules that it keeps in float32
+    by_setattr(new, trained)
+    for module in list(new.modules()):
+        for name, value in list(module.named_buffers(recurse=False)):
+            setattr(module, name, value.float())
+    return new
+
+
+def by_copies_in_place(new: Head, trained: Head) -> Head:  # as moving averages of models, and DDP's broadcasts
+    for own, value in zip(new.buffers(), trained.buffers(), strict=True):
+        own.copy_(value)
+    return new
+
+
+def by_to_empty(new: Head, trained: Head) -> Head:
+    return by_assignment(new.to("meta").to_empty(device="cpu"), trained)
+
+
+def by_swapping(new: Head, trained: Head) -> Head:
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return by_load_state_dict(new, trained)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+def by_deepcopy(new: Head, trained: Head) -> Head:
+    return copy.deepcopy(trained)
+
+
+def by_pickle(new: Head, trained: Head) -> Head:
+    file = io.BytesIO()
+    torch.save(trained, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def by_safetensors(new: Head, trained: Head) -> Head:
+    safetensors = pytest.importorskip("safetensors.torch")
+    new.load_state_dict(safetensors.load(safetensors.save(trained.state_dict())))
+    return new
+
+
+def by_averaging(new: Head, trained: Head) -> Head:
+    averaged = AveragedModel(new, use_buffers=True)
+    averaged.update_parameters(trained)  # the first one is taken as it is
+    module: Any = averaged.module
+    return module
+
+
+ROUTES = [
+    by_load_state_dict, by_assignment, by_setattr, by_setattr_on_meta, by_setattr_as_floats, by_copies_in_place,
+    by_to_empty, by_swapping, by_deepcopy, by_pickle, by_safetensors, by_averaging,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", AVERAGING_HEADS)
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("K", [6, 70])
+def test_a_head_goes_on_whichever_way_its_state_came(
+    kind: type[Head], route: Callable[[Head, Head], Head], K: int
+) -> None:
+    trained = kind(80, K)
+    for step in range(2):
+        trained(*batch(step, 80, K))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other = route(kind(80, K), trained)
+    plain = by_load_state_dict(kind(80, K), trained)  # without a warm start, on which the last bits depend
+    if route in (by_deepcopy, by_pickle):
+        plain = trained
+    for step in (2, 3):  # a head that has made two steps has a proximal point in the third
+        assert torch.equal(other(*batch(step, 80, K)), plain(*batch(step, 80, K)))
+    for name, value in plain.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+        assert other.state_dict()[name].dtype == value.dtype, name
+
+
+@pytest.mark.parametrize("kind", [ImplicitETFHead, TightFrameHead])
+@pytest.mark.parametrize("route", [by_load_state_dict, by_assignment, by_setattr, by_setattr_on_meta, by_safetensors])
+def test_a_trained_head_can_become_a_new_one_again(kind: type[Head], route: Callable[[Head, Head], Head]) -> None:
+    trained, fresh = kind(80, 70), kind(80, 70)
+    for step in range(2):
+        trained(*batch(step, 80, 70))
+    again = route(trained, fresh)
+    for step in (2, 3):
+        assert torch.equal(again(*batch(step, 80, 70)), fresh(*batch(step, 80, 70)))
+
+
+@pytest.mark.parametrize("kind", [ImplicitETFHead, TightFrameHead])
+def test_a_functional_call_goes_by_the_state_that_it_is_given(kind: type[Head]) -> None:
+    stateless, trained, fresh = (kind(16, 6) for _ in range(3))
+    for step in range(2):
+        trained(*batch(step))
+    states = {head: copy.deepcopy(dict(head.named_buffers())) for head in (trained, fresh)}
+    for step in (2, 3):  # in turns, in one module
+        for head, state in states.items():
+            assert torch.equal(functional_call(stateless, state, batch(step)), head(*batch(step)))
+    assert stateless.running.steps == 0  # type: ignore[union-attr]
+    assert torch.equal(stateless(*batch(2)), kind(16, 6)(*batch(2)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "route"),
+    [(ImplicitETFHead, by_setattr), (TightFrameHead, by_setattr), (ImplicitETFHead, by_load_state_dict)],
+)
+def test_a_compiled_head_goes_on_without_a_graph_break(kind: type[Head], route: Callable[[Head, Head], Head]) -> None:
+    torch._dynamo.reset()
+    trained = kind(16, 6)
+    for step in range(2):
+        trained(*batch(step))
+    other = route(kind(16, 6).to(torch.float32), trained)
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    for step in (2, 3, 4):
+        torch.testing.assert_close(compiled(*batch(step)), trained(*batch(step)))
+    assert other._steps is other.running.steps  # type: ignore[union-attr]
+
+
+def test_a_head_that_was_moved_is_still_new_to_a_compiler() -> None:
+    torch._dynamo.reset()
+    head, twin = ImplicitETFHead(16, 6), ImplicitETFHead(16, 6)
+    twin._apply(lambda x: x.clone())  # as `.to(device)` does it
+    compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+    for step in range(3):
+        torch.testing.assert_close(compiled(*batch(step)), head(*batch(step)))

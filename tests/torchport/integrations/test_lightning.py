@@ -25,6 +25,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("pytorch_lightning")
 import pytorch_lightning
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from nearest_etf.torchport.integrations import pytorch_lightning as older
 from nearest_etf.torchport.integrations.collapse_logging import labels_of
@@ -255,6 +256,33 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, kind: type[Head],
     assert (warm is not None) == (kind is ImplicitETFHead)
     loaded = ETFClassifier.load_from_checkpoint(tmp_path / "one.ckpt", **parts(K, 80, kind, inputs=80))
     assert_equal(loaded.state_dict(), trained.state_dict())
+
+
+def test_averaged_weights_are_resumed_with_the_same_bits_and_refreshed(tmp_path: Path) -> None:
+    """Lightning's own EMA disturbs no bit of the training; averaged vectors are no simplex until they are refreshed."""
+
+    def run(name: str, epochs: int, *callbacks: Callback, checkpoint: Path | None = None) -> Any:
+        module = ETFClassifier(**parts(70, 80, dropout=0.1, inputs=80))
+        torch.manual_seed(1)
+        keep = ModelCheckpoint(tmp_path / name, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+        found = trainer(tmp_path, *callbacks, keep, max_epochs=epochs, enable_checkpointing=True)
+        loaders = [DataLoader(data(280, 70, seed, inputs=80), 140, shuffle=seed == 0) for seed in (0, 1)]
+        found.fit(module, *loaders, ckpt_path=checkpoint)
+        last = torch.load(tmp_path / name / f"epoch={epochs - 1}.ckpt", weights_only=True)
+        return module.model.head, last.get("current_model_state", last["state_dict"]), last["state_dict"]
+
+    _, plain, _ = run("plain", 3)
+    head, current, averaged = run("straight", 3, EMAWeightAveraging(decay=0.9))
+    assert_equal(current, plain)
+    run("first", 1, EMAWeightAveraging(decay=0.9))
+    torch.manual_seed(123)
+    first = tmp_path / "first" / "epoch=0.ckpt"
+    _, *again = run("resumed", 3, EMAWeightAveraging(decay=0.9), checkpoint=first)
+    assert_equal(again[0], current)
+    assert_equal(again[1], averaged)
+    assert etf_error(head.weight.double().numpy()) > 1e-3
+    head.refresh()
+    assert etf_error(head.weight.double().numpy()) < 1e-6
 
 
 def test_mixed_precision_solves_in_single(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,29 @@ def test_versions_of_the_matrix_are_the_pinned_ones() -> None:
     assert len(found) == 8
     for name, version in found:
         assert pins[name.lower()] == version
+
+
+def test_versions_beside_timm_are_those_of_its_environment() -> None:
+    pins = (ROOT / ".ci" / "integrations.py").read_text(encoding="utf-8")
+    for name, version in re.findall(r"\b(timm|torchvision|torch) (\d+\.\d+\.\d+)", MATRIX[MATRIX.index("| timm 1") :]):
+        assert f'"{name}=={version}"' in pins
+
+
+def test_scores_of_foreign_images_are_those_of_the_study() -> None:
+    results = ROOT / "benchmarks" / "results"
+    files = [json.loads((results / f"ood-{name}.json").read_text(encoding="utf-8")) for name in ("digits", "subsets")]
+    measured = [row for file in files for row in file["rows"]]
+    head, _, *table = [row for row in rows(MATRIX.partition("## Images of none")[2]) if len(row) == 8]
+    assert len(table) == 12
+    for pair, kind, *cells in table:
+        data, _, foreign = pair.split()
+        seeds = [row for row in measured if (row["data"], row["ood"], row["head"]) == (data, foreign, kind)]
+        assert len(seeds) == 3
+        for name, cell in zip(head[2:], cells, strict=True):
+            shares = [[100 * row[figure][name] for row in seeds] for figure in ("auroc", "fpr95")]
+            shown = " / ".join(f"{statistics.mean(x):.1f}±{statistics.stdev(x):.1f}" for x in shares)
+            better = all(row["auroc"][name] > row["auroc"]["max-softmax"] for row in seeds)
+            assert cell == shown + " *" * better, (pair, kind, name)
 
 
 @pytest.mark.parametrize("text", [MATRIX, FLAGS])

@@ -208,6 +208,18 @@ def test_a_broken_picture_ends_a_run_only_where_that_is_asked_for(
     assert len(read_rows(tmp_path / "run")) == 2
 
 
+def test_warnings_about_files_stand_in_the_log(photos: Path, tmp_path: Path) -> None:
+    (photos / "cat" / "3.png").write_bytes(b"no image")
+    (photos / "cat" / "notes.txt").touch()
+    with pytest.warns(UserWarning, match="cannot be read") as shown:
+        assert etf_train(["--data", str(photos), *FLAGS, "--quiet", "--output", str(tmp_path / "run")]) == 0
+    log = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    warned = [line for line in log if line.startswith("warning: ")]
+    assert warned == [f"warning: {warning.message}" for warning in shown]
+    assert warned[0].endswith("1 file is no image by its name: 1 .txt")
+    assert any("3.png cannot be read" in line for line in warned[1:])
+
+
 WAITS = 120  # seconds
 
 

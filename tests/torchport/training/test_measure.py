@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,18 @@ def test_a_measurement_is_kept_until_the_checkpoint_changes(run: Path) -> None:
     assert confusion.matrix().trace() / confusion.images.sum() == pytest.approx(kept.figures["test_accuracy"])
     rows = "train_class_mean_rows"
     np.testing.assert_array_equal(kept.arrays[rows], measured.arrays[rows])
-    later = (run / "measured-last.npz").stat().st_mtime + 10
-    os.utime(run / "last.pt", (later, later))
+    before = (run / "measured-last.npz").stat().st_mtime - 10
+    last = (run / "last.pt").read_bytes()
+    try:
+        (run / "last.pt").write_bytes((run / "recalibrated.pt").read_bytes())
+        os.utime(run / "last.pt", (before, before))  # a clock that was set back does not make it older
+        assert saved_measurement(run, "last") is None
+    finally:
+        (run / "last.pt").write_bytes(last)
+    assert saved_measurement(run, "last") is not None
+    save_measurement(run, "last", replace(measured, source=""))  # of an earlier version: by the time
+    assert saved_measurement(run, "last") is not None
+    os.utime(run / "measured-last.npz", (before - 10, before - 10))
     assert saved_measurement(run, "last") is None
 
 

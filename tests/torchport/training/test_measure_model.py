@@ -252,3 +252,14 @@ def test_what_is_refused(words: str, message: str, place: Path, capsys: pytest.C
     assert all(note.startswith("etf-measure: note: ") for note in notes)
     parts = [part.strip() for part in message.split(".*")]
     assert all(part in last for part in parts), last
+
+
+def test_weights_of_a_network_that_has_no_sizes_yet(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make = "import torch\n\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3))\n"
+    (place / "lazy.py").write_text(make)
+    (place / "zip.pt").write_bytes(b"PK")
+    words = ["--model", f"{place / 'lazy.py'}:make", "--classifier", "1", "--data", str(place / "flat")]
+    assert main([*words, "--image-size", "10", "--weights", str(place / "zip.pt")]) == 2
+    assert "zip.pt is damaged or of another kind" in capsys.readouterr().err
+    torch.save({"1.weight": torch.ones(3, 300), "1.bias": torch.zeros(3)}, place / "lazy.pt")
+    assert main([*words, "--image-size", "10", "--weights", str(place / "lazy.pt")]) == 0

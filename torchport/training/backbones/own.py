@@ -58,7 +58,9 @@ def _module(place: str, spec: str) -> ModuleType:
         try:
             return importlib.import_module(place)
         except ImportError as error:
-            raise SettingsError(f"backbone {spec}: {place} cannot be imported ({describe(error)})") from error
+            file = Path(*place.split(".")).with_suffix(".py")  # commands do not search the folder that they run in
+            remedy = f": say {file}:{spec.rpartition(':')[2]} for the file that is here" if file.is_file() else ""
+            raise SettingsError(f"backbone {spec}: {place} cannot be imported ({describe(error)}){remedy}") from error
     if not Path(place).is_file():
         raise SettingsError(f"backbone {spec}: there is no file {place}")
     folder = str(Path(place).parent)

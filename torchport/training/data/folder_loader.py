@@ -170,7 +170,10 @@ class FolderLoader:
         if batches and not seen:
             raise PhotoError(f"none of the images can be read: {reasons[0]}")
         if new := reasons[known:]:
+            one = len(new) == 1
             consequence = "others of their classes take their places" if training else "they are left out"
+            if one:
+                consequence = "another of its class takes its place" if training else "it is left out"
             listed = "; ".join([*new[:3], "…"] if len(new) > 3 else new)
             warnings.warn(
                 f"{len(new)} of {len(self.split)} image files cannot be read, and {consequence}: {listed}", stacklevel=2

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ....common.photo import PhotoTransform
-from ....common.photo_files import IMAGE_SUFFIXES, FoundImages, search
+from ....common.photo_files import IMAGE_SUFFIXES, FoundImages, is_hidden, search
 from .folder_split import FolderSplit
 from .images import ImageData
 from .split import DataError
@@ -59,7 +59,7 @@ def load_folder(root: Path, size: int, held_out: Mapping[str, str] = HELD_OUT) -
     if empty:
         here = search(train_folder / classes[empty[0]], FoundImages())
         reasons = "; ".join([f"looked for {', '.join(IMAGE_SUFFIXES)}", *here.notes()])
-        raise DataError(f"{train_folder / classes[empty[0]]} holds no images ({reasons})")
+        raise DataError(f"{train_folder / classes[empty[0]]} holds no images ({reasons}): add some, or remove it")
     splits: dict[str, FolderSplit] = {}
     for split, folder in found.items():
         foreign = sorted(set(_folders(folder)) - set(classes))
@@ -74,10 +74,11 @@ def load_folder(root: Path, size: int, held_out: Mapping[str, str] = HELD_OUT) -
 
 
 def _folders(path: Path) -> list[str]:
-    """Names of the folders in a folder; hidden ones (.ipynb_checkpoints) and links back to it are left out."""
+    """Names of the folders in a folder; hidden ones (`is_hidden`) and links back to it are left out."""
     real = Path(os.path.realpath(path))
     around = {real, *real.parents}
-    return sorted(p.name for p in path.glob("[!.]*") if p.is_dir() and Path(os.path.realpath(p)) not in around)
+    folders = (p for p in path.iterdir() if not is_hidden(p.name) and p.is_dir())
+    return sorted(p.name for p in folders if Path(os.path.realpath(p)) not in around)
 
 
 def _folder_split(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..run.settings import Settings
+from ..run.settings import SCALE, Settings
 from .batches import Loader
 from .device_loader import Augmentation, DeviceLoader
 from .folder_loader import FolderLoader
@@ -40,7 +40,7 @@ def make_loader(
     Raises
     ------
     DataError
-        If the batch size does not fit the split or the processes, or the augmentation is not for image folders.
+        If the batch size does not fit the split or the processes, or an augmentation is for the other kind of data.
     """
     if data.name == "ufm":
         if settings.mixup or settings.cutmix or settings.color_jitter:
@@ -63,5 +63,10 @@ def make_loader(
             )
         shared |= {"flip": settings.flip, "scale": settings.scale, "workers": settings.workers}
         return FolderLoader(split, batch_size, strict=settings.strict_images, **shared)
+    if settings.scale != SCALE:
+        raise DataError(
+            f"scale = {settings.scale:g} is for the random crops of image folders, and {data.name} is in memory: leave "
+            f"scale out, or take its default (--scale {SCALE:g}); crop_padding shifts images"
+        )
     augmentation = Augmentation(settings.flip, settings.crop_padding, settings.rotation)
     return DeviceLoader(split, batch_size, augmentation=augmentation, **shared)

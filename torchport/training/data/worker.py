@@ -1,14 +1,22 @@
-"""What a worker process does with the signals of its group: nothing. The process that began it ends it in order."""
+"""What a worker process does with the signals of its group: nothing. The process that began it ends it in order.
+
+And what becomes of a run whose worker the system has ended: torch's error, which comes out of whatever the run was
+about to do, in one line.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from multiprocessing.synchronize import Event
 from multiprocessing.util import Finalize
 from types import FrameType
+
+from ....common.errors import UserError, first_line
 
 
 def ignore_signals(worker: int = 0, ending: Event | None = None) -> None:
@@ -39,3 +47,37 @@ def process_ending() -> Event:
     ending = multiprocessing.Event()
     Finalize(None, ending.set, exitpriority=0)
     return ending
+
+
+class WorkerError(UserError):
+    """A worker process that is gone."""
+
+    exit_status = 1
+
+
+@contextlib.contextmanager
+def needing_workers() -> Iterator[None]:
+    """Say what to do where a worker process has been ended.
+
+    Raises
+    ------
+    WorkerError
+        In place of the RuntimeError that torch raises.
+
+    Examples
+    --------
+    >>> with needing_workers():  # doctest: +ELLIPSIS
+    ...     raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    Traceback (most recent call last):
+    ...
+    nearest_etf.torchport.training.data.worker.WorkerError: a worker process that reads images was ended ...
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise WorkerError(
+            f"a worker process that reads images was ended ({first_line(error)}), as by a system that runs out of "
+            "memory: try fewer --workers; etf-train --resume goes on from the last checkpoint"
+        ) from error

@@ -5,5 +5,5 @@ groups.py     runs that differ in their seed only               geometry.py  Gra
 labels.py     what tells groups apart                           classes.py   accuracy by class, confusion matrices
 tables.py     statistics over seeds                             page.py      all of it as one HTML file
 words.py      a verdict                                         style.py     colours, lines, legends
-write.py      all of it on disk                                 text.py      names as they are shown
+write.py      all of it on disk
 """

@@ -9,10 +9,10 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from ....common.text import shortened, shown
 from ..confusion import Confusion
 from .style import INK, WIDTH
 from .tables import Table, percentage
-from .text import shortened, shown
 
 MOST_DRAWN = 30  # classes of a matrix
 MOST_NARROW = 12  # classes of a matrix in one column

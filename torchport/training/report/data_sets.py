@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ....common.text import shown
 from ..measurement import SPLIT_NAMES
 from ..run.reading import Run
 from .groups import Group, group_runs
 from .labels import check_labels
-from .text import shown
 
 JUDGED = ("test", "val", "train")  # a run is judged on the first of these that its data have
 

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
+from ....common.text import shortened
 from .data_sets import DataSet
 from .groups import Group
 from .metrics import BY_NAME, PICTURE, Curve
 from .style import LINES, MARKERS, STYLE, legend, legend_columns, logarithmic, looks, one_column
-from .text import shortened
 
 PICTURE_WIDTH, PICTURE_HEIGHT = 11.0, 6.2  # inches, for each data set
 

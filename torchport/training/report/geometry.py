@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ....common.text import shortened, shown
 from ....reference.collapse import MARGIN_EDGES
 from ....reference.procrustes import nearest_etf
 from ....reference.simplex import centred_basis
 from ..measurement import Measurement
 from .groups import Array
 from .style import DASHED, FAINT, INK, LINES, Look, legend, logarithmic, one_column
-from .text import shortened, shown
 
 MOST_NAMED = 30  # classes; names of more than that would cover each other
 

@@ -42,6 +42,13 @@ class Group:
     runs: tuple[Run, ...]
     differing: dict[str, Value] = field(default_factory=dict)
 
+    @property
+    def extent(self) -> str:
+        """How many seeds there are, and how many runs where these are more, as copies of a run are."""
+        seeds = len({run.seed for run in self.runs})
+        text = "one seed" if seeds == 1 else f"{seeds} seeds"
+        return text if len(self.runs) == seeds else f"{len(self.runs)} runs of {text}"
+
     @cached_property
     def epochs(self) -> NDArray[np.int64]:
         """All epochs that any run has reached, (E,)."""
@@ -122,13 +129,20 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 def _traits(runs: Sequence[Run]) -> list[dict[str, Value]]:
     """By what runs are grouped. A setting that an earlier version lacked has its default.
 
+    The default temperature is the number that it stands for, where another run has a number.
+
     The number of training images is a trait, too; beside their fingerprint where runs of the same settings and seed
     were trained on different ones.
     """
     defaults = {field.name: field.default for field in fields(Settings)} | {"head": "run"}
+    given = any(run.settings.get("temperature") is not None for run in runs)
     traits, same = [], defaultdict[object, set[str]](set)
     for run in runs:
         values = {name: plain_value(value) for name, value in (defaults | run.settings).items() if name not in NO_TRAIT}
+        if given and values["temperature"] is None and run.class_names:
+            from ...heads.temperature import default_temperature  # and so torch, where it is needed
+
+            values["temperature"] = default_temperature(len(run.class_names))
         traits.append(values | {"training images": plain_value(run.config.get("data", {}).get("train_size"))})
         same[run.seed, tuple(values.values())].add(_train_sha(run))
     if any(len(found) > 1 for found in same.values()):

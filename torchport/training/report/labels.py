@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ....common.errors import UserError
-from .text import listed, shortened, shown
+from ....common.text import listed, shortened, shown
 
 LONGEST = 40  # letters of a label that is made of settings
 MOST_SETTINGS = 3  # in a label

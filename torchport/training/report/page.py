@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import re
 import shlex
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -20,6 +19,8 @@ from matplotlib.figure import Figure
 
 from ....common.errors import UserError
 from ....common.files import replacing, write_file
+from ....common.text import listed, shown
+from ..data.split import DataError
 from ..measurement import SPLIT_NAMES, Measurement, save_measurement, saved_measurement
 from ..run.reading import Run
 from .classes import Judged, confusion_figure, detail_tables
@@ -28,7 +29,7 @@ from .figures import curve_figures, split_caption
 from .geometry import Subject, distribution_figures, gram_figure, means_figure, singular_value_figure
 from .groups import Group
 from .metrics import CURVES, SOLVER_CURVES
-from .style import MOST_TOLD_APART, STYLE, WIDTH, looks
+from .style import MOST_TOLD_APART, STYLE, WIDTH, looks, save
 from .tables import (
     Table,
     accuracy_at,
@@ -39,7 +40,6 @@ from .tables import (
     settings_table,
     summary,
 )
-from .text import listed, shown
 from .words import comparison, verdict
 
 NAMED = 6  # groups that are named at the head of the page
@@ -112,7 +112,7 @@ def about(groups: Sequence[Group]) -> str:
     count = f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}"
     labels = list(dict.fromkeys(group.label for group in groups))
     which = ", ".join(labels) if len(labels) <= NAMED else f"{len(groups)} settings"
-    backbones = list(dict.fromkeys(shown(run.settings.get("backbone")) for run in runs))
+    backbones = list(dict.fromkeys(shown(Path(str(run.settings.get("backbone"))).name) for run in runs))
     backbone = f"backbone {backbones[0]}" if len(backbones) == 1 else f"{len(backbones)} backbones"
     epochs = max(int(group.epochs[-1]) for group in groups)
     return f"{count} of {which}; {backbone}, up to {epochs} {'epoch' if epochs == 1 else 'epochs'}."
@@ -151,7 +151,7 @@ def measured_subjects(groups: Sequence[Group], log: Log) -> Subjects:
             result = last if run.result == "last" else measured(run, run.result, log)
         except (UserError, OSError, ModuleNotFoundError) as error:
             what = "per-class accuracy" if last else "geometry"
-            found.missing.append(f"{label}: {what} not drawn, {str(error).rstrip('.')}.")
+            found.missing.append(f"{label}: {what} not drawn, {str(error).rstrip('.')}{_remedy(run, error)}.")
         if result is None:
             continue
         confusion = result.confusion(result.held_out)
@@ -249,6 +249,11 @@ def page_sections(groups: Sequence[Group], subjects: Subjects, prefix: str, figu
     return [section for section in sections if section.figures or section.tables]
 
 
+def _remedy(run: Run, error: Exception) -> str:
+    """What measures a run whose data have moved; the page itself takes no --data."""
+    return f" (etf-measure {shlex.quote(shown(run.path))} --data FOLDER)" if isinstance(error, DataError) else ""
+
+
 def classes_caption(results: Sequence[Judged]) -> str:
     """What the figures by class are about."""
     splits = dict.fromkeys(SPLIT_NAMES[judged.split] for judged in results)
@@ -263,19 +268,17 @@ def classes_caption(results: Sequence[Judged]) -> str:
 def inline_svg(name: str, figure: Figure, figures_to: Path | None) -> Markup:
     """The figure as an SVG element whose ids no other figure shares."""
     buffer = io.StringIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # of matplotlib's font; a page has the browser's fonts
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        svg = buffer.getvalue()
-        if figures_to is not None:
-            figures_to.mkdir(parents=True, exist_ok=True)
-            write_file(figures_to / f"{name}.svg", svg)
-            with replacing(figures_to / f"{name}.png") as file:
-                figure.savefig(file, format="png", dpi=200)
+    save(figure, buffer, "svg", metadata={"Date": None, "Creator": None})
+    titles = [figure.get_suptitle(), *(axes.get_title(loc="left") or axes.get_title() for axes in figure.axes)]
+    svg = buffer.getvalue()
+    if figures_to is not None:
+        figures_to.mkdir(parents=True, exist_ok=True)
+        write_file(figures_to / f"{name}.svg", svg)
+        with replacing(figures_to / f"{name}.png") as file:
+            save(figure, file, "png", dpi=200)
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
-    titles = [figure.get_suptitle(), *(axes.get_title(loc="left") or axes.get_title() for axes in figure.axes)]
     label = escape("; ".join(title for title in titles if title), quote=True)
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}" ', 1))

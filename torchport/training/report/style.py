@@ -6,6 +6,7 @@ Colours are those of Okabe & Ito, told apart in every kind of colour vision and 
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator, NullFormatter
 
+from ....common.text import shortened, shown
 from .groups import Group
-from .text import shortened, shown
 
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 MARKERS = ("o", "s")
@@ -122,6 +125,34 @@ def legend_columns(labels: Sequence[str], width: float, size: float = 8) -> int:
     """
     column = size / 8 * (HANDLE + LETTER * max(map(len, labels), default=0))
     return max(1, min(len(labels), int(width / column)))
+
+
+def drawable(text: str) -> str:
+    """A text with escapes in place of the letters that the figures' font lacks, and would draw as empty boxes.
+
+    >>> print(drawable("Vögel, τ, 猫"))
+    Vögel, τ, \\u732b
+    """
+    known = get_font(findfont(FontProperties())).get_charmap()
+    escaped = (letter.encode("ascii", "backslashreplace").decode("ascii") for letter in text)
+    return "".join(
+        letter if ord(letter) in known or letter.isspace() else escape
+        for letter, escape in zip(text, escaped, strict=True)
+    )
+
+
+def save(figure: Figure, file: Any, kind: str, **options: Any) -> None:
+    """Write a figure as svg, whose text the reader's fonts draw, or as png or pdf, with `drawable` text."""
+    if kind != "svg":
+        for axes in figure.findobj(Axes):
+            for axis in (axes.xaxis, axes.yaxis):
+                if isinstance(formatter := axis.get_major_formatter(), FixedFormatter):
+                    formatter.seq = [drawable(text) for text in formatter.seq]
+        for text in figure.findobj(Text):
+            text.set_text(drawable(text.get_text()))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(file, format=kind, **options)
 
 
 def logarithmic(axes: Axes) -> None:

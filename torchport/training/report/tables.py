@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ....common.text import columns_of, shown
 from .groups import STATISTICS, Array, Group, held_out_split
 from .labels import value_text
-from .text import columns_of, shown
 
 Table = list[list[str]]  # a heading row, then one row per group
 
@@ -60,7 +60,7 @@ def summary(groups: Sequence[Group]) -> Table:
     heading += [f"epochs to {level:.0%}" for level in LEVELS]
     rows = []
     for group in groups:
-        row = [group.label, str(len(group.runs))]
+        row = [group.label, str(len({run.seed for run in group.runs}))]
         row += [median_with_range(group.final(f"{split}_accuracy"), percent=True) for split in splits]
         row += [median_with_range(group.final(metric)) for _, metric in COLLAPSE]
         row += [median_with_range(group.epochs_to(level), infinite="never") for level in LEVELS]

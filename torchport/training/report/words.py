@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ....common.text import listed
 from ..measurement import SPLIT_NAMES
 from .data_sets import DataSet, not_compared
 from .groups import Group, held_out_split
 from .labels import phrase
 from .tables import LEVELS, as_text, median_with_range, number, summary
-from .text import listed
 
 MOST_RANKED = 8  # groups that a ranking names
 TOLERANCES = (0.01, 0.02, 0.05, 0.1, 0.2)  # within which class means and classifier are called collapsed
@@ -20,19 +20,19 @@ TOLERANCES = (0.01, 0.02, 0.05, 0.1, 0.2)  # within which class means and classi
 
 def verdict(group: Group) -> str:
     """Training and held-out accuracy of a group, and its collapse."""
-    seeds = len(group.runs)
+    runs = len(group.runs)
     learned = "never 95 % of the training images right"
     for level in sorted(LEVELS, reverse=True):
         to_level = group.epochs_to(level)
         reached = to_level[np.isfinite(to_level)]
         if len(reached):
             learned = f"{level:.0%} of the training images right from epoch {median_with_range(reached)}"
-            learned += "" if len(reached) == seeds else f", in {len(reached)} of {seeds} seeds only"
+            learned += "" if len(reached) == runs else f", in {len(reached)} of {runs} runs only"
             break
     if group.held_out:
         share = median_with_range(group.final(f"{group.held_out}_accuracy"), percent=True)
         learned += f"; {share} % of the {SPLIT_NAMES[group.held_out]} images at the end"
-    return f"{learned} ({'one seed' if seeds == 1 else f'{seeds} seeds'}). {_collapse(group)}{_stale(group)}"
+    return f"{learned} ({group.extent}). {_collapse(group)}{_stale(group)}"
 
 
 def _stale(group: Group) -> str:

@@ -73,18 +73,19 @@ def write_report(
         write_page(sets, target, epochs, figures_to, log)
         return
     from .figures import picture
+    from .style import save
 
     figure = picture(sets, [_caption(found) for found in sets])
     with replacing(target) as file:
-        figure.savefig(file, format=target.suffix[1:], dpi=130)
+        save(figure, file, target.suffix[1:], dpi=130)
 
 
 def _caption(found: DataSet) -> str:
     """Data, seeds and device below a picture."""
     from .figures import split_caption
 
-    first, seeds = found.groups[0].runs[0], max(len(group.runs) for group in found.groups)
-    over = "one seed" if seeds == 1 else f"median and range over {seeds} seeds"
+    first, most = found.groups[0].runs[0], max(found.groups, key=lambda group: len(group.runs))
+    over = most.extent if len(most.runs) == 1 else f"median and range over {most.extent}"
     device = first.config.get("provenance", {}).get("device") or ""
     return f"{found.name}, {over}; {split_caption(found.groups)}. {device}"
 

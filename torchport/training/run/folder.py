@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from ....common.files import write_file, write_json
+from ....common.files import append_line, write_file, write_json
 from ....common.seals import sealed_line
 from .data_path import data_folder
 from .lock import LOCK, FolderLock
@@ -88,9 +87,10 @@ class RunFolder:
         self.saved_settings = settings_from(read_run(self.path, need_rows=False).settings) if resume else settings
         if resume:
             for name in refused_changes(self.saved_settings, settings):
+                allowed = "as many or more" if name == "epochs" else "the same"
                 raise SettingsError(
                     f"{self.path} was trained with {name} = {getattr(self.saved_settings, name)!r}, not "
-                    f"{getattr(settings, name)!r}: resume with the same settings, or start a run in another folder"
+                    f"{getattr(settings, name)!r}: resume with {allowed}, or start a run in another folder"
                 )
         elif taken and not overwrite:
             raise SettingsError(
@@ -98,8 +98,9 @@ class RunFolder:
             )
         elif taken:
             check_run_folder(self.path)  # nothing else is overwritten
-        self._replace = taken and overwrite and not resume
         self._aside = self.path.with_name(f"{self.path.name}.replaced")
+        self._replace = overwrite and not resume and (taken or self._has_aside())
+        self._tidy = overwrite or resume  # a run that was killed may have left the one that it replaced
         self._begun = False
         self._sum = 0  # of the lines of metrics.jsonl
 
@@ -117,9 +118,10 @@ class RunFolder:
         if self._state() != self._found:
             raise RunError(f"{self.path} has been written by another process meanwhile: start again")
         if self._replace:
-            if self._aside.exists():  # a run was killed before it had a checkpoint: the one aside is worth more
-                shutil.rmtree(self.path)
+            if self._has_aside() and not (self.path / "last.pt").is_file():
+                shutil.rmtree(self.path, ignore_errors=True)  # of a run that was killed: the one aside is worth more
             else:
+                self._drop_aside()
                 self.path.rename(self._aside)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -147,9 +149,17 @@ class RunFolder:
 
     def replaced(self) -> None:
         """Delete the earlier run, now that the new one has a checkpoint."""
-        if self._replace:
+        if self._tidy:
+            self._drop_aside()
+            self._replace = self._tidy = False
+
+    def _has_aside(self) -> bool:
+        """Whether an earlier run has been set aside."""
+        return (self._aside / "config.json").is_file()
+
+    def _drop_aside(self) -> None:
+        if self._has_aside():
             shutil.rmtree(self._aside, ignore_errors=True)
-            self._replace = False
 
     def __enter__(self) -> Self:
         return self
@@ -196,10 +206,7 @@ class RunFolder:
     def append(self, row: Row) -> None:
         """Add the metrics of an epoch."""
         line, self._sum = sealed_line(row, self._sum)
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())  # a checkpoint of later must not survive it
+        append_line(self.path / "metrics.jsonl", line, sync=True)  # a checkpoint of later must not survive it
 
     def write_table(self, rows: list[Row]) -> None:
         """Write metrics.csv."""
@@ -216,5 +223,4 @@ class RunFolder:
 
     def log(self, text: str) -> None:
         """Add a line to log.txt."""
-        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        append_line(self.path / "log.txt", text + "\n")

@@ -30,6 +30,7 @@ BACKBONES = (
     *("vgg11", "vgg13", "vgg16", "vgg19"),
 )
 LARGEST = {int: 2**63 - 1, float: 1e30}  # that a setting without a bound of its own may be: far from any that is of use
+SCALE = 0.08  # least share of a photo in a random crop
 FOLLOWS_MEANS = ("implicit", "class-mean", "tight-frame")  # heads whose classifier comes from the class means
 FOREIGN_BACKBONES = ("torchvision:", "timm:")  # before a name, which may have a tag of weights: resnet18.a1_in1k
 
@@ -109,7 +110,7 @@ class Settings:
         default_text="what a network of torchvision or timm was made for, else 224",
     )
     flip: bool = _option(False, "augmentation: mirror half of the images")
-    scale: float = _option(0.08, "augmentation of image folders: least share of a photo in a crop", least=1e-3, most=1)
+    scale: float = _option(SCALE, "augmentation of image folders: least share of a photo in a crop", least=1e-3, most=1)
     color_jitter: float = _option(
         0.0, "augmentation: change brightness, contrast, saturation by up to this share", least=0
     )

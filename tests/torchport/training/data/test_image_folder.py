@@ -205,3 +205,16 @@ def test_the_transform_is_recorded_and_is_what_images_are_read_by(tmp_path: Path
     np.testing.assert_array_equal(data.train.images[3], evaluation_view(data.train.paths[3], data.transform))
     digits = load_data("digits")
     assert digits.transform == PhotoTransform(8, 8, 1, crop=1.0)
+
+
+def test_folders_that_other_systems_leave_are_no_classes(tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    for name in ("__MACOSX", "@eaDir", ".ipynb_checkpoints"):
+        for place in (root / "train" / name, root / "train" / "a" / name):
+            place.mkdir()
+            (place / "1.jpg").write_bytes(b"no image")
+    data = load_data(str(root), image_size=16)
+    assert (data.class_names, len(data.train)) == (("a", "b"), 8)
+    (root / "train" / "new folder").mkdir()
+    with pytest.raises(DataError, match=r"new folder holds no images \(.*\): add some, or remove it$"):
+        load_data(str(root), image_size=16)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nearest_etf.torchport.training.data.images import ImageData
 from nearest_etf.torchport.training.data.load import CLASS_NAMES, load_data, training_data
+from nearest_etf.torchport.training.data.loaders import make_loader
 from nearest_etf.torchport.training.data.split import DataError, Split
 from nearest_etf.torchport.training.run.settings import Settings, SettingsError
 
@@ -254,3 +256,10 @@ def test_imagenet_is_tested_on_its_validation_folder(tmp_path: Path) -> None:
     assert {name: len(split) for name, split in data.splits().items()} == {"train": 10, "test": 10}
     data = training_data(Settings(data="imagenet", image_size=8, val_fraction=0.4), tmp_path)
     assert {name: len(split) for name, split in data.splits().items()} == {"train": 6, "val": 4, "test": 10}
+
+
+def test_a_crop_of_photos_is_refused_for_images_in_memory() -> None:
+    settings = Settings(data="digits", scale=0.35)
+    data = training_data(settings)
+    with pytest.raises(DataError, match=r"scale = 0.35 is for the random crops of image folders, and digits is in mem"):
+        make_loader(data.train, data, settings, device=torch.device("cpu"))

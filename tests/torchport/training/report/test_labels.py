@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from nearest_etf.common.text import shortened, shown
+from nearest_etf.torchport.heads.temperature import default_temperature
+from nearest_etf.torchport.training.report.groups import group_runs
 from nearest_etf.torchport.training.report.labels import LabelError, check_labels, short_labels
-from nearest_etf.torchport.training.report.text import shortened, shown
+from nearest_etf.torchport.training.report.words import verdict
+from nearest_etf.torchport.training.run.reading import read_run
 
 HOSTILE = ["two\nlines", "\x1b[31mred", "a\udcffb", "x" * 200, "猫と犬", "<script>", ""]
 
@@ -62,3 +68,23 @@ def test_any_name_is_shown_in_a_line_of_its_width(name: str) -> None:
     assert "\x1b" not in text
     text.encode("utf-8")
     assert len(shortened(name, 12)) <= 12
+
+
+def test_the_default_temperature_and_the_same_number_are_one_group(
+    write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = write_run(tmp_path, "implicit", 0)
+    other = write_run(tmp_path, "implicit", 1, temperature=default_temperature(4))
+    third = write_run(tmp_path, "implicit", 1, temperature=5)
+    assert [group.label for group in group_runs([read_run(run), read_run(other)])] == ["implicit"]
+    labels = [group.label for group in group_runs([read_run(run), read_run(third)])]
+    assert labels == ["implicit · τ=5", f"implicit · τ={default_temperature(4):g}"]
+
+
+def test_copies_of_a_run_are_no_further_seeds(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    copies = [read_run(write_run(tmp_path / name, "fixed", 0)) for name in "ab"]
+    (group,) = group_runs(copies)
+    assert group.extent == "2 runs of one seed"
+    assert "(2 runs of one seed)" in verdict(group)
+    (group,) = group_runs([copies[0], read_run(write_run(tmp_path, "fixed", 1))])
+    assert group.extent == "2 seeds"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -12,8 +13,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from nearest_etf.torchport.training.etf_report import main
+from nearest_etf.torchport.training.report.style import save
 
 OLD_RUNS = Path(__file__).parents[3] / "fixtures" / "written-by-0.1.0"
 FIGURES = 23  # 9 curves, 3 confusions, 2 distributions, 3 Gram matrices, 3 views of class means, 3 of the solver
@@ -176,3 +179,22 @@ def test_a_run_that_cannot_be_measured_is_named_with_the_reason(write_run: Calla
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "learned: geometry not drawn" in text
     assert "Top-1 accuracy" in text
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_letters_that_the_font_lacks_are_escaped_where_it_draws(
+    kind: str, write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = write_run(tmp_path, "implicit", 0, data={"class_names": ["猫", "犬", "cat", "dog"]})
+    words = [str(run), "--labels", "猫と犬", "--to", str(tmp_path / f"report.{kind}"), str(tmp_path / "page.html")]
+    assert main([*words, "--figures", str(tmp_path / "figures"), "--quiet"]) == 0
+    if kind == "svg":
+        assert "猫と犬" in (tmp_path / "report.svg").read_text()
+    figure = Figure()
+    axes = figure.subplots()
+    axes.set_title("猫 τ")
+    axes.set_xticks([0, 1], ["猫", "dog"])
+    save(figure, io.BytesIO(), kind)
+    found = [axes.get_title(), *(label.get_text() for label in axes.get_xticklabels())]
+    assert found == (["猫 τ", "猫", "dog"] if kind == "svg" else ["\\u732b τ", "\\u732b", "dog"])

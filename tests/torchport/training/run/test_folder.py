@@ -150,3 +150,36 @@ def test_nothing_is_deleted_before_the_new_run_has_a_checkpoint(folder: RunFolde
 )
 def test_what_a_resumed_run_may_change(before: dict[str, object], after: dict[str, object], refused: list[str]) -> None:
     assert sorted(refused_changes(settings_from(before), settings_from(after))) == refused
+
+
+def test_a_run_that_was_set_aside_goes_once_a_resumed_one_has_a_checkpoint(tmp_path: Path) -> None:
+    aside = tmp_path / "run.replaced"
+    for folder in (tmp_path / "run", aside):
+        with RunFolder(folder, Settings()) as written:
+            written.begin()
+            written.write_config(Settings(), {"name": "digits"}, {})
+    with RunFolder(tmp_path / "run", Settings(), resume=True) as folder:
+        folder.begin()
+        assert aside.is_dir()
+        folder.replaced()
+    assert not aside.exists()
+
+
+def test_an_overwriting_run_that_was_killed_before_it_began_is_begun_again(tmp_path: Path) -> None:
+    aside = tmp_path / "run.replaced"
+    with RunFolder(aside, Settings()) as written:
+        written.begin()
+        written.write_config(Settings(), {"name": "digits"}, {})
+    with RunFolder(tmp_path / "run", Settings(), overwrite=True) as folder:
+        folder.begin()
+    assert (tmp_path / "run" / "config.json").is_file()  # it ended without a checkpoint: the earlier run is back
+    assert not aside.exists()
+
+
+def test_a_folder_of_that_name_that_holds_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run.replaced").mkdir()
+    (tmp_path / "run.replaced" / "notes.txt").write_text("mine")
+    with RunFolder(tmp_path / "run", Settings(), overwrite=True) as folder:
+        folder.begin()
+        folder.replaced()
+    assert (tmp_path / "run.replaced" / "notes.txt").is_file()

@@ -1,4 +1,4 @@
-"""Names of runs, data and classes as they are shown: in one line, in a given width. Needs nothing but Python."""
+"""Names of files, runs, data and classes as they are shown: in one line, in a given width. Needs nothing but Python."""
 
 from __future__ import annotations
 
