@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An editable install links the package file by file: it is made again when one of these comes or goes.
 SOURCES := $(sort $(shell find root common reference torchport export -type f -not -name '*.pyc'))
 
-.PHONY: help setup demo verify test test-oldest test-integrations test-faults lint bench docs release clean
+.PHONY: help setup demo verify test test-oldest test-integrations test-faults faults-of-files faults-of-commands lint bench docs release clean
 
 help:           ## show the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -37,13 +37,18 @@ test-oldest:    ## all tests with the oldest versions that pyproject.toml admits
 test-integrations:  ## tests beside timm and torchvision, in build/integrations: 6 GB (see .ci/integrations.py)
 	OMP_NUM_THREADS=1 $(PYTHON) .ci/integrations.py
 
-test-faults: setup  ## files from strangers, kills, full disks, odd command lines, long runs: in full, into tests/faults/results
+test-faults: setup  ## odd files, kills, full disks, odd command lines, long runs: in full, into tests/faults/results
+	$(MAKE) -j 2 faults-of-files faults-of-commands
+
+faults-of-files:
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.mutate_files
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.mutations
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.long_run
+
+faults-of-commands:
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.kill_points
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.surroundings
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.command_lines
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.long_run
 
 lint: setup     ## ruff and mypy
 	$(BIN)/ruff check .

@@ -86,7 +86,7 @@ def predict(given: Namespace) -> int:
     import PIL  # noqa: F401  here, so that its absence is one line and not one for each image
 
     from .predict import OnnxClassifier
-    from .prediction_rows import as_text, image_rows, width
+    from .prediction_rows import as_text, columns, image_rows
 
     log = printer(given.quiet)
     output = output_file(given.output, given.overwrite)
@@ -125,7 +125,7 @@ def predict(given: Namespace) -> int:
                 unfamiliar += int(prediction.accepted is not None and not prediction.accepted[i])
                 yield image_rows(path, prediction, i, names, given.top_k, ood=given.ood)
 
-    widths = width(paths), width(names)
+    widths = columns(paths), columns(names)
     with written(output) as out:
         for text in as_text(images(), style, widths, ood=given.ood):
             out.write(text)

@@ -50,7 +50,7 @@ def as_text(
     images : iterable of lists of rows
     style : {"table", "csv", "json", "jsonl"}
     widths : (int, int)
-        Of the columns of files and names in a table, see `width`.
+        Of the columns of files and names in a table, see `columns`.
     ood : bool
         Whether the rows have `OOD_COLUMNS`.
 
@@ -89,10 +89,10 @@ def as_text(
             )
 
 
-def width(names: Iterable[object]) -> int:
+def columns(names: Iterable[object]) -> int:
     """How many columns of a terminal the longest of some names takes.
 
-    >>> width(["cat", "猫猫"])
+    >>> columns(["cat", "猫猫"])
     4
     """
     return max(columns_of(shown(name)) for name in names)

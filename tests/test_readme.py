@@ -20,3 +20,15 @@ def test_every_room_and_file_it_names_exists() -> None:
     root = Path(__file__).parent.parent
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (root / target).exists(), target
+
+
+def test_the_differences_that_it_gives_are_those_of_the_evidence() -> None:
+    """The page of the evidence is held against its result files by a test of its own."""
+    evidence = (Path(__file__).parent.parent / "docs" / "evidence.md").read_text(encoding="utf-8")
+    rows = dict(
+        re.findall(r"^\| (centre, \d+ epochs \| implicit − \w+) \| \+(\d\.\d) \[[^|]*\| better \|", evidence, re.M)
+    )
+    given = re.search(r"by (\S+) points after 4 epochs and by (\S+) after 20, and by (\S+) and (\S+) than", README)
+    assert given is not None
+    settings = [f"centre, {n} epochs | implicit − {other}" for other in ("linear", "learned") for n in (4, 20)]
+    assert list(given.groups()) == [rows[setting] for setting in settings]

@@ -134,7 +134,7 @@ def test_the_exported_file_has_the_accuracy_that_training_reported(
         workers=0,
         lr=0.02,
     )
-    with pytest.warns(UserWarning, match="1 of 31 image files cannot be read, and they are left out"):
+    with pytest.warns(UserWarning, match="1 of 31 image files cannot be read, and it is left out"):
         train(settings, tmp_path / "run", device="cpu", quiet=True)
 
     file = tmp_path / "model.onnx"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nearest_etf.common.text import columns_of
-from nearest_etf.export.prediction_rows import as_text, width
+from nearest_etf.export.prediction_rows import as_text, columns
 
 
 def test_any_name_takes_a_line_of_the_table_and_its_columns_stay_aligned() -> None:
@@ -12,7 +12,7 @@ def test_any_name_takes_a_line_of_the_table_and_its_columns_stay_aligned() -> No
         [{"file": file, "rank": 1, "label": 0, "name": name, "probability": 0.5, "cosine": cosine}]
         for file, name, cosine in zip(files, names, (-0.5, 0.25, 0.0, -1.0), strict=True)
     ]
-    lines = "".join(as_text(rows, "table", (width(files), width(names)))).splitlines()
+    lines = "".join(as_text(rows, "table", (columns(files), columns(names)))).splitlines()
     assert len(lines) == 4
     assert len({columns_of(line.partition("cosine")[0]) for line in lines}) == 1
     assert len({columns_of(line) for line in lines}) == 1

@@ -59,7 +59,7 @@ GOOD = {
         "run --checkpoint last --json figures.json --device cpu",
         "--model network.py:make --classifier 2 --data photos --image-size 8 --device cpu",
     ],
-    "etf-report": ["run --to page.png", "run run2 --aggregate tables --at 1 2", "run run2 --labels ours theirs"],
+    "etf-report": ["run --to page.png", "run run2 --aggregate tables --at 1 2", "run run2 --labels ours"],
     "etf-export": [
         "run --to new.onnx --head-only --check-images 5",
         "check head.onnx --run run --check-images 5",

@@ -52,6 +52,7 @@ class Outcome:
     """What became of one fault."""
 
     fault: str
+    every: int = 1  # only every Nth place or size
     tried: int = 0
     went_through: int = 0  # the fault came too late, or the command had no need of what was missing
     torn: list[str] = field(default_factory=list)
@@ -403,7 +404,7 @@ def main(arguments: list[str] | None = None) -> int:
             if name == "full disk" and not can_mount(place.scratch):
                 print(f"{name}: no tmpfs can be mounted here", flush=True)
                 continue
-            began, outcome = time.monotonic(), Outcome(name)
+            began, outcome = time.monotonic(), Outcome(name, given.every)
             FAULTS[name](place, outcome)
             outcome.seconds = round(time.monotonic() - began, 1)
             outcomes.append(outcome)
@@ -414,7 +415,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             for problem in (*outcome.torn, *outcome.lost, *outcome.unclear)[:10]:
                 print(f"    {problem}", flush=True)
-    rows = {"every": given.every, "faults": [asdict(outcome) for outcome in outcomes]}
+    rows = {"faults": [asdict(outcome) for outcome in outcomes]}
     write_file(given.to, json.dumps(rows, indent=1) + "\n")
     return 0 if all(outcome.clean for outcome in outcomes) else 1
 

@@ -95,9 +95,11 @@ def warnings_also(to: Callable[[str], object]) -> Iterator[None]:
     """Inside this context, warnings go to a function, too, a line each."""
     show = warnings.showwarning
 
-    def shown(message: Warning | str, *about: Any) -> None:
+    def shown(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any, **named: Any
+    ) -> None:
         to(f"warning: {' '.join(str(message).split())}")
-        show(message, *about)
+        show(message, category, filename, lineno, *more, **named)
 
     warnings.showwarning = shown
     try:

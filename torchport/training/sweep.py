@@ -93,6 +93,9 @@ def is_finished(folder: Path, settings: Settings, recalibrate: bool | None) -> b
         )
     if load_checkpoint(folder / "last.pt")["epoch"] <= settings.epochs:
         return False
+    table = folder / "metrics.csv"  # written last of all
+    if not table.is_file() or table.read_bytes().count(b"\n") != 1 + len(run.rows):
+        return False
     exact = settings.head in FOLLOWS_MEANS and recalibrate is not False
     done = (folder / "recalibrated.json").exists()  # 0.1.0 recorded no epoch in it
     return not exact or (done and read_exact(folder).get("epoch", settings.epochs) == settings.epochs)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from nearest_etf.torchport.training.etf_train import main
+from nearest_etf.torchport.training.run.settings import Settings
+from nearest_etf.torchport.training.sweep import sweep
 
 QUICK = ["digits", "--samples-per-class", "10", "--batch-size", "50", "--epochs", "1", "--backbone", "mlp"]
 
@@ -33,3 +35,21 @@ def test_a_sweep_skips_what_is_done_and_goes_on_after_failures(
     )
     assert main([*command[:-5], "fixd", *command[-4:]]) == 2
     assert "did you mean 'fixed'" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_before_its_table_was_written_is_concluded(tmp_path: Path) -> None:
+    settings = Settings(
+        data="ufm", num_classes=3, samples_per_class=2, batch_size=6, num_features=4, epochs=2, head="fixed"
+    )
+    folder, options = tmp_path / "fixed-seed0", {"device": "cpu"}
+    assert sweep([settings], tmp_path, quiet=True, **options) == {"fixed-seed0": "done"}
+    table = (folder / "metrics.csv").read_bytes()
+    for left in (None, table[: table.index(b"\n") + 1]):  # none, and one of fewer epochs
+        (folder / "metrics.csv").unlink()
+        if left is not None:
+            (folder / "metrics.csv").write_bytes(left)
+        (folder / "curves.png.tmp").write_bytes(b"")
+        assert sweep([settings], tmp_path, quiet=True, **options) == {"fixed-seed0": "done"}
+        assert (folder / "metrics.csv").read_bytes() == table
+        assert not (folder / "curves.png.tmp").exists()
+    assert sweep([settings], tmp_path, quiet=True, **options) == {"fixed-seed0": "done before"}

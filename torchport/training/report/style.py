@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ....common.text import shortened, shown
 from .groups import Group
@@ -146,8 +146,9 @@ def save(figure: Figure, file: Any, kind: str, **options: Any) -> None:
     if kind != "svg":
         for axes in figure.findobj(Axes):
             for axis in (axes.xaxis, axes.yaxis):
-                if isinstance(formatter := axis.get_major_formatter(), FixedFormatter):
-                    formatter.seq = [drawable(text) for text in formatter.seq]
+                labels = [label.get_text() for label in axis.get_ticklabels()]
+                if labels != (escaped := [drawable(label) for label in labels]):
+                    axis.set_ticks(axis.get_majorticklocs(), escaped)
         for text in figure.findobj(Text):
             text.set_text(drawable(text.get_text()))
     with warnings.catch_warnings():
