@@ -51,7 +51,7 @@ def real_number(name: str, value: Any, *, positive: bool = False) -> float:
     ValueError: delta = inf; expected a finite number that is not negative.
     """
     try:
-        number = math.nan if isinstance(value, str | bytes | bool) else float(value)
+        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: torch's, of more than one entry
         number = math.nan
     if not (math.isfinite(number) and number >= 0 and not (positive and number == 0)):

@@ -178,7 +178,7 @@ def fail(prog: str, message: str, status: int = 2) -> int:
 def cut(message: str) -> str:
     """A message as one line, in which words that nobody reads to their end, as a path of a thousand folders, are cut.
 
-    >>> cut("no such folder: " + "x" * 1000)[-10:], cut("two\nlines")
+    >>> cut("no such folder: " + "x" * 1000)[-10:], cut("two\\nlines")
     ('xxxxxxxxx…', 'two lines')
     """
     return " ".join(word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}…" for word in message.split())

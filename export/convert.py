@@ -283,7 +283,8 @@ def checked(
     open_apart(data, precision)
     report = compare(OnnxClassifier.from_bytes(data), frozen, images, labels, size=len(data), **how)
     if not report.passed:
-        raise CheckError(f"{path} was not written: in {report.precision}, {' and '.join(report.failures)}")
+        finer = {"int8": ": export in fp16 or fp32", "fp16": ": export in fp32"}.get(precision, "")
+        raise CheckError(f"{path} was not written: in {report.precision}, {' and '.join(report.failures)}{finer}")
     return report
 
 

@@ -134,14 +134,14 @@ def child(
         _end_group(process)
         if status is None:
             status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        texts = []
+        texts: list[str] = []
         for file, end in ((out, out_end), (err, err_end)):
             if pipes:
                 os.close(end)
             else:
                 file.seek(0)
             texts.append(file.read().decode("utf-8", "replace"))
-    return Ended(status, *texts, time.monotonic() - began, hung, interrupted)
+    return Ended(status, texts[0], texts[1], time.monotonic() - began, hung, interrupted)
 
 
 @contextlib.contextmanager
@@ -161,8 +161,8 @@ def _work(body: Callable[[], int], folder: Path, before: Callable[[], None] | No
     status = 70
     try:
         _set_group(0)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for number, stream in ((out, 1), (err, 2), (os.open(os.devnull, os.O_RDONLY), 0)):
             os.dup2(number, stream)

@@ -277,7 +277,7 @@ def rank_killed(place: Place, outcome: Outcome) -> None:
         with open(folder / "said.txt", "w+", encoding="utf-8") as said:
             running = subprocess.Popen(program, cwd=folder, stdout=said, stderr=said, start_new_session=True)
             try:
-                wait_until(lambda place=folder: rows_in(place / "run") >= 2, 180)
+                wait_until(functools.partial(has_rows, folder / "run", 2), 180)
                 os.kill(process_of_rank(running.pid, rank), signal.SIGKILL)
                 began = time.monotonic()
                 status = running.wait(timeout=2 * MINUTE)
@@ -301,9 +301,9 @@ def rank_killed(place: Place, outcome: Outcome) -> None:
             outcome.lost.append(f"rank {rank}: the second run ends with {again.status}: {again.last}")
 
 
-def rows_in(folder: Path) -> int:
+def has_rows(folder: Path, least: int) -> bool:
     path = folder / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.is_file() else 0
+    return path.is_file() and path.read_bytes().count(b"\n") >= least
 
 
 def process_of_rank(parent: int, rank: int) -> int:

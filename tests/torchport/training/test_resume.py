@@ -181,7 +181,8 @@ def test_a_second_ctrl_c_ends_at_once_but_a_second_sigterm_does_not(
         assert interrupt.agreed()
         stopped = interrupt.stop()
         assert stopped.code == 128 + signal.SIGTERM
-        assert stopped.message == "SIGTERM: stopped before there was anything to save; start anew"
+        again = f"etf-train --resume --output {tmp_path}"
+        assert stopped.message == f"SIGTERM: stopped before there was anything to save; start anew with: {again}"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert capfd.readouterr().err.count("stopping") == 1

@@ -41,15 +41,15 @@ def test_a_run_that_was_killed_before_its_table_was_written_is_concluded(tmp_pat
     settings = Settings(
         data="ufm", num_classes=3, samples_per_class=2, batch_size=6, num_features=4, epochs=2, head="fixed"
     )
-    folder, options = tmp_path / "fixed-seed0", {"device": "cpu"}
-    assert sweep([settings], tmp_path, quiet=True, **options) == {"fixed-seed0": "done"}
+    folder = tmp_path / "fixed-seed0"
+    assert sweep([settings], tmp_path, quiet=True, device="cpu") == {"fixed-seed0": "done"}
     table = (folder / "metrics.csv").read_bytes()
     for left in (None, table[: table.index(b"\n") + 1]):  # none, and one of fewer epochs
         (folder / "metrics.csv").unlink()
         if left is not None:
             (folder / "metrics.csv").write_bytes(left)
         (folder / "curves.png.tmp").write_bytes(b"")
-        assert sweep([settings], tmp_path, quiet=True, **options) == {"fixed-seed0": "done"}
+        assert sweep([settings], tmp_path, quiet=True, device="cpu") == {"fixed-seed0": "done"}
         assert (folder / "metrics.csv").read_bytes() == table
         assert not (folder / "curves.png.tmp").exists()
-    assert sweep([settings], tmp_path, quiet=True, **options) == {"fixed-seed0": "done before"}
+    assert sweep([settings], tmp_path, quiet=True, device="cpu") == {"fixed-seed0": "done before"}

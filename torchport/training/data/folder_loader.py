@@ -122,7 +122,7 @@ class FolderLoader:
             _Images(split, seed, flip, scale),
             batch_sampler=self._batches,
             num_workers=workers,
-            worker_init_fn=partial(ignore_signals, ending=process_ending()),
+            worker_init_fn=partial(ignore_signals, ending=process_ending() if workers else None),
             collate_fn=_to_tensors if shared_memory_holds(largest * (2 * workers + 1)) else _together,
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",

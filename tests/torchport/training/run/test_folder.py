@@ -158,10 +158,10 @@ def test_a_run_that_was_set_aside_goes_once_a_resumed_one_has_a_checkpoint(tmp_p
         with RunFolder(folder, Settings()) as written:
             written.begin()
             written.write_config(Settings(), {"name": "digits"}, {})
-    with RunFolder(tmp_path / "run", Settings(), resume=True) as folder:
-        folder.begin()
+    with RunFolder(tmp_path / "run", Settings(), resume=True) as resumed:
+        resumed.begin()
         assert aside.is_dir()
-        folder.replaced()
+        resumed.replaced()
     assert not aside.exists()
 
 
