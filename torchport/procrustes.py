@@ -288,16 +288,10 @@ def named_or_given_frame(initial: str | Tensor, num_features: int, num_classes: 
     return initial.detach().to(torch.promote_types(initial.dtype, torch.float32), copy=True)
 
 
-NO_AUTOCAST = frozenset(  # looked up here, since torch.compile before 2.12 cannot look there
-    kind
-    for kind in ("meta", "vulkan", "mkldnn", "opengl", "opencl", "lazy", "fpga", "ve", "ideep")
-    if not torch.amp.autocast_mode.is_autocast_available(kind)
-)
-
-
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which products keep their operands' precision."""
-    if device.type not in NO_AUTOCAST and torch.is_autocast_enabled(device.type):
+    available = torch.amp.autocast_mode.is_autocast_available(device.type)
+    if available and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return _NOTHING
 
