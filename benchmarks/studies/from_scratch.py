@@ -25,6 +25,9 @@ FACTORS = (
             *("cifar100", "fashion-mnist", "mnist"),
         )
     ),
+    Factor(
+        "data: cifar100, more heads", ("learned", "canonical", "implicit-detached", "class-mean"), 5, data="cifar100"
+    ),
 )
 
 
