@@ -1,1 +1,1 @@
-"""What every room may use: errors, commands, files, photos, the machine. Needs no torch, and imports no other room."""
+"""Shared by all rooms: errors, commands, files, photos, provenance. Needs no torch and imports no other room."""

@@ -1,4 +1,4 @@
-"""Numbers and switches as arguments: what every room's public functions accept, and the error for anything else."""
+"""Validation of numeric and boolean arguments, for the public functions of every room."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def whole_number(name: str, value: Any, least: int = 0) -> int:
-    """The value as an int of at least `least`; bool and floats are refused, integers of any library are not.
+    """The value as an int of at least `least`; integers of any library are accepted, bools and floats are refused.
 
     Raises
     ------
     ValueError
-        If it is no integer, or too small.
+        If the value is not an integer, or is less than `least`.
 
     Examples
     --------
@@ -34,12 +34,12 @@ def whole_number(name: str, value: Any, least: int = 0) -> int:
 
 
 def real_number(name: str, value: Any, *, positive: bool = False) -> float:
-    """The value as a finite float that is not negative, or with `positive` above zero.
+    """The value as a finite float: non-negative, or with `positive` above zero.
 
     Raises
     ------
     ValueError
-        If it is no number, or out of range.
+        If the value is not a number, or is out of range.
 
     Examples
     --------
@@ -52,7 +52,7 @@ def real_number(name: str, value: Any, *, positive: bool = False) -> float:
     """
     try:
         number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: torch's, of more than one entry
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: a tensor with several entries
         number = math.nan
     if not (math.isfinite(number) and number >= 0 and not (positive and number == 0)):
         kind = "positive finite number" if positive else "finite number that is not negative"
@@ -61,7 +61,7 @@ def real_number(name: str, value: Any, *, positive: bool = False) -> float:
 
 
 def switch(name: str, value: Any) -> bool:
-    """The value, if it is True or False: any other object would count as one of them in silence.
+    """The value, if it is True or False; the truth value of any other object is not used silently.
 
     >>> switch("gradient", "no")
     Traceback (most recent call last):

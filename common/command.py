@@ -1,6 +1,9 @@
-"""How every command reads its arguments and ends: one parser, one set of exit statuses.
+"""The argument parser, the error handling and the exit statuses of every command.
 
-0 on success, 1 where a check or a training run failed, 2 for bad use with one line on standard error, 130 after Ctrl-C.
+0      success
+1      a check or a training run failed
+2      usage error, with one line on standard error
+130    Ctrl-C
 """
 
 from __future__ import annotations
@@ -32,14 +35,14 @@ OPTIONAL_PACKAGES = (
     "onnxscript",
     "onnxruntime",
 )
-# How torch and NumPy say that there is not enough memory, in errors of many types.
+# Phrases by which torch and NumPy report a lack of memory; the types of these errors differ.
 NO_MEMORY = ("allocate memory", "Unable to allocate", "out of memory", "Storage size calculation overflowed")
-LONGEST_WORD = 500  # characters; names of files have at most 255
+LONGEST_WORD = 500  # characters; a file name has at most 255
 PLAIN = {"≤": "<=", "≥": ">=", "−": "-", "→": "->", "‖": "||", "√": "sqrt "}
 
 
 class Parser(argparse.ArgumentParser):
-    """`argparse` with `--version` and `--quiet`, whole flag names only, and errors of one line.
+    """`argparse` with `--version` and `--quiet`, without abbreviated flags, and with one-line errors.
 
     Parameters
     ----------
@@ -66,10 +69,10 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.add_argument("--version", action="version", version=f"{prog} {__version__}")
-        self.add_argument("--quiet", action="store_true", help="print results that were asked for, and errors, only")
+        self.add_argument("--quiet", action="store_true", help="print only requested results and errors")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """As in `argparse`; an unknown flag is answered first, with the nearest one."""
+        """As in `argparse`, but an unknown flag is reported first, with the nearest known one."""
         use_plain_letters()
         words = list(sys.argv[1:] if args is None else args)
         flags = [flag for action in self._actions for flag in action.option_strings]
@@ -82,14 +85,29 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unexpected argument {unknown[0]!r}")
         return given
 
+    def after(self, name: str, words: Sequence[str]) -> list[str] | None:
+        """The words without the subcommand `name` that this parser reads; None if they do not call it.
+
+        Flags may precede it, as in `etf-train --quiet sweep digits`.
+
+        >>> parser = Parser("etf-example sweep", "Show where a subcommand may stand.")
+        >>> parser.after("sweep", ["--quiet", "sweep", "x"]), parser.after("sweep", ["x", "sweep"])
+        (['--quiet', 'x'], None)
+        """
+        valued = {flag for action in self._actions if action.nargs != 0 for flag in action.option_strings}
+        pairs = enumerate(zip(["", *words], words, strict=False))
+        first = next((i for i, (before, word) in pairs if not word.startswith("-") and before not in valued), None)
+        return None if first is None or words[first] != name else [*words[:first], *words[first + 1 :]]
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {cut(message)} (see {self.prog} --help)\n")
 
 
 def use_plain_letters() -> None:
-    """Print what standard output's code page lacks (Windows has cp1252 in pipes) in its letters, instead of failing.
+    """Replace characters that the encoding of standard output lacks (cp1252 in pipes on Windows) instead of failing.
 
-    A letter of mathematics becomes a word; what has none, and bytes of file names that are no text, an escape.
+    Mathematical symbols become ASCII, and Greek letters their names. Other characters, and undecodable bytes of file
+    names, become escape sequences.
     """
     codecs.register_error("plain-letters", _plain)
     for stream in (sys.stdout, sys.stderr):
@@ -113,18 +131,18 @@ def printer(quiet: bool) -> Callable[..., None]:
 
 
 def run_command(prog: str, body: Callable[[], int], extra: str = "train") -> int:
-    """The exit status of a command: that of `body`, or of the error that ended it, which is printed as one line.
+    """Run the body of a command and return its exit status; an error that ends it is printed as one line.
 
-    `extra` names what brings the packages that the command needs, as in `pip install 'nearest-etf[train]'`. A warning
-    is one line; Pillow's, about the insides of image files, are left out: what it cannot read is an error. After Ctrl-C
-    any error is taken for its consequence: a library that is interrupted while it loads may raise whatever it likes.
+    - `extra` is the extra that installs the command's packages, as in `pip install 'nearest-etf[train]'`.
+    - Each warning is printed as one line. Pillow's warnings are suppressed: a file that it cannot read is an error.
+    - After Ctrl-C, any error counts as an interruption: a library interrupted while it loads may raise any error.
     """
     interrupted = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
         interrupted = True
-        if _importing(frame):  # torch aborts the process where an error comes in the middle of it
+        if _importing(frame):  # an exception during the import of torch aborts the process
             end_at_once(number, frame)
         raise KeyboardInterrupt
 
@@ -147,10 +165,10 @@ def run_command(prog: str, body: Callable[[], int], extra: str = "train") -> int
         if package not in OPTIONAL_PACKAGES:
             raise
         if not isinstance(error, ModuleNotFoundError):
-            return fail(prog, f"{package} cannot be loaded ({first_line(error)}): install it anew")
+            return fail(prog, f"{package} cannot be loaded ({first_line(error)}): reinstall it")
         return fail(prog, f"{package} is missing: pip install 'nearest-etf[{extra}]'")
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader of standard output, `head` say, has seen enough
+        if isinstance(error, BrokenPipeError):  # the reader of standard output, such as `head`, has closed it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         return fail(prog, f"{error.filename}: {error.strerror}" if error.filename else str(error))
@@ -165,7 +183,7 @@ def run_command(prog: str, body: Callable[[], int], extra: str = "train") -> int
         raise
     finally:
         warnings.formatwarning = format_before
-        with contextlib.suppress(ValueError, TypeError):  # or one that Python did not set
+        with contextlib.suppress(ValueError, TypeError):  # TypeError: the previous handler was not set by Python
             signal.signal(signal.SIGINT, handler_before)
 
 
@@ -176,16 +194,19 @@ def fail(prog: str, message: str, status: int = 2) -> int:
 
 
 def cut(message: str) -> str:
-    """A message as one line, in which words that nobody reads to their end, as a path of a thousand folders, are cut.
+    """A message as one line, with overlong words (such as a path of a thousand folders) truncated.
 
     >>> cut("no such folder: " + "x" * 1000)[-10:], cut("two\\nlines")
     ('xxxxxxxxx…', 'two lines')
     """
-    return " ".join(word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}…" for word in message.split())
+    words = " ".join(line.strip() for line in message.splitlines() if line.strip()).split(
+        " "
+    )  # names may hold more than one blank
+    return " ".join(word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}…" for word in words)
 
 
 def end_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    """What Ctrl-C does to a command that is still loading, and has nothing to lose."""
+    """Handle Ctrl-C while a command is still loading: exit at once, since there is nothing to clean up."""
     os.write(2, f"{_command()}: interrupted\n".encode())
     os._exit(130)
 
@@ -200,7 +221,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 
 def _command() -> str:
-    """The name of the program that runs, which is one of ours where this module is not imported by another."""
+    """The name of the running program; it starts with "etf-" if the program is a command of this package."""
     return os.path.basename(sys.argv[0]) if sys.argv else ""
 
 

@@ -1,24 +1,24 @@
-"""Errors that are meant to be read by a user: one line that names what was found, what was expected and the remedy."""
+"""Errors for users: one line that names what was found, what was expected and the remedy."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-LONGEST_NAME = 200  # characters of a name that others are compared with, which takes time
+LONGEST_NAME = 200  # characters of an unknown name; limits the time of its comparison with the known ones
 
 
 class UserError(ValueError):
-    """Something that cannot be used as it was given; the base of the errors below it in every room.
+    """Invalid input; the base class of every room's errors for users.
 
-    `exit_status` is how a command ends with it: 2 for bad use, 1 for a check that failed.
+    `exit_status` is the exit status of a command that this error ends: 2 for a usage error, 1 for a failed check.
     """
 
     exit_status = 2
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message, or its type where it has none.
+    """The first line of an error's message, or the name of its type if the message is empty.
 
     >>> first_line(RuntimeError("shapes differ\\n  in conv2d")), first_line(KeyError())
     ('shapes differ', 'KeyError')
@@ -27,20 +27,20 @@ def first_line(error: BaseException) -> str:
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A value as Python writes it, cut where it is long.
+    """The `repr` of a value, truncated to `most` characters.
 
     >>> shown(0.5), shown("x" * 1000, most=6)
     ('0.5', "'xxxxx…")
     """
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an integer of many digits; lists within lists
+    except (ValueError, RecursionError):  # an integer with too many digits; deeply nested lists
         text = f"a long {type(value).__name__}"
     return text if len(text) <= most else f"{text[:most]}…"
 
 
 def nearest_name(kind: str, found: str, known: Iterable[str]) -> str:
-    """The message about an unknown name.
+    """The error message for an unknown name, with the nearest known one.
 
     >>> nearest_name("head", "implict", ["learned", "fixed", "implicit"])
     "unknown head 'implict': did you mean 'implicit'? (one of: learned, fixed, implicit)"

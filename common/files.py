@@ -1,6 +1,6 @@
-"""Files: the one way to write them, whole or not at all, and the one way to read what may be damaged or foreign.
+"""Atomic writing of files, and reading of files that may be damaged or of another kind.
 
-What is read is bounded before it is read, and what we wrote is compared with its seal (see `seals.py`).
+Every read has an upper bound on its size. Files of this package are checked against their seals (see `seals.py`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import IO, Any
 from .errors import UserError, first_line
 from .seals import Damage, opened_json, sealed_json
 
-LARGEST_TEXT = 2**28  # bytes of a text that is read whole: metrics of 100,000 epochs have half as many
-LONGEST_REASON = 200  # characters of another library's message
+LARGEST_TEXT = 2**28  # bytes of a text file; metrics of 100,000 epochs take half of it
+LONGEST_REASON = 200  # characters of another library's error message
 
 
 class FileError(UserError):
@@ -26,21 +26,21 @@ class FileError(UserError):
 
 
 class _Output(io.BufferedRandom):
-    """A file that remembers what the disk had to say: torch hides an error of `write` behind one of its own."""
+    """A file that keeps the OSError of a failed `write`, which torch replaces by an error of its own."""
 
-    trouble: OSError | None = None
+    write_error: OSError | None = None
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            self.trouble = error
+            self.write_error = error
             raise
 
 
 @contextmanager
 def named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Put the name of a file into an error of the system, which has none where a disk is full.
+    """Add the name of a file to an OSError that lacks it, such as the one of a full disk.
 
     >>> with named("last.pt"):
     ...     raise OSError(28, "No space left on device")
@@ -58,11 +58,11 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends without an error.
+    """A binary file that replaces `path` when the block ends without an error.
 
-    It is written beside `path` as NAME.tmp, synced and renamed: readers and crashes find the old contents or the new
-    ones, never half of them. A link stays, and what it leads to is replaced; a device or a pipe, such as /dev/stdout,
-    is written to when the block has ended.
+    The file is written beside `path` as NAME.tmp, synced and renamed: at any time, also after a crash, `path` has the
+    old contents or the new ones, complete. If `path` is a symbolic link, its target is replaced. A device or a pipe,
+    such as /dev/stdout, is written when the block ends.
 
     Examples
     --------
@@ -90,14 +90,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, Exception) and file is not None and file.trouble not in (None, error):
-            file.trouble.filename = str(path)
-            raise file.trouble from error
+        if isinstance(error, Exception) and file is not None and file.write_error not in (None, error):
+            file.write_error.filename = str(path)
+            raise file.write_error from error
         raise
-    with contextlib.suppress(OSError):  # not every system lets a folder be opened
+    with contextlib.suppress(OSError):  # some systems cannot open a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # the new name, too, survives a power cut
+            os.fsync(folder)  # so that the new name, too, survives a power cut
         finally:
             os.close(folder)
 
@@ -109,7 +109,7 @@ def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 
 def append_line(path: str | os.PathLike[str], line: str, *, sync: bool = False) -> None:
-    """Add a line to a text file; with `sync` it is on the disk afterwards."""
+    """Append a line to a text file; with `sync`, flush it to the disk."""
     with named(path), open(path, "a", encoding="utf-8") as file:
         file.write(line)
         if sync:
@@ -119,7 +119,7 @@ def append_line(path: str | os.PathLike[str], line: str, *, sync: bool = False) 
 
 @contextmanager
 def reading(path: str | os.PathLike[str], expected: str, error_type: type[UserError] = FileError) -> Iterator[None]:
-    """Turn whatever a library raises on a file that others made into one line about that file.
+    """Turn any error in the block into a one-line error that names the file.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def reading(path: str | os.PathLike[str], expected: str, error_type: type[UserEr
     expected : str
         What the file should be, as in "the settings of a run".
     error_type : type of UserError
-        What is raised; errors of that kind pass as they are.
+        The type that is raised. A `UserError` passes unchanged.
 
     Examples
     --------
@@ -158,9 +158,9 @@ def read_bytes(
     error_type: type[UserError] = FileError,
     largest: int = LARGEST_TEXT,
 ) -> bytes:
-    """A whole file of at most `largest` bytes; a larger one, or a device without an end, is refused unread."""
+    """The contents of a file of at most `largest` bytes; a larger file, or an endless device, is refused."""
     with reading(path, expected, error_type), open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size or largest  # a pipe has none; `read` allocates what it is told at once
+        size = os.fstat(file.fileno()).st_size or largest  # 0 for a pipe; `read` allocates its argument at once
         contents = b"" if size > largest else file.read(size + 1)
         if size > largest or len(contents) > size:
             raise Damage(f"more than {largest} bytes" if size >= largest else "it grew while it was read")
@@ -168,21 +168,21 @@ def read_bytes(
 
 
 def read_text(path: str | os.PathLike[str], expected: str, error_type: type[UserError] = FileError) -> str:
-    """A text file in UTF-8, with lines that end in \\n, however they end in the file."""
+    """The contents of a UTF-8 text file, with \\r\\n converted to \\n."""
     contents = read_bytes(path, expected, error_type)
     with reading(path, expected, error_type):
         return contents.decode("utf-8").replace("\r\n", "\n")
 
 
 def read_json(path: str | os.PathLike[str], expected: str, error_type: type[UserError] = FileError) -> Any:
-    """The value in a JSON file; where `write_json` wrote it, the same value or an error."""
+    """The value in a JSON file; if `write_json` wrote the file, any later change is an error."""
     text = read_text(path, expected, error_type)
     with reading(path, expected, error_type):
         return opened_json(json.loads(text))
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
-    """Write a JSON object with a seal, which `read_json` compares and takes off.
+    """Write a JSON object with a seal, which `read_json` checks and removes.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Where something was computed: processors, versions, commit. Run folders and benchmark results record it."""
+"""Provenance: command, commit, versions and hardware, recorded in run folders and benchmark results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("nearest-etf", "torch", "numpy", "scipy", "torchvision", "timm")  # on which figures depend
+PACKAGES = ("nearest-etf", "torch", "numpy", "scipy", "torchvision", "timm")  # whose versions can change results
 
 
 def available_cores() -> int:
@@ -19,7 +19,7 @@ def available_cores() -> int:
 
 
 def processor() -> str:
-    """The CPU's model; Linux has it in a file, other systems report it through `platform`."""
+    """The CPU's model, from /proc/cpuinfo on Linux and from `platform` on other systems."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text(encoding="utf-8").splitlines() if about.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -32,10 +32,10 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
     Parameters
     ----------
     device : str
-        What computed, as torch names it: "cpu", "cuda:0", …
+        The device of the computation, as torch names it: "cpu", "cuda:0", …
     """
     installed = {distribution.name for distribution in metadata.distributions()}
-    torch: Any = sys.modules.get("torch")  # only the caller's: this room imports none
+    torch: Any = sys.modules.get("torch")  # only if the caller has imported it
     return {
         "command": sys.argv,
         "commit": commit(),
@@ -50,9 +50,9 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of this code where it runs from a checkout of its own repository, else None.
+    """The commit of this code if it runs from a checkout of its own repository, else None.
 
-    A copy that somebody has committed to a repository of theirs, as a virtual environment say, has none.
+    A copy in another repository, such as a committed virtual environment, has no commit.
     """
     source = Path(__file__).resolve()  # in an editable install the package is a tree of links into the checkout
     listing = ["git", "-C", str(source.parent), "ls-files", "--full-name", source.name]

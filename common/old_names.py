@@ -1,7 +1,7 @@
-"""What earlier versions wrote under other names, and its present name: settings, checkpoints, buffers of heads.
+"""Earlier names of settings, checkpoint entries and head buffers, and their present names.
 
-Version 0.1.0 wrote run folders and checkpoints with the names on the left. Whatever reads settings, a run folder or a
-state dict asks here, and nowhere else.
+The keys of the tables are the names of version 0.1.0. Every reader of settings, run folders or state dicts translates
+names by these tables.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def present_checkpoint(contents: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def present_buffer(key: str) -> str:
-    """One key of the state dict of a head, or of a model with a head.
+    """The present name of a key of the state dict of a head, or of a model with a head.
 
     >>> present_buffer("head.means.means"), present_buffer("means.steps"), present_buffer("head.weight")
     ('head.running.class_means', 'running.steps', 'head.weight')

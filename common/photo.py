@@ -1,7 +1,9 @@
-"""Image files as arrays, by Pillow and NumPy alone: training, evaluation and prediction read files here, in one way.
+"""Image files as arrays, by Pillow and NumPy: the one reader for training, evaluation and prediction.
 
-`evaluation_view` and `training_view` turn photos of any size and kind into what a network takes; `exact_pixels` changes
-no pixel and refuses the rest. All three apply the EXIF orientation, and all that Pillow raises becomes a `PhotoError`.
+- `evaluation_view` and `training_view` turn photos of any size and mode into the input of a network.
+- `exact_pixels` reads images of exactly the size of the input without loss, and refuses all others.
+
+All of them apply the EXIF orientation, and turn every error of Pillow into a `PhotoError`.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ if TYPE_CHECKING:
 
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-# Pillow knows many more, of which one runs another program (EPS); HEIF comes with a plugin.
+# Pillow reads more formats, one of which runs another program (EPS). HEIF needs a plugin.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF")
-LARGEST = 2**30  # bytes: of a file, and of what its pixels take while they are converted
+LARGEST = 2**30  # bytes of a file, and of its pixels during conversion
 ORIENTATION, BITS, PHOTOMETRIC = 0x0112, 0x0102, 0x0106  # tags of EXIF and TIFF
-UPRIGHT = {  # what undoes each EXIF orientation, by Pillow's names
+UPRIGHT = {  # the inverse of each EXIF orientation, as Pillow names it
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
     4: "FLIP_TOP_BOTTOM",
@@ -43,26 +45,32 @@ UPRIGHT = {  # what undoes each EXIF orientation, by Pillow's names
 
 
 class PhotoError(UserError):
-    """An image file that is missing, damaged, or not of a kind that can be used."""
+    """An image file that is missing, damaged or of an unsupported kind."""
 
 
 @dataclass(frozen=True)
 class PhotoTransform:
-    """How a photo becomes what a network is evaluated on; checkpoints and exported files record it.
+    """The preprocessing of photos for evaluation; checkpoints and exported files record it.
 
-    Colours come first: CMYK and palettes become RGB, transparency is laid over white, 16-bit greyscale is scaled to 8
-    bits; of an animation, the first frame counts. Then a part of the photo is cut out and scaled, without aliasing.
+    Colours are converted first:
+
+    - CMYK and palettes become RGB;
+    - transparent pixels are blended with white;
+    - 16-bit greyscale is scaled to 8 bits;
+    - of an animation, the first frame is used.
+
+    Then the photo is cropped and resized with antialiasing.
 
     Attributes
     ----------
     height, width : int
-        Of the result, in pixels.
+        Size of the result in pixels.
     channels : {3, 1}
         RGB, or greyscale.
     crop : float
-        Share of the photo's sides that is kept, in 0…1: 0.875 cuts off 1/16 at each edge.
+        Share of each side that is kept, in (0, 1]: 0.875 removes 1/16 at each edge.
     crop_mode : {"center", "squash"}
-        Of what is left, take the largest centred part in the shape of the result; or all of it, whatever its shape.
+        "center" keeps the largest centred part with the aspect ratio of the result, "squash" changes the aspect ratio.
     interpolation : {"nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"}
 
     Raises
@@ -86,7 +94,9 @@ class PhotoTransform:
     def __post_init__(self) -> None:
         if min(self.height, self.width) < 1 or self.channels not in (1, 3):
             shape = (self.height, self.width, self.channels)
-            raise UserError(f"a photo cannot be {shape}: expected a positive height and width, and 1 or 3 channels")
+            raise UserError(
+                f"the shape of a photo is {shape}: expected a positive height and width, and 1 or 3 channels"
+            )
         if not 0 < self.crop <= 1:
             raise UserError(f"crop is {self.crop}: expected a share of the sides, above 0 and at most 1")
         for kind, name, known in (
@@ -107,7 +117,7 @@ class PhotoTransform:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The transform that `to_dict` has described.
+        """The transform from the values of `to_dict`.
 
         >>> PhotoTransform.from_dict(PhotoTransform(8, 8, 1).to_dict()).shape
         (8, 8, 1)
@@ -116,12 +126,12 @@ class PhotoTransform:
 
 
 def evaluation_view(path: str | Path, transform: PhotoTransform) -> NDArray[np.uint8]:
-    """A photo as a network is evaluated on it, (H, W, C).
+    """A photo, preprocessed by the transform, (H, W, C).
 
     Raises
     ------
     PhotoError
-        If the file is no image, or has pixels of more than 16 bits.
+        If the file is not an image, or its pixels have more than 16 bits.
 
     Examples
     --------
@@ -149,9 +159,9 @@ def evaluation_view(path: str | Path, transform: PhotoTransform) -> NDArray[np.u
 def training_view(
     path: str | Path, transform: PhotoTransform, rng: np.random.Generator, *, flip: bool = False, scale: float = 0.08
 ) -> NDArray[np.uint8]:
-    """A random part of a photo, (H, W, C), with `flip` mirrored half of the time; see `random_box`.
+    """A random crop of a photo, (H, W, C), with `flip` mirrored with probability 1/2; see `random_box`.
 
-    Size, channels and interpolation are the transform's.
+    Size, channels and interpolation are those of the transform.
 
     Raises
     ------
@@ -170,7 +180,8 @@ def training_view(
 def random_box(size: tuple[int, int], rng: np.random.Generator, scale: float = 0.08) -> tuple[int, int, int, int]:
     """A random part of an image as (left, upper, right, lower).
 
-    From `scale`, 8 %, to all of its area, and between 3:4 and 4:3 (Szegedy et al. 2014, arXiv 1409.4842, section 6).
+    Its share of the area lies between `scale` and 1, and its aspect ratio between 3:4 and 4:3 (Szegedy et al. 2014,
+    arXiv 1409.4842, section 6). If ten random parts do not fit into the image, the whole image is returned.
     """
     width, height = size
     for _ in range(10):
@@ -184,24 +195,24 @@ def random_box(size: tuple[int, int], rng: np.random.Generator, scale: float = 0
 
 
 def exact_pixels(path: str | Path, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """An 8-bit image of exactly the size and channels (H, W, C) that a model takes, pixel for pixel.
+    """The pixels of an 8-bit image that has exactly the shape (H, W, C) of a model's input.
 
-    Palettes and two-level images are unpacked, a grey image fills three equal channels, and the EXIF orientation is
-    applied: none of these guesses. CMYK, alpha, 16 bits, animations and other sizes are refused.
+    All conversions are lossless: palettes and two-level images are expanded, a greyscale image is repeated in three
+    channels, and the EXIF orientation is applied. CMYK, alpha, 16 bits, animations and other sizes are refused.
 
     Raises
     ------
     PhotoError
-        If the file is no such image.
+        If the file is not such an image.
     """
     height, width, channels = shape
     with _opened(path) as image:
-        if getattr(image, "is_animated", False):  # n_frames would read all of them
+        if getattr(image, "is_animated", False):  # n_frames would read every frame
             raise PhotoError(f"{path} is animated (more than one frame): save one frame as an image")
         if image.mode not in ("1", "L", "P", "RGB") or "transparency" in image.info:
             mode = f"{image.mode} with transparency" if "transparency" in image.info else image.mode
             raise PhotoError(f"{path} is a {mode} image: convert it to 8-bit {'RGB or ' * (channels == 3)}greyscale")
-        if sorted(image.size) != sorted((width, height)):  # before anything is decoded
+        if sorted(image.size) != sorted((width, height)):  # before decoding
             raise _wrong_size(path, image.size, (width, height))
         image.load()
         upright = _upright(image, image)
@@ -213,23 +224,23 @@ def exact_pixels(path: str | Path, shape: tuple[int, int, int]) -> NDArray[np.ui
 
 
 def open_photo(path: str | Path, channels: int = 3) -> Image.Image:
-    """A photo in 8-bit RGB, or greyscale with one channel, EXIF orientation applied; see `PhotoTransform`.
+    """A photo in 8-bit RGB, or in greyscale for one channel, with its EXIF orientation applied; see `PhotoTransform`.
 
     Raises
     ------
     PhotoError
-        If Pillow is missing or cannot read the file, or it has pixels of more than 16 bits.
+        If Pillow is missing or cannot read the file, or if its pixels have more than 16 bits.
     """
     with _opened(path) as image:
         if not all(image.size):
             raise PhotoError(f"{path} has no pixels")
-        image.load()  # first: some formats turn the image themselves, and then forget the orientation
+        image.load()  # first: some decoders apply the orientation themselves and remove it from the EXIF data
         return _upright(_eight_bits(path, image).convert("L" if channels == 1 else "RGB"), image)
 
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """An image file of which Pillow has read the header; whatever fails in the block is a PhotoError about the file."""
+    """An image file whose header Pillow has read; any error in the block becomes a PhotoError about the file."""
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
@@ -242,9 +253,9 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
             raise PhotoError(f"{path} has {about.st_size} bytes: expected an image of at most {LARGEST}")
         try:
             image = Image.open(path, formats=_formats())
-        except UnidentifiedImageError as error:  # its message is the path once more
+        except UnidentifiedImageError as error:  # its message only repeats the path
             known = ", ".join(_formats())
-            raise PhotoError(f"{path} cannot be read (of another format than {known}): expected an image") from error
+            raise PhotoError(f"{path} cannot be read (its format is none of {known}): expected an image") from error
         except Image.DecompressionBombError as error:
             raise PhotoError(f"{path} has too many pixels ({first_line(error)})") from error
         with image:
@@ -254,7 +265,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow has."""
+    """The members of `FORMATS` that the installed Pillow supports."""
     from PIL import Image
 
     Image.init()
@@ -262,7 +273,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _refuse_too_large(path: str | Path, image: Image.Image) -> None:
-    """Refuse before anything is decoded: opaque photos above 89 megapixels, where Pillow warns, and others earlier."""
+    """Refuse too large photos before decoding: opaque ones above 89 megapixels, where Pillow warns, others at less."""
     width, height = image.size
     if image.mode.startswith(("I", "F")):
         each = 32  # bytes per pixel while it is converted
@@ -277,14 +288,14 @@ def _refuse_too_large(path: str | Path, image: Image.Image) -> None:
 
 
 def _eight_bits(path: str | Path, image: Image.Image) -> Image.Image:
-    """An image with at most 8 bits per channel, and nothing transparent about it."""
+    """The image with at most 8 bits per channel and without transparency."""
     from PIL import Image
 
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         tags = getattr(image, "tag_v2", {})
-        white = 2 ** tags.get(BITS, (16,))[0] - 1  # TIFF has 12 bits, too
+        white = 2 ** tags.get(BITS, (16,))[0] - 1  # a TIFF may have 12 bits
         values = np.asarray(image).astype(np.int64)
-        if tags.get(PHOTOMETRIC) == 0:  # white is zero, which Pillow minds for 8 bits only
+        if tags.get(PHOTOMETRIC) == 0:  # white is zero, which Pillow handles for 8 bits only
             values = white - values
         if (hidden := image.info.get("transparency")) is not None:
             values[values == hidden] = white
@@ -294,16 +305,16 @@ def _eight_bits(path: str | Path, image: Image.Image) -> Image.Image:
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode in ("1", "L", "P") else image.convert("RGB")  # Pillow makes no grey of LAB
+    return image if image.mode in ("1", "L", "P") else image.convert("RGB")  # Pillow cannot convert LAB to greyscale
 
 
 def _upright(image: Image.Image, original: Image.Image) -> Image.Image:
-    """An image turned as the EXIF orientation of the original says; what is no orientation turns nothing."""
+    """The image with the EXIF orientation of the original applied; an invalid orientation is ignored."""
     from PIL import Image
 
     try:
         orientation = original.getexif().get(ORIENTATION)
-    except Exception:  # EXIF that is damaged says nothing about the pixels
+    except Exception:  # damaged EXIF data is ignored: the pixels may be intact
         return image
     if not isinstance(orientation, int) or orientation not in UPRIGHT:
         return image

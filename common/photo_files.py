@@ -1,7 +1,8 @@
-"""Finding image files: named ones, patterns, and folders with all below them; training and prediction find in one way.
+"""The search for image files by names, patterns and folders, for training and prediction.
 
-Hidden files and folders (`._x.jpg` and `__MACOSX` of macOS, `.ipynb_checkpoints`) are passed over, linked folders are
-followed once, and whatever else is left out is counted, so that nothing goes missing in silence.
+- Hidden files and folders (`._x.jpg` and `__MACOSX` of macOS, `.ipynb_checkpoints`) are skipped.
+- Linked folders are followed once.
+- All other skipped files and folders are counted and reported.
 """
 
 from __future__ import annotations
@@ -19,13 +20,11 @@ IMAGE_SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm"),
     *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
-
-
-SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # what unpacking a macOS archive and Synology's photo index leave behind
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # left by macOS archives and by Synology's photo index
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is passed over by its name.
+    """Whether a file or folder is skipped because of its name.
 
     >>> is_hidden("._1.jpg"), is_hidden("__MACOSX"), is_hidden("1.jpg")
     (True, True, False)
@@ -35,16 +34,16 @@ def is_hidden(name: str) -> bool:
 
 @dataclass
 class FoundImages:
-    """The outcome of a search.
+    """The result of a search.
 
     Attributes
     ----------
     paths : list of Path
-        The images, sorted within each folder that was searched. A link to nowhere is among them: it is a broken image.
+        The images, sorted within each searched folder. Broken links are included, and fail when they are read.
     other_files : Counter
-        Files that are no images by their name, by suffix.
+        Number of files without one of `IMAGE_SUFFIXES`, by suffix.
     followed_before : list of Path
-        Linked folders that lead to a folder which was searched already, or back to one around them.
+        Linked folders whose target was already searched, or contains them.
     closed : list of Path
         Folders that could not be opened.
     """
@@ -55,34 +54,34 @@ class FoundImages:
     closed: list[Path] = field(default_factory=list)
 
     def notes(self) -> list[str]:
-        """A line for each kind of thing that was left out.
+        """A line for each kind of skipped files and folders.
 
         >>> FoundImages(other_files=Counter({".heic": 2, "": 1})).notes()
-        ['3 files are no images by their names: 2 .heic, 1 without suffix']
+        ['3 files have no known image suffix: 2 .heic, 1 without suffix']
         """
         notes = []
         if count := self.other_files.total():
             kinds = ", ".join(f"{n} {suffix or 'without suffix'}" for suffix, n in self.other_files.most_common(5))
             more = ", …" if len(self.other_files) > 5 else ""
-            are = "file is no image by its name" if count == 1 else "files are no images by their names"
-            notes.append(f"{count} {are}: {kinds}{more}")
+            have = "file has" if count == 1 else "files have"
+            notes.append(f"{count} {have} no known image suffix: {kinds}{more}")
         if self.followed_before:
-            notes.append(_counted(self.followed_before, "linked folder(s) lead to what was searched already"))
+            notes.append(_counted(self.followed_before, "linked folder(s) lead to a folder that was already searched"))
         if self.closed:
             notes.append(_counted(self.closed, "folder(s) cannot be opened"))
         return notes
 
 
 def find_images(names: Iterable[str | Path]) -> FoundImages:
-    """Files named directly, by a pattern (`"photos/*.png"`), or by a folder, with all below it.
+    """Image files from names, patterns (`"photos/*.png"`) and folders, which are searched recursively.
 
-    A folder gives the files with one of `IMAGE_SUFFIXES`, in either case; what a name or a pattern says is taken as it
-    is.
+    In folders, files with one of `IMAGE_SUFFIXES` (in any case) are found. Named files and matches of a pattern are
+    accepted with any suffix.
 
     Raises
     ------
     PhotoError
-        If a name leads to no image.
+        If a name or pattern matches no file, or a folder holds no image.
 
     Examples
     --------
@@ -110,7 +109,7 @@ def find_images(names: Iterable[str | Path]) -> FoundImages:
 
 
 def search(folder: Path, found: FoundImages) -> FoundImages:
-    """Add all images below a folder to what was found, sorted."""
+    """Add all images below a folder to `found`, sorted."""
     start = len(found.paths)
     _search(folder, found, set(map(str, Path(os.path.realpath(folder)).parents)))
     found.paths[start:] = sorted(found.paths[start:])
@@ -118,8 +117,8 @@ def search(folder: Path, found: FoundImages) -> FoundImages:
 
 
 def _search(first: Path, found: FoundImages, seen: set[str]) -> None:
-    """`seen` holds the real paths of the folders that were searched, and of those around the first one."""
-    # Still to be searched, with their real paths; a stack, for folders may be nested a thousand deep.
+    """Search below a folder; `seen` holds the real paths of searched folders and of the parents of the first one."""
+    # A stack of folders and their real paths: nesting a thousand deep exceeds the recursion limit.
     folders = [(first, os.path.realpath(first))]
     while folders:
         folder, real = folders.pop()
@@ -133,14 +132,14 @@ def _search(first: Path, found: FoundImages, seen: set[str]) -> None:
         except OSError:
             found.closed.append(folder)
             continue
-        entries.sort(key=lambda e: (e.is_symlink(), e.name))  # links last, so that a folder goes by its own name
+        entries.sort(key=lambda e: (e.is_symlink(), e.name))  # links last, so that a folder keeps its own name
         for entry in reversed(entries):
             if entry.is_dir():
                 path = folder / entry.name
                 folders.append((path, os.path.realpath(path) if entry.is_symlink() else os.path.join(real, entry.name)))
         for entry in entries:
             path = folder / entry.name
-            if entry.is_dir() or not (entry.is_file() or entry.is_symlink()):  # a pipe or device would be waited for
+            if entry.is_dir() or not (entry.is_file() or entry.is_symlink()):  # reading a pipe or a device may block
                 continue
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 found.paths.append(path)

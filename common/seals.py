@@ -1,11 +1,11 @@
-"""Seals: how a file that we wrote is known to be as we wrote it, in the file itself, since files are copied and moved.
+"""Seals: checksums that detect changes of a file, stored in the file itself, since files are copied and moved.
 
-JSON objects    a key "seal" with the SHA-256 of all others, however they are laid out
-JSON lines      a key "crc32" in each, of this and all lines before it, so that none is changed, missing or there twice
-zip archives    an archive comment with the SHA-256 of every byte before it; other readers of zip files pass it over
+JSON objects    a key "seal" with the SHA-256 of all other entries, independent of the layout
+JSON lines      a key "crc32" in each line, over it and all lines before it: no line is changed, missing or repeated
+zip archives    an archive comment with the SHA-256 of every byte before it; other readers of zip files ignore it
 
-What carries no seal, because an earlier version or somebody else wrote it, is taken as it is, an archive after a check
-of its members' CRC-32.
+A file without a seal, from an earlier version or another program, is accepted; of an archive, the CRC-32 of the members
+is checked instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHUNK = 2**20
 
 
 class Damage(Exception):
-    """What is wrong with a file, in words; `files.reading` says with which."""
+    """A defect of a file; the message describes it, and `files.reading` adds the name of the file."""
 
 
 def _sha256(value: Any) -> str:
@@ -43,12 +43,12 @@ def sealed_json(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def opened_json(value: Any) -> Any:
-    """What JSON holds without its seal.
+    """The value of a JSON file without its seal.
 
     Raises
     ------
     Damage
-        If it does not fit its seal.
+        If the value does not match its seal.
     """
     if not isinstance(value, dict) or SEAL not in value:
         return value
@@ -59,7 +59,7 @@ def opened_json(value: Any) -> Any:
 
 
 def sealed_line(row: Mapping[str, Any], before: int = 0) -> tuple[str, int]:
-    """A line of JSON with its seal, and the sum that the next line's seal starts from.
+    """A line of JSON with its seal, and the checksum from which the next line's seal starts.
 
     >>> line, after = sealed_line({"epoch": 1})
     >>> opened_line(json.loads(line)) == ({"epoch": 1}, after)
@@ -70,12 +70,12 @@ def sealed_line(row: Mapping[str, Any], before: int = 0) -> tuple[str, int]:
 
 
 def opened_line(row: Mapping[str, Any], before: int = 0) -> tuple[dict[str, Any], int]:
-    """A line without its seal, and the sum that the next line's seal starts from.
+    """A line without its seal, and the checksum from which the next line's seal starts.
 
     Raises
     ------
     Damage
-        If it, or a line before it, does not fit its seal.
+        If the line, or a line before it, does not match its seal.
     """
     contents = {name: entry for name, entry in row.items() if name != LINE_SEAL}
     after = _sum(contents, before)
@@ -91,7 +91,7 @@ def _sum(row: dict[str, Any], before: int) -> int:
 def seal_zip(file: IO[bytes]) -> None:
     """Add the seal to a complete zip archive without a comment, open for reading and writing."""
     file.seek(-2, os.SEEK_END)
-    file.write(COMMENT_SIZE.to_bytes(2, "little"))  # the last field of a zip file: how long its comment is
+    file.write(COMMENT_SIZE.to_bytes(2, "little"))  # the last field of a zip file: the length of its comment
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     file.seek(0, os.SEEK_END)
@@ -99,9 +99,9 @@ def seal_zip(file: IO[bytes]) -> None:
 
 
 def zip_seal(path: str | os.PathLike[str]) -> str:
-    """The digest in the seal of a zip archive, as it stands there; empty where there is none.
+    """The digest in the seal of a zip archive, not verified; empty if there is no seal.
 
-    By it one archive is told from another, without reading all of them, and whatever the clock said.
+    It identifies an archive without reading all of it, and independently of time stamps.
     """
     with open(path, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - COMMENT_SIZE))
@@ -110,19 +110,20 @@ def zip_seal(path: str | os.PathLike[str]) -> str:
 
 
 def check_zip(file: IO[bytes], largest: int | None = None) -> bool:
-    """Compare a zip archive with its seal, or without one its members with their CRC-32; whether there is a seal.
+    """Check a zip archive against its seal, or its members against their CRC-32; returns whether there is a seal.
 
     Parameters
     ----------
     file : binary file
-        Left at its beginning.
+        Open for reading; its position is the beginning afterwards.
     largest : int, optional
-        Bytes of all members together; by default they are stored uncompressed, and have no more than the file.
+        Limit on the bytes of all members together. By default, members must be uncompressed, and the size of the file
+        is the limit.
 
     Raises
     ------
     Damage
-        If the archive is not as it was written.
+        If the archive was changed, or exceeds the limit.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - COMMENT_SIZE))
@@ -140,7 +141,7 @@ def check_zip(file: IO[bytes], largest: int | None = None) -> bool:
         if largest is None and any(member.compress_type != zipfile.ZIP_STORED for member in members):
             raise Damage("it has compressed members")
         if sum(member.file_size for member in members) > (size if largest is None else largest):
-            raise Damage("it announces more bytes than it can hold")
+            raise Damage("it declares more bytes than it can hold")
         if not sealed and (changed := archive.testzip()):
             raise Damage(f"the CRC-32 of {changed} is wrong")
     file.seek(0)

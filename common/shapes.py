@@ -1,4 +1,4 @@
-"""What a value from a file has to look like before it is used: types, lists and mappings, written as they look."""
+"""Validation of values from files by shapes: types, lists and mappings, nested like the value."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ LARGEST_INT = 2**63
 
 
 def check_shape(value: Any, shape: Any, where: str = "") -> None:
-    """Refuse a value of another shape.
+    """Raise an error unless a value has the given shape.
 
     Parameters
     ----------
     value
-        What JSON, TOML or a checkpoint held.
+        The contents of JSON, TOML or a checkpoint.
     shape
-        A type, where `float` is any number and `int` one of 64 bits; None; a tuple of shapes, one of which has to fit;
-        [shape], a list or tuple of these; {"name": shape, "other?": shape, str: shape}, a mapping with the first of
-        these names, maybe the second, and any others, whose values have to fit the last shape where there is one.
+        One of:
+
+        - a type; `float` accepts any number, `int` an integer of 64 bits;
+        - None;
+        - a tuple of these, one of which the value must match;
+        - [shape]: a list or tuple of values of this shape;
+        - {"name": shape, "other?": shape, str: shape}: a mapping with the entry "name", the optional entry "other", and
+          any other entries. Their values must have the shape of the key `str`, if there is one.
     where : str
-        What the value is called in a message.
+        Name of the value in the error message.
 
     Raises
     ------
     Damage
+        If the value has another shape.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Names of files, runs, data and classes as they are shown: in one line, in a given width. Needs nothing but Python."""
+"""Display of names of files, runs, data sets and classes: on one line, within a given width, without dependencies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def shown(name: object) -> str:
-    """A name in one line: spaces for line breaks, "�" for control characters and for bytes that are no text.
+    """A name on one line: line breaks become spaces, control characters and undecodable bytes become "�".
 
     >>> shown("two\\nlines"), shown("\\x1b[31mred")
     ('two lines', '�[31mred')
@@ -17,7 +17,7 @@ def shown(name: object) -> str:
 
 
 def shortened(name: object, most: int) -> str:
-    """A name in at most that many letters, with an ellipsis for its middle: what tells names apart is often the end.
+    """A name of at most `most` characters, with an ellipsis in the middle: the end often distinguishes names.
 
     >>> shortened("timm:efficientnet_b0.ra_in1k", 17)
     'timm:eff….ra_in1k'
@@ -28,7 +28,7 @@ def shortened(name: object, most: int) -> str:
 
 
 def columns_of(text: str) -> int:
-    """How many columns of a terminal a text takes: two for a wide letter, none for a combining one.
+    """The columns that a text takes in a terminal: two for a wide character, none for a combining one.
 
     >>> columns_of("τ=5"), columns_of("猫")
     (3, 2)
@@ -40,7 +40,7 @@ def columns_of(text: str) -> int:
 
 
 def listed(names: Sequence[str]) -> str:
-    """As in "a, b and c".
+    """Names joined as in "a, b and c".
 
     >>> listed(["a", "b", "c"]), listed(["a"])
     ('a, b and c', 'a')

@@ -1,4 +1,4 @@
-"""The ground truth, in NumPy and SciPy: the simplex ETF, the nearest one to given class means, its derivatives.
+"""The ground truth in NumPy and SciPy: the simplex ETF nearest to class means, its derivatives, collapse metrics.
 
     from nearest_etf.reference import nearest_etf, neural_collapse
 

@@ -1,4 +1,4 @@
-"""Arrays as users have them, as float64: what NumPy would cast in silence, or refuse in its own words, is named."""
+"""Conversion of array-like arguments to arrays, without silent casts, and with errors that name the argument."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from ..common.errors import first_line
 
 
 def as_array(name: str, value: ArrayLike) -> NDArray[Any]:
-    """The value as an array of whatever type it has.
+    """The value as an array, with its type unchanged.
 
     Raises
     ------
     ValueError
-        If it is none (ragged lists, sparse tensors, tensors that require a gradient), or entries are masked.
+        If the value is not array-like (ragged lists, sparse tensors, tensors that require a gradient), or has masked
+        entries.
     """
     if np.ma.is_masked(value):
-        raise ValueError(f"{name} has masked entries; expected an array without: leave them out, or fill them.")
+        raise ValueError(f"{name} has masked entries; expected an array without them: remove or fill them.")
     try:
         return np.asarray(value)
     except Exception as error:
-        raise ValueError(f"{name} is no array ({first_line(error)}); expected one of real numbers.") from error
+        raise ValueError(f"{name} is not an array ({first_line(error)}); expected real numbers.") from error
 
 
 def real_array(name: str, value: ArrayLike) -> NDArray[np.float64]:
@@ -32,7 +33,7 @@ def real_array(name: str, value: ArrayLike) -> NDArray[np.float64]:
     Raises
     ------
     ValueError
-        As `as_array`, and if it holds anything but real numbers: complex ones, text, dates.
+        As `as_array`, and if the entries are not real numbers but, for example, complex numbers, text or dates.
 
     Examples
     --------
@@ -47,8 +48,8 @@ def real_array(name: str, value: ArrayLike) -> NDArray[np.float64]:
     if np.can_cast(array.dtype, np.float64, "same_kind"):
         return array.astype(np.float64, copy=False)
     try:
-        if array.dtype == object:  # numbers of another library, which convert themselves
+        if array.dtype == object:  # numbers of another library, with a conversion of their own
             return array.astype(np.float64)
     except Exception as error:
-        raise ValueError(f"{name} holds no numbers ({first_line(error)}); expected real ones.") from error
+        raise ValueError(f"{name} does not hold numbers ({first_line(error)}); expected real numbers.") from error
     raise ValueError(f"{name} holds {array.dtype}; expected real numbers.")

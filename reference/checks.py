@@ -1,4 +1,4 @@
-"""Which arrays and options the solver accepts, and the error for any other: argument, found, expected, remedy."""
+"""Validation of the solver's arrays and options; errors name the argument, the value, what is expected and a remedy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TORCH_METHODS = ("auto", "eigh", "matmul")
 
 
 def check_choice(name: str, value: object, known: tuple[str, ...]) -> None:
-    """Refuse an option that is none of the known ones."""
+    """Raise an error unless the value is one of the known ones."""
     if not isinstance(value, str) or value not in known:
         raise ValueError(f"{name} = {value!r}; expected one of {', '.join(map(repr, known))}.")
 
 
 def check_method(method: object) -> None:
-    """Refuse an unknown method, and one that only torchport has with a pointer there."""
+    """Raise an error for an unknown method; for a method of torchport, the error points there."""
     if isinstance(method, str) and method in TORCH_METHODS:
         raise ValueError(
             f"method = {method!r} is a method of torchport; the NumPy reference has 'trust-region' and 'svd'. "
@@ -40,7 +40,7 @@ def finite_matrix(name: str, value: ArrayLike) -> Array:
 
 
 def class_means_matrix(value: ArrayLike, formulation: str = "gauge-free") -> Array:
-    """Class means (d, K) of a size that the formulation can solve; most transposed matrices have another size."""
+    """Class means (d, K) of a size that the formulation can solve; this refuses most transposed matrices."""
     H = finite_matrix("class_means", value)
     d, K = H.shape
     if K < 2:
@@ -63,7 +63,7 @@ def class_means_matrix(value: ArrayLike, formulation: str = "gauge-free") -> Arr
 
 
 def matrix_like(name: str, value: ArrayLike, shape: tuple[int, int], owner: str) -> Array:
-    """A finite matrix of the shape that `owner` has."""
+    """A finite matrix of the given shape, which is that of `owner`."""
     B = real_array(name, value)
     if B.shape != shape:
         remedy = f" Pass {name}.T: columns are classes." if B.shape == shape[::-1] else ""

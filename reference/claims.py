@@ -1,7 +1,7 @@
-"""What a claim of `etf-verify` is, and the case that it is measured on: one problem with its solutions.
+"""The claims of `etf-verify`, and the case on which each is measured: one problem with its solutions.
 
-The claims themselves stand in `claims_problem`, `claims_solution`, `claims_gradient`, `claims_tight_frame`
-and `claims_metrics`.
+The modules `claims_problem`, `claims_solution`, `claims_gradient`, `claims_tight_frame` and `claims_metrics` define
+the claims.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .stiefel import Array, random_point, random_tangent
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure that must not exceed its bound (with `at_least`: not fall below it) on any problem of the bank."""
+    """A figure with an upper bound, or with `at_least` a lower bound, on every problem of the bank."""
 
     name: str
     bound: float
@@ -31,10 +31,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class PaperObjective:
-    """(P) or (R) as the paper writes it, with its quadratic terms: independent of A."""
+    """(P) or (R) with the quadratic terms of the paper: independent of A."""
 
     problem: NearestETFProblem
-    E: Array  # (K, m): the ETF of the variable X is X Eᵀ
+    E: Array  # (K, m): the variable X has the ETF X Eᵀ
 
     def cost(self, X: Array) -> float:
         H, U0, K = self.problem.class_means, self.problem.proximal, len(self.E)
@@ -66,7 +66,7 @@ class Case:
 
     @cached_property
     def point(self) -> Array:
-        """A random point of the manifold that the problem is solved on."""
+        """A random point of the manifold of the variable."""
         d, m = self.solution.variable.shape
         return random_point(d, m, self.rng)
 

@@ -19,7 +19,7 @@ DENSE_UNKNOWNS = 150  # the dense declarative form is built up to here
 
 
 def _dense_vjp(case: Case) -> float | None:
-    """Closed form against the dense declarative form, both cotangents."""
+    """Both cotangents: closed form against the dense declarative form."""
     if case.solution.variable.size > DENSE_UNKNOWNS:
         return None
     ours = nearest_etf_vjp(case.solution, case.cotangent)
@@ -57,13 +57,13 @@ def _finite_differences(case: Case) -> float | None:
 
 
 def _absent_class(case: Case) -> float | None:
-    """jvp against central differences where no batch has held the first class yet, along other such batches' means."""
+    """jvp against central differences at class means without the first class, along others without it."""
     problem = case.problem
     d, K = problem.class_means.shape
     if problem.delta > 0 or K < 3:
         return None
 
-    def batch(rows: Array) -> Array:  # one sample of every class but the first
+    def batch(rows: Array) -> Array:  # one sample of every class except the first
         return np.column_stack([np.zeros(d), rows - rows.mean(axis=1, keepdims=True)])
 
     H, H_dot = batch(problem.class_means[:, 1:]), batch(case.rng.standard_normal((d, K - 1)))

@@ -10,7 +10,7 @@ from .collapse import neural_collapse
 
 
 def _running_means(case: Case) -> float | None:
-    """Steps of both moving averages against the recurrence written out, with a class that comes late and goes again."""
+    """Steps of both moving averages against the recurrence; the first class is absent from every second batch."""
     if case.problem.delta > 0:
         return None
     d, K = case.problem.class_means.shape
@@ -34,7 +34,7 @@ def _running_means(case: Case) -> float | None:
 
 
 def _collapsed(case: Case) -> float:
-    """The metrics of exactly collapsed data under the solution's own classifier: all zero."""
+    """The metrics of exactly collapsed data and the solution's own classifier, all zero."""
     W = case.solution.classifier
     labels = np.repeat(np.arange(len(W)), 3)
     collapse = neural_collapse(5.0 * W[labels], labels, W)

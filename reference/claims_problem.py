@@ -1,6 +1,6 @@
 """Claims about the simplex, the manifold and the derivatives of the problem.
 
-The gradient of (P′) is checked against the paper's own objective, whose formula it does not share.
+The gradient of (P′) is checked against the paper's own objective, an independent formula.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _hessian_symmetry(case: Case) -> float:
 
 
 def _subproblem(case: Case) -> float:
-    """By how much the exact step's decrease of the model falls short of the one reported, or of truncated CG's."""
+    """The largest error of the exact step: its decrease against truncated CG and as reported, and its length."""
     model = local_model(case.cost, case.point)
     errors = []
     for radius in (0.1, 1.0):

@@ -31,8 +31,8 @@ def _orthonormality(case: Case) -> float:
 def _superlinear(case: Case) -> float | None:
     """The best order of three successive gradient norms, log(g₂/g₁)/log(g₁/g₀); 2 is quadratic.
 
-    Left out: ill-conditioned problems, which reach the tolerance first, and square manifolds, where the iterates may
-    pass the other component's optimum, at which the Hessian may be singular.
+    Two kinds of problems are left out: ill-conditioned ones, which reach the tolerance first, and those on square
+    manifolds, where the iterates may pass the optimum of the other component, whose Hessian may be singular.
     """
     d, m = case.solution.variable.shape
     if case.solution.condition_number > 1e2 or d == m:
@@ -42,13 +42,13 @@ def _superlinear(case: Case) -> float | None:
     orders = [
         np.log(after / at) / np.log(at / before)
         for before, at, after in zip(norms, norms[1:], norms[2:], strict=False)
-        if 1e-11 < after < at < min(before, 3e-3)  # nearer to rounding the order is lost
+        if 1e-11 < after < at < min(before, 3e-3)  # rounding hides the order below 1e-11
     ]
     return float(max(orders)) if orders else None
 
 
 def _against_polar(case: Case) -> float:
-    """The ETF of the trust region against the one by singular values."""
+    """The ETF of the trust region against that of the SVD."""
     return relative(case.solution.classifier, case.by_svd.classifier)
 
 
@@ -62,7 +62,7 @@ def _against_scipy(case: Case) -> float:
 
 
 def _truncated_cg(case: Case) -> float | None:
-    """The certificate gap of the trust region by truncated CG, on problems that are well-conditioned enough for it."""
+    """The certificate gap of the trust region with truncated CG, on sufficiently well-conditioned problems."""
     if case.solution.condition_number > 1e3:
         return None
     other = case.problem.solve(subproblem="truncated-cg")
@@ -70,7 +70,7 @@ def _truncated_cg(case: Case) -> float | None:
 
 
 def _no_frame_is_nearer(case: Case) -> float:
-    """How far the objective exceeds the best of 20 frames around the solution, relative."""
+    """The relative excess of the objective over the best of 20 frames around the solution."""
     X = case.solution.variable
     best = min(
         case.objective.cost(retract_polar(X, length * random_tangent(X, case.rng)))
@@ -88,7 +88,7 @@ def _classifier(case: Case) -> float:
 
 
 def _degenerate(case: Case) -> float | None:
-    """Two equal class means: the status is `not_unique`, and the gap is zero all the same."""
+    """Two equal class means: the status is `not_unique`, and the gap is still zero."""
     if case.problem.delta > 0:
         return None
     H = case.problem.class_means.copy()

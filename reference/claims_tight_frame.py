@@ -1,8 +1,8 @@
-"""Claims about the nearest tight frame, on two problems for each of the bank: its own, and one of K > d+1 classes.
+"""Claims about the nearest tight frame.
 
-The second has the class means of the first as its features: `(H Q)ᵀ` (K−1, d), d classes in K−1 dimensions. The
-solution is checked against singular vectors, the derivatives against the formula with the Lyapunov equation, which
-SciPy solves, and against finite differences.
+Each is measured on two problems for each problem of the bank: on its own class means H, and on `(H Q)ᵀ` (K−1, d), the
+class means of d classes in K−1 dimensions. The solution is checked against singular vectors, the derivatives against
+the formula with the Lyapunov equation, solved by SciPy, and against finite differences.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _solutions(case: Case) -> Iterator[NearestTightFrame]:
 
 
 def _certificate(case: Case) -> float:
-    """The gap of every solution that converged, relative; infinite for one that did not."""
+    """The relative gap of the solutions; infinite for one that did not converge."""
     return max(
         abs(solution.optimality_gap) / float(solution.singular_values.sum())
         if solution.status is Status.CONVERGED
@@ -60,7 +60,7 @@ def _certificate(case: Case) -> float:
 
 
 def _tightness(case: Case) -> float:
-    """`F 1 = 0`, `FFᵀF = F`, the mean square norm of the "tight" rows, and the rank by the tightness error."""
+    """`F 1 = 0`, `FFᵀF = F`, the mean square norm of the "tight" rows, and their tightness error."""
     worst = 0.0
     for solution in _solutions(case):
         F, W = solution.frame, classifier_from_tight_frame(solution.frame, "tight")
@@ -70,7 +70,7 @@ def _tightness(case: Case) -> float:
 
 
 def _against_singular_vectors(case: Case) -> float:
-    """The frame against the r leading singular vectors of A, which is put together here from the problem itself."""
+    """The frame against the r leading singular vectors of A, computed here from the problem."""
     worst = 0.0
     for solution in _solutions(case):
         r = min(solution.frame.shape[0], solution.frame.shape[1] - 1)
@@ -83,7 +83,7 @@ def _against_singular_vectors(case: Case) -> float:
 
 
 def _gauge_free(case: Case) -> float | None:
-    """For K ≤ d+1 the frame of (R), and its classifier."""
+    """For K ≤ d+1: frame and classifier against those of (R)."""
     if case.problem.formulation == "paper":
         return None
     solution = _narrow(case)
@@ -106,7 +106,7 @@ def _lyapunov(case: Case) -> float | None:
 
 
 def _adjoint(case: Case) -> float | None:
-    """⟨G, jvp(dH, dF₀)⟩ = ⟨vjp(G), (dH, dF₀)⟩ for more classes than d+1, and the same where few classes are present."""
+    """⟨G, jvp(dH, dF₀)⟩ = ⟨vjp(G), (dH, dF₀)⟩ for K > d+1, also where few classes are present."""
     solution = _wide(case)
     if solution is None:
         return None
@@ -141,7 +141,7 @@ def _finite_differences(case: Case) -> float | None:
 
 
 def _absent_classes(case: Case) -> float | None:
-    """jvp against central differences where only d classes are present: rank d−1, and both spaces of A turn."""
+    """jvp against central differences where only d classes are present: rank d−1, row and column space of A change."""
     problem = _wide_problem(case)
     if problem is None or case.problem.delta > 0 or len(problem[0]) < 2:
         return None
@@ -165,7 +165,7 @@ def _with_absent_classes(H: Array) -> Array:
 
 
 def _geometry(case: Case) -> float:
-    """The figures of frames that are known: simplex and orthoplex of the problem's size, and the bounds as bounds."""
+    """The figures of known frames (simplex, orthoplex, three lines), and the bounds for the solutions."""
     d, K = case.problem.class_means.shape
     simplex, orthoplex = frame_geometry(simplex_etf(K)), frame_geometry(np.vstack([np.eye(d + 1), -np.eye(d + 1)]))
     errors = [simplex.tightness_error, simplex.norm_spread, abs(simplex.largest_cosine - simplex.cosine_bound)]

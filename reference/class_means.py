@@ -5,8 +5,8 @@ Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3. At step t = 
     H_t = α_t · (batch class means − batch global mean) + (1 − α_t) · H_{t−1},    α_t = max(2/(t+1), 1e-4),
 
 and the same average for the global mean. The input of (P) is `H_t/‖H_t‖_F`. A class that is absent from a batch
-keeps its column; one never seen has a zero column (the authors' code has the uncentred global mean there); one seen
-for the first time takes the batch's column whole, at rate 1, where α_t would leave it short for thousands of steps.
+keeps its column. A class not seen yet has a zero column (the uncentred global mean in the authors' code). A class seen
+for the first time takes the batch's column at rate 1; with rate α_t it would stay too short for thousands of steps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .stiefel import Array, safe_frobenius
 Averaging = Literal["step", "class"]
 AVERAGING: tuple[Averaging, ...] = ("step", "class")
 SMALLEST_RATE = 1e-4
-MEANS_AS_OLD_AS = 10  # batches: the age at which means that were set go on being averaged (results/kept-means.json)
+MEANS_AS_OLD_AS = 10  # batches: the age of given means in the average (results/kept-means.json)
 
 
 class ClassMeans:
@@ -36,9 +36,13 @@ class ClassMeans:
     num_features, num_classes : int
         d and K.
     averaging : {"step", "class"}
-        The rate of a class that the batch holds. "step": the paper's, `α_t` for every class, and 1 at first sight.
-        "class": `α_c = max(2/(n_c+1), 1e-4)`, with n_c the batches that held class c, this one included; truer means
-        where most batches lack most classes, and noisier ones. Both are the same where every batch holds every class.
+        The rate of a class that the batch holds:
+
+        - "step": the paper's `α_t` for every class, and 1 for a class seen for the first time;
+        - "class": `α_c = max(2/(n_c+1), 1e-4)`, with n_c the number of batches that held class c, this one included.
+          The means have less bias, but more noise, where most batches lack most classes.
+
+        Both are equal if every batch holds every class.
 
     Attributes
     ----------
@@ -80,7 +84,7 @@ class ClassMeans:
         return self.batches > 0
 
     def update(self, features: ArrayLike, labels: ArrayLike) -> None:
-        """Average one batch in.
+        """Add one batch to the averages.
 
         Parameters
         ----------
@@ -92,7 +96,7 @@ class ClassMeans:
         ------
         ValueError
             If a shape is wrong, the batch is empty, a label is out of range or a feature is not finite. The
-            averages stay as they were.
+            averages do not change.
         """
         h, y = self._checked(features, labels)
         K = self.class_means.shape[1]
@@ -118,15 +122,15 @@ class ClassMeans:
     def set_means(
         self, class_mean_rows: ArrayLike, counts: ArrayLike | None = None, global_mean: ArrayLike | None = None
     ) -> None:
-        """Put exact means in place of the running ones; averaging goes on from there, as if after ten batches.
+        """Replace the running means by exact ones; averaging continues from there, as if after ten batches.
 
         Parameters
         ----------
         class_mean_rows : (K, d)
             Means per class, not centred; rows are classes.
         counts : (K,), optional
-            Samples of each class: a class without samples counts as never seen, and the global mean is weighted by
-            them. Default: every class was seen, equally often.
+            Number of samples of each class, the weights of the global mean. A class without samples counts as not
+            seen. Default: equal numbers.
         global_mean : (d,), optional
             Default: the weighted mean of the class means.
 
@@ -145,7 +149,7 @@ class ClassMeans:
         rows = real_array("class_mean_rows", class_mean_rows)
         d, K = self.class_means.shape
         if rows.shape != (K, d):
-            remedy = " Pass class_mean_rows.T: its rows have to be the classes." if rows.shape == (d, K) else ""
+            remedy = " Pass class_mean_rows.T: its rows must be the classes." if rows.shape == (d, K) else ""
             raise ValueError(
                 f"class_mean_rows has shape {rows.shape}; expected ({K}, {d}), a row for each class.{remedy}"
             )
@@ -168,7 +172,7 @@ class ClassMeans:
         self.steps = max(self.steps, MEANS_AS_OLD_AS)
 
     def normalised(self) -> Array:
-        """`H/‖H‖_F` (d, K), the input of (P); zero as long as all means are equal, up to the rounding of `μ_G`."""
+        """`H/‖H‖_F` (d, K), the input of (P); zero if all means are equal up to the rounding of `μ_G`."""
         norm, K = safe_frobenius(self.class_means), len(self.batches)
         rounding = 16 * EPS * safe_frobenius(self.global_mean) * np.sqrt(K)
         return self.class_means / norm if norm > rounding else np.zeros_like(self.class_means)

@@ -1,17 +1,21 @@
-"""Metrics of neural collapse: each one straight from its formula, in float64, from all features at once.
+"""Metrics of neural collapse, computed directly from their formulas, in float64, from all features at once.
 
 Sources: Papyan, Han & Donoho 2020, arXiv 2008.08186 (NC1–NC4, equinorm); Zhu et al. 2021, arXiv 2105.02375
 (the normalised forms of NC2 and NC3); Galanti, György & Hutter 2021, arXiv 2112.15121 (CDNV); Xu & Liu 2023,
 arXiv 2306.03440 (the variability-collapse index); Markou, Ajanthan & Gould 2024, arXiv 2411.01248 (cosine
 margin).
 
-Conventions. `μ_c` is the mean of class c, and `μ_G` the mean of the class means: every class counts alike,
-so that an imbalance of the data is not taken for a lack of symmetry (on balanced data it is the mean of the
-samples). `H̄` (d, K) has columns `μ_c − μ_G`; `Σ_W` averages `(x − μ_c)(x − μ_c)ᵀ` over samples;
-`Σ_B = H̄H̄ᵀ/K`; `Σ_T = Σ_W + Σ_B`. A class without samples is left out of all that concerns means, and its
-row of W with it; a class with one sample has no spread. Rounding is kept from passing for structure by
-`CUTOFF`: an eigenvalue of a covariance below that share of the largest is zero, two class means nearer than
-its root relative to their own lengths coincide, and so do all of them where `‖H̄‖_F` is below that share.
+Conventions:
+
+- `μ_c` is the mean of class c, and `μ_G` the mean of the class means. Every class has the same weight, so that
+  imbalanced data do not look asymmetric; for balanced data `μ_G` is the mean of the samples.
+- `H̄` (d, K) has columns `μ_c − μ_G`; `Σ_W` is the mean of `(x − μ_c)(x − μ_c)ᵀ` over samples; `Σ_B = H̄H̄ᵀ/K`;
+  `Σ_T = Σ_W + Σ_B`.
+- A class without samples, and its row of W, is left out of all metrics of means. A class with one sample has no
+  spread.
+- `CUTOFF` separates structure from rounding. An eigenvalue of a covariance below this share of the largest is zero;
+  two class means coincide if their relative distance is below its root, and all of them if `‖H̄‖_F` is below this
+  share of the norm of the class means.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ MARGIN_EDGES = np.linspace(-2.0, 2.0, 201)  # a difference of two cosines lies i
 
 @dataclass(frozen=True)
 class NeuralCollapse:
-    """How far a classifier and its features have collapsed. Zero is full collapse unless stated otherwise.
+    """Metrics of the collapse of a classifier and its features. Zero is full collapse unless stated otherwise.
 
     A metric that is undefined for the data, or was not measured, is nan.
 
@@ -54,24 +58,24 @@ class NeuralCollapse:
     equinorm_weight, equinorm_means : float
         Standard deviation over mean of the norms of W's rows, and of H̄'s columns.
     equinorm_difference : float
-        The absolute difference of those two.
+        The absolute difference of the two.
     cosine_margin, cosine_margin_std : float
-        Mean and standard deviation over samples of the cosine to the true class less the largest to
-        another, between `x − μ_G` and the rows of `M W`. At full collapse the mean is K/(K−1).
+        Mean and standard deviation over samples of the cosine to the true class minus the largest cosine
+        to another class, between `x − μ_G` and the rows of `M W`. At full collapse the mean is K/(K−1).
     etf_distance_weight, etf_distance_means : float
-        `‖W/‖W‖_F − E*‖_F²`, E* the nearest simplex ETF of unit norm, and the same for H̄. Undefined for d <
-        K−1.
+        `‖W/‖W‖_F − E*‖_F²`, E* the nearest simplex ETF of unit norm, and the same for H̄. Undefined for
+        d < K−1.
     etf_distance_between : float
-        `‖E*_W − E*_H̄‖_F²`. Undefined where either is not unique.
+        `‖E*_W − E*_H̄‖_F²`. Undefined if one of them is not unique.
     numerical_rank : float
-        `(‖X_c‖_*/‖X_c‖_F)²` of the features of a class, averaged over classes. At full collapse 1.
+        `(‖X_c‖_*/‖X_c‖_F)²` of the features of a class, averaged over classes; 1 at full collapse.
     variability_collapse : float
         `1 − tr(Σ_T† Σ_B)/rank Σ_B`, in 0…1; 1 where all class means coincide.
     cdnv : float
         `(v_c + v_c′)/(2‖μ_c − μ_c′‖²)` averaged over pairs of classes, `v_c` the mean squared distance to
         `μ_c`; infinite where two class means coincide.
     margin_histogram : (200,) int64
-        Samples per interval of `MARGIN_EDGES` that their cosine margin falls into.
+        Number of samples whose cosine margin lies in each interval of `MARGIN_EDGES`.
 
     Examples
     --------
@@ -104,7 +108,7 @@ class NeuralCollapse:
 def neural_collapse(
     features: ArrayLike, labels: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None
 ) -> NeuralCollapse:
-    """Every metric of neural collapse, for logits `W x + b`.
+    """All metrics of neural collapse, for logits `W x + b`.
 
     Parameters
     ----------
@@ -133,7 +137,8 @@ def neural_collapse(
     (True, True, 1.333333)
     """
     X, y, W, b = _checked(features, labels, weight, bias)
-    # Only the bias knows about sizes: in units of their own no square of features or weights overflows or underflows.
+    # Scaled to units of their own, features and weights have no squares that overflow or underflow. Only the bias
+    # depends on these units.
     unit_of_features, unit_of_weight = _power_of_two(X), _power_of_two(W)
     X, W = X / unit_of_features, W / unit_of_weight
     with np.errstate(over="ignore"):
@@ -184,12 +189,12 @@ def neural_collapse(
 
 
 def _power_of_two(values: Array) -> float:
-    """The largest one that is not above the largest entry; 1 where all are zero."""
+    """The largest power of two not above the largest absolute entry; 1 if all entries are zero."""
     return float(np.ldexp(0.5, np.frexp(np.abs(values).max(initial=0.0))[1])) if values.any() else 1.0
 
 
 def _trace_ratio(sigma_w: Array, sigma_b: Array) -> float:
-    """`tr(Σ_W Σ_B†)`, a sum of terms `uᵀΣ_W u/λ` over the eigenpairs of Σ_B, none of them negative."""
+    """`tr(Σ_W Σ_B†)` as the sum of the non-negative terms `uᵀΣ_W u/λ` over the eigenpairs of Σ_B."""
     values, vectors = _range(sigma_b)
     if len(values) == 0:
         return np.inf
@@ -198,7 +203,7 @@ def _trace_ratio(sigma_w: Array, sigma_b: Array) -> float:
 
 
 def _variability_collapse(sigma_w: Array, H: Array) -> float:
-    """`tr(Σ_T† Σ_B)` as a sum of `‖uᵀH̄‖²/(Kλ)` over the eigenpairs of Σ_T, not below zero by rounding."""
+    """The index, with `tr(Σ_T† Σ_B)` as the sum of `‖uᵀH̄‖²/(Kλ)` over the eigenpairs of Σ_T."""
     sigma_b = H @ H.T / H.shape[1]
     rank = len(_range(sigma_b)[0])
     values, vectors = _range(sigma_w + sigma_b)
@@ -226,7 +231,7 @@ class _UnitETF:
 
 
 def _unit_etf(G: Array) -> _UnitETF:
-    """The simplex ETF of unit Frobenius norm nearest to G (d, K); nan where d is too small for one."""
+    """The simplex ETF of unit Frobenius norm nearest to G (d, K); nan if d < K−1."""
     d, K = G.shape
     if d < K - 1:
         return _UnitETF(np.full((d, K), np.nan), False)
@@ -250,7 +255,7 @@ def _variation(norms: Array) -> float:
 
 
 def _cosine_margins(centred: Array, labels: NDArray[np.int64], centred_weight: Array) -> Array:
-    """Cosine to the true class less the largest to another, (N,); a zero vector has cosine 0 to all."""
+    """Cosine to the true class minus the largest to another, (N,); the cosine of a zero vector is 0."""
     lengths = np.linalg.norm(centred, axis=1)[:, None] * np.linalg.norm(centred_weight, axis=1)  # (N, K)
     products = centred @ centred_weight.T
     cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)

@@ -14,7 +14,7 @@ from .procrustes import nearest_etf
 
 
 class PictureError(UserError):
-    """The name of a picture file has no suffix that matplotlib can write."""
+    """A picture file whose suffix is not a format of matplotlib."""
 
 
 def convergence(d: int, K: int, seed: int = 0) -> dict[Subproblem, list[tuple[float, float]]]:
@@ -41,12 +41,12 @@ def convergence(d: int, K: int, seed: int = 0) -> dict[Subproblem, list[tuple[fl
 
 
 def picture_format(path: Path) -> str:
-    """The format of a picture by its suffix, as matplotlib names it.
+    """The format of a picture from its suffix, as matplotlib names it.
 
     Raises
     ------
     PictureError
-        If matplotlib writes no such format.
+        If matplotlib does not write this format.
     """
     from matplotlib.figure import Figure
 

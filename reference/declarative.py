@@ -1,7 +1,7 @@
-"""The derivative of the nearest ETF through dense matrices, as the paper has it: an independent check at small sizes.
+"""The derivative of the nearest ETF through dense matrices, as in the paper: an independent check at small sizes.
 
 Source: Gould, Hartley & Campbell, *Deep Declarative Networks* (2021), proposition 4.5: the Lagrangian's Hessian and
-the constraints' Jacobian as explicit matrices, of dK × dK and K(K+1)/2 × dK.
+the constraints' Jacobian as explicit matrices of dK × dK and K(K+1)/2 × dK.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def _blocks(solution: NearestETF) -> tuple[Array, Array, Array]:
     d, m = X.shape
     if d * m > 3000:
         raise ValueError(
-            f"the dense form of a problem of {d} × {m} unknowns needs matrices of {d * m} × {d * m}; it serves "
-            'as a check up to 3000 unknowns. Use form="closed".'
+            f"the dense form of a problem of {d} × {m} unknowns needs matrices of {d * m} × {d * m}; it is "
+            'limited to 3000 unknowns. Use form="closed".'
         )
     if solution.row_space is not None:
         raise ValueError(

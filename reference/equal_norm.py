@@ -1,8 +1,8 @@
 """Classifiers from a tight frame, and tight frames whose vectors have equal norms.
 
-Two sets are projected on in turn: matrices with columns of equal norm, and tight frames. Source: Tropp, Dhillon, Heath
-& Strohmer 2005, *Designing structured tight frames via an alternating projection method*; Mimura 1990, *A construction
-of spherical 2-design* (existence).
+The method projects alternately onto the matrices with columns of equal norm and onto the tight frames. Source: Tropp,
+Dhillon, Heath & Strohmer 2005, *Designing structured tight frames via an alternating projection method*; Mimura 1990,
+*A construction of spherical 2-design* (existence).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class EqualNormWarning(RuntimeWarning):
 def classifier_from_tight_frame(frame: ArrayLike, norms: Norms = "unit") -> Array:
     """The classifier (K, d) of a tight frame (d, K): its columns as rows, scaled.
 
-    For K ≤ d+1 the three choices are one, the simplex ETF with unit rows.
+    For K ≤ d+1 the three choices of `norms` agree: they give the simplex ETF with unit rows.
 
     Parameters
     ----------
@@ -73,29 +73,29 @@ def classifier_from_tight_frame(frame: ArrayLike, norms: Norms = "unit") -> Arra
 def equal_norm_tight_frame(
     frame: ArrayLike, *, rounds: int = 1000, tolerance: float = 1e-6, zero_sum: bool = True
 ) -> Array:
-    """A tight frame near to this one whose columns have equal norms √(r/K), by alternating projections.
+    """A tight frame near the given one whose columns have equal norms √(r/K), by alternating projections.
 
-    Each round gives the columns equal norms and takes the nearest tight frame. Equal norms spoil the zero sum, and a
-    classifier acts through its centred rows alone, for a common row moves all logits alike; so the columns are centred
-    in between, which the paper does not do. The result, at unit norm, is a spherical 2-design: it exists for every
-    K ≥ d+1 but K = d+2 with odd d, and odd K with d = 1 (Mimura 1990).
+    Each round scales the columns to equal norms, centres them, and takes the nearest tight frame. The paper does not
+    centre. Here the columns must sum to zero, since a common part of a classifier's rows shifts all logits equally. The
+    result, scaled to unit norm, is a spherical 2-design. It exists for every K ≥ d+1, except for K = d+2 with odd d and
+    for odd K with d = 1 (Mimura 1990).
 
     Parameters
     ----------
     frame : (d, K)
-        A tight frame, or any matrix of rank r = min(d, K−1) after centring. A column of zeros, whose direction is
-        free, starts along an axis.
+        A tight frame, or any matrix of rank r = min(d, K−1) after centring. A zero column, whose direction is free,
+        starts along an axis.
     rounds : int
-        At most so many.
+        Largest number of rounds.
     tolerance : float
-        On the spread of the norms, std/mean.
+        Bound on the spread of the norms, std/mean.
     zero_sum : bool
-        False leaves the centring out, as in the paper: `FFᵀ = I` with equal norms for K > d+1, but `F 1 ≠ 0`.
+        False omits the centring, as in the paper: `FFᵀ = I` with equal norms for K > d+1, but `F 1 ≠ 0`.
 
     Returns
     -------
     (d, K)
-        A tight frame to rounding, with columns of equal norm to the tolerance.
+        A tight frame up to rounding, with columns of equal norm up to the tolerance.
 
     Raises
     ------
@@ -106,9 +106,9 @@ def equal_norm_tight_frame(
     Warns
     -----
     EqualNormWarning
-        If the norms are not equal after `rounds` rounds. The method converges linearly, slowly for K just above d+1:
-        from random class means to 1e-6 in 7 rounds at (d, K) = (32, 500), 28 to 39 at (8, 20), 174 to 247 at (16, 18),
-        and at (64, 66) for one of five within 1000.
+        If the norms are not equal after `rounds` rounds. The method converges linearly, and slowly for K just above
+        d+1. From random class means it reaches 1e-6 in 7 rounds at (d, K) = (32, 500), in 28 to 39 at (8, 20), and in
+        174 to 247 at (16, 18); at (64, 66) one of five reaches it in 1000 rounds.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""`etf-verify`: check solver, certificate and gradients numerically, in seconds, on this machine."""
+"""`etf-verify`: a numerical check of solver, certificate and gradients, in seconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ etf-verify                                 the whole bank, about ten seconds
 etf-verify --sizes 512x10 100x100 --seeds 3
 etf-verify --dtype float32 --json checks.json
 etf-verify --sizes 64x10 --plot convergence.png
-etf-verify --quiet                         exit status only: 0 if every check passed, 1 if one failed, 2 for bad use
+etf-verify --quiet                         exit status only: 0 all checks passed, 1 a check failed, 2 usage error
 """
 
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=_positive, default=1, metavar="N", help="problems of each kind (default 1)")
     parser.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="precision of the input")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw gap and gradient norm per iteration (needs matplotlib)"
     )
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     show = printer(options.quiet)
     sizes = SIZES if options.sizes is None else options.sizes
     if options.plot is not None:
-        picture_format(options.plot)  # a missing library or a wrong suffix ends the command before the checks run
+        picture_format(options.plot)  # before the checks: matplotlib may be missing, or the suffix unknown
 
     start = time.perf_counter()
     checks = verify(problem_bank(sizes, options.seeds, dtype=options.dtype))

@@ -1,4 +1,4 @@
-"""Tight frames whose vectors sum to zero: the canonical one, the check of a given one, and the transposed problem."""
+"""Tight frames whose vectors sum to zero: the canonical one, validation, and the transposed problem."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .stiefel import Array
 
 
 def canonical_tight_frame(num_features: int, num_classes: int) -> Array:
-    """The tight frame that a solve starts from by default, (d, K).
+    """The default start of a solve, a tight frame (d, K).
 
-    For K ≤ d+1 the ETF `U M` of the canonical frame `U = eye(d, K)` (`Qᵀ` for d = K−1). For K > d+1 the first d rows
-    of the orthonormal DCT-II matrix that are not constant, `F[j, k] = √(2/K) cos(π (j+1)(2k+1)/(2K))`.
+    For K ≤ d+1 it is the ETF `U M` of the canonical frame `U = eye(d, K)` (`Qᵀ` for d = K−1). For K > d+1 it consists
+    of the first d non-constant rows of the orthonormal DCT-II matrix, `F[j, k] = √(2/K) cos(π (j+1)(2k+1)/(2K))`.
     Source: Strang 1999, *The discrete cosine transform*.
 
     Parameters
@@ -49,7 +49,7 @@ def canonical_tight_frame(num_features: int, num_classes: int) -> Array:
 
 
 def tight_frame_like(name: str, value: ArrayLike, shape: tuple[int, int]) -> Array:
-    """A tight frame of this shape; a common part of its columns is allowed, for only `F M` matters."""
+    """A tight frame of this shape; its columns may share a common part, since only `F M` matters."""
     d, K = shape
     if d >= K - 1:
         return frame_like(name, value, shape)
@@ -66,8 +66,8 @@ def tight_frame_like(name: str, value: ArrayLike, shape: tuple[int, int]) -> Arr
 def transposed(F: Array) -> Array:
     """`(F M Q_K)ᵀ Qᵀ` (K−1, d+1): a matrix (d, K) as one of the transposed problem, with Helmert's `Q` (d+1, d).
 
-    Q_K (K, K−1) are the first columns of the reflection that exchanges `1/√K` and the last axis: an orthonormal basis
-    of `1^⊥` whose product with F costs no more than F itself.
+    Q_K (K, K−1) consists of the first columns of the reflection that exchanges `1/√K` and the last axis: an orthonormal
+    basis of `1^⊥` whose product with F costs O(dK).
     """
     d, K = F.shape
     B = centred(F)

@@ -1,8 +1,8 @@
-"""What a frame is: how tight, how equal its norms, how wide its angles, and the bounds that they are measured by.
+"""The geometry of a frame: its tightness, the spread of its norms, its angles, and bounds on them.
 
-Source: Welch 1974 (the bound on absolute cosines); Rankin 1955 (signed ones: simplex and orthoplex); Conway, Hardin &
-Sloane 1996 (both as packings); Strohmer & Heath 2003 (equality in Welch's bound: equiangular tight frames); Benedetto
-& Fickus 2003 (tight frames as minimisers of the frame potential).
+Source: Welch 1974 (the bound on absolute cosines); Rankin 1955 (on signed cosines: simplex and orthoplex); Conway,
+Hardin & Sloane 1996 (both as packings); Strohmer & Heath 2003 (equality in Welch's bound: equiangular tight frames);
+Benedetto & Fickus 2003 (tight frames as minimisers of the frame potential).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy.linalg import svdvals
 from .arrays import real_array
 from .stiefel import Array
 
-BLOCK = 1024  # rows of the Gram matrix at a time
+BLOCK = 1024  # rows of the Gram matrix that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -26,18 +26,19 @@ class FrameGeometry:
     Attributes
     ----------
     tightness_error : float
-        `min ‖WᵀW − c Π‖_F / ‖WᵀW‖_F` over c and the orthogonal projectors Π of rank r = min(d, K−1): zero exactly for
-        tight frames of rank r, and so for a simplex ETF; below 1. The same for `WWᵀ`, whose eigenvalues are W's too.
+        `min ‖WᵀW − c Π‖_F / ‖WᵀW‖_F` over c and the orthogonal projectors Π of rank r = min(d, K−1): less than 1, and
+        zero exactly for tight frames of rank r, such as a simplex ETF. `WWᵀ` gives the same value, since its nonzero
+        eigenvalues are the same.
     norm_spread : float
-        std/mean of the rows' norms.
+        std/mean of the norms of the rows.
     largest_cosine, largest_absolute_cosine : float
-        Over pairs of different rows; a row of zeros has cosine 0 to every other.
+        Over pairs of different rows; the cosines of a zero row are 0.
     cosine_bound : float
-        No K vectors in R^d have a smaller largest cosine: −1/(K−1) for K ≤ d+1, attained by the simplex ETF alone,
-        and 0 for more, attained for K ≤ 2d (by the orthoplex, among others) and for no K above.
+        Lower bound on the largest cosine of K vectors in R^d: −1/(K−1) for K ≤ d+1, attained only by the simplex ETF,
+        and 0 for K > d+1, attained if and only if K ≤ 2d (for example by the orthoplex).
     welch_bound : float
-        No K vectors in R^d have a smaller largest absolute cosine: `√((K−d)/(d(K−1)))`, and 0 for K ≤ d. Attained by
-        equiangular tight frames alone.
+        Lower bound on the largest absolute cosine of K vectors in R^d: `√((K−d)/(d(K−1)))`, and 0 for K ≤ d. For K ≥ d
+        it is attained only by equiangular tight frames.
 
     Examples
     --------
@@ -61,7 +62,7 @@ def frame_geometry(weight: ArrayLike) -> FrameGeometry:
     Parameters
     ----------
     weight : (K, d)
-        Rows are classes, any number of them, so that a transposed matrix is not recognised.
+        Rows are classes. Any number is valid, so a transposed matrix is not recognised.
 
     Raises
     ------

@@ -1,11 +1,11 @@
-"""How class means or classifier rows spread over the sphere, for any number of classes: straight from the formulas.
+"""The spread of class means or classifier rows over the sphere, for any number of classes.
 
 Sources: Liu et al. 2023, arXiv 2303.06484 (generalised neural collapse as hyperspherical uniformity, Riesz kernels with
 the logarithmic one at s = 0); Wu & Papyan 2024, arXiv 2405.17767 (the logarithmic kernel on centred class means); Welch
 1974, doi 10.1109/TIT.1974.1055219 (the bound on the coherence); Ben Ammar et al. 2023, arXiv 2310.06823 (NC5).
 
-Where K > d+1 no simplex ETF fits, and NC2 cannot vanish; these figures still say how far apart the classes are. All
-three are invariant under rotation and scale.
+For K > d+1 there is no simplex ETF, and NC2 cannot vanish; these figures still measure the separation of the classes.
+All three are invariant under rotation and scale.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .stiefel import Array
 def hyperspherical_uniformity(rows: ArrayLike, centre: ArrayLike | None = None) -> float:
     """Mean over pairs of classes of `log(1/‖ν_c − ν_c′‖)`, `ν_c` the unit vector from the centre to row c.
 
-    The logarithmic energy: smaller is more uniform. It is at least `−½ log(2K/(K−1))`, for any d, and equal to that for
-    a simplex ETF alone: squared distances of unit vectors average at most 2K/(K−1), and the logarithm is concave.
+    The logarithmic energy: smaller is more uniform. For any d it is at least `−½ log(2K/(K−1))`, with equality only for
+    a simplex ETF: squared distances of unit vectors average at most 2K/(K−1), and the logarithm is concave.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def hyperspherical_uniformity(rows: ArrayLike, centre: ArrayLike | None = None) 
     Returns
     -------
     float
-        Infinite where two directions coincide, nan where a row lies at the centre and has none.
+        Infinite if two directions coincide; nan if a row lies at the centre and has no direction.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def mutual_coherence(rows: ArrayLike, centre: ArrayLike | None = None) -> float:
     Returns
     -------
     float
-        In 0…1; nan where a row lies at the centre.
+        In 0…1; nan if a row lies at the centre.
 
     Raises
     ------
@@ -85,17 +85,16 @@ def mutual_coherence(rows: ArrayLike, centre: ArrayLike | None = None) -> float:
 
 
 def ood_deviation(class_mean_rows: ArrayLike, ood_mean: ArrayLike) -> float:
-    """NC5: mean over classes of `|cos(μ_c, μ_OOD)|`, the class means and the mean of foreign data, neither centred.
+    """NC5: mean over classes of `|cos(μ_c, μ_OOD)|`, of class means and the mean of OOD data, not centred.
 
-    Zero where the features of foreign data are on average orthogonal to every class mean. A zero vector has cosine 0 to
-    all.
+    Zero if the mean of the OOD features is orthogonal to every class mean. The cosine of a zero vector is 0.
 
     Parameters
     ----------
     class_mean_rows : (K, d)
         Rows are classes.
     ood_mean : (d,)
-        Mean feature of data that belongs to no class.
+        Mean of the features of data that belong to no class.
 
     Raises
     ------
@@ -120,7 +119,7 @@ def unit_rows(rows: Array) -> Array:
 
 
 def _directions(rows: ArrayLike, centre: ArrayLike | None) -> Array:
-    """Unit vectors from the centre to the rows (K, d); nan for a row that lies there up to rounding."""
+    """Unit vectors from the centre to the rows (K, d); nan for a row at the centre, up to rounding."""
     X, origin = _checked(rows, centre, "centre")
     if len(X) < 2:
         raise ValueError(f"rows are of {len(X)} class; expected at least two, to compare their directions.")
@@ -134,7 +133,7 @@ def _directions(rows: ArrayLike, centre: ArrayLike | None) -> Array:
 
 
 def _checked(rows: ArrayLike, vector: ArrayLike | None, name: str) -> tuple[Array, Array]:
-    """The rows (K, d) and the vector (d,), zero where there is none."""
+    """The rows (K, d) and the vector (d,), zero by default."""
     X = real_array("rows", rows)
     if X.ndim != 2 or 0 in X.shape:
         raise ValueError(f"rows have shape {X.shape}; expected (K, d), rows are classes.")

@@ -1,7 +1,7 @@
-"""The derivative of the nearest ETF in closed form; `declarative` has the paper's dense form as an independent check.
+"""The derivative of the nearest ETF in closed form; `declarative` has the paper's dense form, an independent check.
 
-Source: Gould, Hartley & Campbell 2021, *Deep Declarative Networks*, proposition 4.5, of which this is the closed form
-(derived in docs/mathematics.md). Differentiating the polar decomposition `A = X P` under `XᵀX = I` gives
+Source: Gould, Hartley & Campbell 2021, *Deep Declarative Networks*, proposition 4.5; docs/mathematics.md derives the
+closed form. Differentiating the polar decomposition `A = X P` under `XᵀX = I` gives
 
     dX = X Ω + (I − XXᵀ) dA P⁻¹,    P Ω + Ω P = XᵀdA − dAᵀX    (Ω skew),
 
@@ -9,17 +9,16 @@ and, for a cotangent `G = ∂ℓ/∂X`,
 
     P Φ + Φ P = XᵀG − GᵀX,    Ā = X Φ + (I − XXᵀ) G P⁻¹.
 
-Both are one linear map, symmetric in dA and G: the inverse of the Riemannian Hessian `V ↦ Proj(V P)`. It costs
-O(dK² + K³).
+Both are the same self-adjoint linear map, the inverse of the Riemannian Hessian `V ↦ Proj(V P)`. It costs O(dK² + K³).
 
-What A leaves open is completed from the initial frame C, also under differentiation. Let R (m, r) be an orthonormal
-basis of A's row space and N one of the rest (classes that no batch has held, and in the paper's form without proximal
-term the direction `U·1`). The solution is `F Rᵀ + Z Nᵀ`, with F the polar factor of `A R` and Z that of
+What A does not determine is determined by the initial frame C, also under differentiation. Let R (m, r) be an
+orthonormal basis of A's row space and N one of its complement (classes that no batch has held, and in the paper's form
+without proximal term the direction `U·1`). The solution is `F Rᵀ + Z Nᵀ`, with F the polar factor of `A R` and Z of
 
     B = (I − FFᵀ) C N,    dB = −(dF Fᵀ + F dFᵀ) C N,    F̄ = G R − (B̄ (C N)ᵀ + (C N) B̄ᵀ) F.
 
-R counts as fixed, and fixed it is by data: columns of absent classes stay zero, and the counts of a batch determine
-how its means depend on each other. So this is the derivative in every direction that data can take.
+R is treated as constant, since data cannot change it: columns of absent classes stay zero, and the counts of a batch
+determine the linear dependence of its means. So this is the derivative in every direction that data can take.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ FORMS = ("closed", "dense")
 
 
 class IllConditionedWarning(RuntimeWarning):
-    """The derivative has few correct digits, or exists in some directions only: class means coincide or nearly do."""
+    """The derivative has few correct digits, or exists in some directions only: class means (nearly) coincide."""
 
 
 def nearest_etf_vjp(solution: NearestETF, cotangent: ArrayLike, *, form: Form = "closed") -> tuple[Array, Array]:
-    """Pull a cotangent of the solution's frame back to the class means and the proximal point.
+    """The vector-Jacobian product: a cotangent of the frame, pulled back to the class means and the proximal point.
 
     Parameters
     ----------
@@ -55,14 +54,14 @@ def nearest_etf_vjp(solution: NearestETF, cotangent: ArrayLike, *, form: Form = 
     cotangent : (d, K)
         `G = ∂ℓ/∂U`, for `U = solution.frame`.
     form : {"closed", "dense"}
-        The dense form serves checks at small sizes: it builds matrices of dK × dK and K(K+1)/2 × dK.
+        The dense form is a check at small sizes: it builds matrices of dK × dK and K(K+1)/2 × dK.
 
     Returns
     -------
     class_means_bar : (d, K)
         `∂ℓ/∂H`.
     proximal_bar : (d, K)
-        `∂ℓ/∂U₀`; zero where the solution has no proximal term.
+        `∂ℓ/∂U₀`; zero if the solution has no proximal term.
 
     Raises
     ------
@@ -73,10 +72,10 @@ def nearest_etf_vjp(solution: NearestETF, cotangent: ArrayLike, *, form: Form = 
     Warns
     -----
     IllConditionedWarning
-        If rounding alone can change the result in its third digit, or the minimiser is not unique. In the second
-        case the result is the derivative along changes that keep the row space of the linear term: all those that
-        data can make where classes are absent. Class means that coincide can also part, and there no derivative
-        exists. A direction that the initial frame does not determine either counts as constant.
+        If rounding alone can change the third digit of the result, or if the minimiser is not unique. In the second
+        case the result is the derivative along changes that keep the row space of the linear term. With absent classes,
+        data allow no other changes. Coinciding class means can also separate; in such directions there is no
+        derivative. Directions that the initial frame does not determine either are treated as constant.
 
     Examples
     --------
@@ -107,14 +106,14 @@ def nearest_etf_jvp(
     *,
     form: Form = "closed",
 ) -> Array:
-    """Push tangents of the class means and the proximal point forward to the solution's frame.
+    """The Jacobian-vector product: tangents of class means and proximal point, pushed forward to the frame.
 
     Parameters
     ----------
     solution : NearestETF
     class_means_dot, proximal_dot : (d, K)
-        `dH` and `dU₀` (None is zero). Where the minimiser is not unique, the part of them that would change the row
-        space of the linear term is ignored.
+        `dH` and `dU₀` (None is zero). If the minimiser is not unique, their part that changes the row space of the
+        linear term is ignored.
     form : {"closed", "dense"}
 
     Returns
@@ -157,7 +156,7 @@ def nearest_etf_jvp(
 
 
 class _Part(NamedTuple):
-    """The polar factor of a matrix B of full column rank, as the part `F Sᵀ` of the frame."""
+    """A part `F Sᵀ` of the frame, with F the polar factor of a matrix B of full column rank."""
 
     basis: Array | None  # S (K, r), orthonormal; None for the identity
     factor: Array  # F (d, r)
@@ -174,17 +173,17 @@ class _Part(NamedTuple):
 
 
 def _parts(solution: NearestETF, form: Form) -> tuple[_Part, _Part | None]:
-    """The frame as the part that A determines, and the one that is completed from the initial frame."""
+    """The part of the frame that A determines, and the part that the initial frame determines."""
     U, X, A, R = solution.frame, solution.variable, solution.linear_term, solution.row_space
     (d, m), K = X.shape, U.shape[1]
     S = centred_basis(K) if solution.gauge_free else None
-    if R is not None and not (d == m == R.shape[1] + 1):  # where only the sign of one direction is open, P suffices
+    if R is not None and not (d == m == R.shape[1] + 1):  # if d = m and r = m−1, P suffices: only a sign is open
         X, A, S = X @ R, A @ R, R if S is None else S @ R
     if R is not None and form == "closed":
         warnings.warn(
-            f"the minimiser is not unique, the linear term has rank {R.shape[1]} of {m}: the derivative returned "
-            "holds as long as its row space stays fixed, as with absent classes; where class means coincide there is "
-            "none. Use a larger delta with a proximal point, or treat this solution as a constant.",
+            f"the minimiser is not unique: the linear term has rank {R.shape[1]} of {m}. The derivative is valid if "
+            "its row space stays fixed, as with absent classes, and does not exist if class means coincide. Use a "
+            "larger delta with a proximal point, or treat this solution as a constant.",
             IllConditionedWarning,
             stacklevel=3,
         )
@@ -196,7 +195,7 @@ def _parts(solution: NearestETF, form: Form) -> tuple[_Part, _Part | None]:
     Z, D = U @ N, solution.initial @ N
     B = D - X @ (X.T @ D)
     values, V = eigh(sym(Z.T @ B))
-    V = V[:, values > 1e-8]  # the rest `complete_frame` chose, for the start says nothing of it
+    V = V[:, values > 1e-8]  # the initial frame does not determine the rest
     return fixed, _Part(N @ V, Z @ V, B @ V, D @ V)
 
 
@@ -221,7 +220,7 @@ def _inverse_hessian(X: Array, A: Array, G: Array) -> Array:
         )
         sigma = np.where(sigma > zero, sigma, np.inf)
         pairs = np.where(pairs > 2 * zero, pairs, np.inf)
-    np.fill_diagonal(pairs, np.inf)  # a skew matrix has no diagonal, and its rounding must not be divided by 2σ
+    np.fill_diagonal(pairs, np.inf)  # the diagonal of a skew matrix is zero: its rounding must not be divided by 2σ
     Phi = V @ ((V.T @ (2.0 * skew(X.T @ G)) @ V) / pairs) @ V.T
     if d == m:
         return X @ Phi

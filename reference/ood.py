@@ -1,11 +1,11 @@
-"""Scores for out-of-distribution data from what a trained classifier knows already: W, b and the class means.
+"""Scores for out-of-distribution (OOD) data from W, b and the class means of a trained classifier.
 
 Sources: Hendrycks & Gimpel 2016, arXiv 1610.02136 (maximum softmax probability); Hendrycks et al. 2019, arXiv
 1911.11132 (maximum logit); Liu et al. 2020, arXiv 2010.03759 (energy); Ben Ammar et al. 2023, arXiv 2310.06823 (NECO);
 Liu & Qin 2023, arXiv 2311.01479 (NCI).
 
-Every score is larger for a sample that looks more in-distribution. Features are what enters the classifier: those of a
-head on a sphere are `head.normalise(features)`, all of one length.
+Larger scores indicate in-distribution samples. Features are the input of the classifier: for a head with normalised
+features they are `head.normalise(features)`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .stiefel import Array
 
 
 def max_softmax_score(features: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None) -> Array:
-    """The largest probability of a class, (N,), for logits `W h + b`: the baseline of all others.
+    """The largest class probability, (N,), for logits `W h + b`: the baseline of the other scores.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def energy_score(
     Raises
     ------
     ValueError
-        As `max_softmax_score`, and if T is not a positive number.
+        As `max_softmax_score`, or if T is not a positive number.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def energy_score(
 def class_subspace(rows: ArrayLike) -> Array:
     """An orthonormal basis (d, r) of the span of the centred class means, or of W's centred rows; r ≤ min(d, K−1).
 
-    At full collapse both are the span of the ETF, and that of the first K−1 principal components of the features.
+    At full collapse both equal the span of the ETF and of the first K−1 principal components of the features.
 
     Parameters
     ----------
@@ -127,12 +127,12 @@ def class_subspace(rows: ArrayLike) -> Array:
 
 
 def principal_subspace(features: ArrayLike, rank: int) -> Array:
-    """The first principal components of features, (d, rank): the subspace that the paper of NECO takes.
+    """The first principal components of features, (d, rank): the subspace of the NECO paper.
 
     Parameters
     ----------
     features : (N, d)
-        Of training data.
+        Features of training data.
     rank : int
         In 1…min(N, d); K−1 at full collapse.
 
@@ -155,17 +155,18 @@ def principal_subspace(features: ArrayLike, rank: int) -> Array:
 def neco_score(features: ArrayLike, subspace: ArrayLike, centre: ArrayLike | None = None) -> Array:
     """NECO: the share `‖Vᵀz‖/‖z‖` of a feature that lies in a subspace, `z = h − centre`, (N,) in 0…1.
 
-    At full collapse it is 1 for every sample of the classes, with their subspace and the global mean as centre, and 0
-    for one orthogonal to them. A feature at the centre scores 0. The score is invariant under scale and rotation.
+    With the subspace of the classes and the global mean as centre, it is 1 at full collapse for every sample of the
+    classes, and 0 for a sample orthogonal to the subspace. A feature at the centre scores 0. The score is invariant
+    under scale and rotation.
 
     Parameters
     ----------
     features : (N, d)
     subspace : (d, r)
-        V, orthonormal columns: `class_subspace` of the class means or of W, or the paper's `principal_subspace`. For
-        r = d, which K > d brings about, the score is 1 for every feature and tells nothing.
+        V, orthonormal columns: `class_subspace` of the class means or of W, or the paper's `principal_subspace`. If
+        r = d, as for K > d, every feature scores 1.
     centre : (d,), optional
-        The global mean, for one of these; zero by default.
+        The global mean, for the subspaces above; zero by default.
 
     Notes
     -----
@@ -201,9 +202,9 @@ def nci_score(
 ) -> Array:
     """NCI: `w_cᵀz/‖z‖ + α‖h‖_p`, (N,), c the predicted class and `z = h − μ_G`.
 
-    The first term is the cosine between centred feature and weight vector times the length of the latter. At full
-    collapse with unit rows it is 1, its largest value. It is invariant under rotation, and under a scale of features,
-    bias and mean together; the second term is not, and for p ≠ 2 it depends on the axes.
+    The first term is the cosine between centred feature and weight vector, times the norm of the weight vector. At full
+    collapse with unit rows it has its largest value 1. It is invariant under rotation and under a common scale of
+    features, bias and mean. The second term depends on the scale and, for p ≠ 2, on the axes.
 
     Parameters
     ----------
@@ -212,7 +213,7 @@ def nci_score(
     global_mean : (d,)
         μ_G, the mean of training features.
     norm_weight : float
-        α; the paper tunes it. With features of one length and p = 2 the second term is a constant.
+        α; the paper tunes it. For features of equal length and p = 2 the second term is constant.
     order : float
         p ≥ 1.
 
@@ -228,7 +229,7 @@ def nci_score(
     """
     norm_weight = real_number("norm_weight", norm_weight)
     if isinstance(order, str) or not order >= 1:
-        raise ValueError(f"order = {order}; expected p ≥ 1, of a norm.")
+        raise ValueError(f"order = {order}; expected the order p ≥ 1 of a norm.")
     X, W, b = _checked(features, weight, bias)
     predicted = W[_logits(X, W, b).argmax(axis=1)]  # (N, d)
     z = unit_rows(X - _vector(global_mean, X.shape[1], "global_mean"))
@@ -248,7 +249,7 @@ def auroc(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        If one is empty, not a vector, or holds NaN.
+        If one of them is empty, not a vector, or holds NaN.
 
     Examples
     --------
@@ -262,9 +263,9 @@ def auroc(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
 
 
 def fpr95(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
-    """The share of foreign samples accepted at the largest threshold that accepts 95 % of the in-distribution ones.
+    """The share of OOD samples accepted at the largest threshold that accepts 95 % of the in-distribution samples.
 
-    A sample is accepted if its score reaches the threshold, so that ties fall on the same side: 0 is perfect, 1 worst.
+    A sample is accepted if its score is at least the threshold. 0 is perfect, 1 is worst.
 
     Parameters
     ----------
@@ -286,12 +287,12 @@ def fpr95(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
 
 
 def acceptance_threshold(scores_in: ArrayLike, share: float = 0.95) -> float:
-    """The largest threshold that at least a share of the in-distribution scores (N,) reach.
+    """The largest threshold that at least the given share of the in-distribution scores (N,) reach.
 
     Raises
     ------
     ValueError
-        If there is no score, one is NaN, or the share is not in (0, 1].
+        If there are no scores, one is NaN, or the share is not in (0, 1].
 
     Examples
     --------
@@ -301,7 +302,7 @@ def acceptance_threshold(scores_in: ArrayLike, share: float = 0.95) -> float:
     inside = _scores(scores_in, "scores_in")
     if not 0 < share <= 1:
         raise ValueError(f"share = {share}; expected a number in (0, 1].")
-    accepted = math.ceil(round(share * len(inside), 9))  # 0.95 · 100 is 95, whatever floating point has it
+    accepted = math.ceil(round(share * len(inside), 9))  # rounded, since share · N may exceed an integer by rounding
     return float(np.sort(inside)[len(inside) - accepted])
 
 
@@ -318,17 +319,17 @@ def _checked(features: ArrayLike, weight: ArrayLike, bias: ArrayLike | None) -> 
 
 
 def finite_matrix(values: ArrayLike, name: str) -> Array:
-    """A matrix in float64; ValueError where it is none, is empty, or an entry is not finite."""
+    """The value as a float64 matrix; ValueError if it is not a matrix, is empty, or has an entry that is not finite."""
     X = real_array(name, values)
     if X.ndim != 2 or 0 in X.shape:
-        raise ValueError(f"{name}: shape {X.shape}; expected a matrix that is not empty.")
+        raise ValueError(f"{name}: shape {X.shape}; expected a non-empty matrix.")
     if not np.isfinite(X).all():
         raise ValueError(f"{name}: {int(np.sum(~np.isfinite(X)))} NaN or infinite entries.")
     return X
 
 
 def _vector(values: ArrayLike | None, size: int, name: str) -> Array:
-    """The vector (size,), zero where there is none."""
+    """The vector (size,), zero by default."""
     v = np.zeros(size) if values is None else real_array(name, values)
     if v.shape != (size,) or not np.isfinite(v).all():
         raise ValueError(f"{name}: shape {v.shape}; expected ({size},) with finite entries.")

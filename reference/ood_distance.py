@@ -1,9 +1,9 @@
 """Scores for out-of-distribution data from distances to training features: the baselines of NECO and NCI.
 
-Sources: Lee et al. 2018, arXiv 1807.03888, eqs. 1 and 2 (Mahalanobis distance, one covariance for all classes; of the
-last features alone, without its noise on the input); Sun et al. 2022, arXiv 2204.06507 (k-th nearest neighbour).
+Sources: Lee et al. 2018, arXiv 1807.03888, eqs. 1 and 2 (Mahalanobis distance with one covariance for all classes; here
+from the last features, without the paper's input noise); Sun et al. 2022, arXiv 2204.06507 (k-th nearest neighbour).
 
-Both are distances with the sign turned, so that larger is more in-distribution, as in `ood`.
+Both are negative distances: as in `ood`, larger scores indicate in-distribution samples.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from .hyperspherical import unit_rows
 from .ood import finite_matrix
 from .stiefel import Array
 
-BLOCK = 512  # features whose distances are in memory at a time
+BLOCK = 512  # number of features whose distances are in memory at a time
 
 
 def class_gaussians(features: ArrayLike, labels: ArrayLike, num_classes: int) -> tuple[Array, Array]:
-    """Class means (K, d), and the covariance (d, d) around them that all classes share.
+    """Class means (K, d), and the covariance (d, d) within classes that all classes share.
 
     `Σ = (1/N) Σ_c Σ_{i of c} (h_i − μ_c)(h_i − μ_c)ᵀ`, Lee et al. 2018, eq. 1.
 
     Parameters
     ----------
     features : (N, d)
-        Of training data.
+        Features of training data.
     labels : (N,) int
-        In 0…K−1, each of them at least once.
+        In 0…K−1, each class at least once.
     num_classes : int
         K.
 
@@ -56,7 +56,7 @@ def class_gaussians(features: ArrayLike, labels: ArrayLike, num_classes: int) ->
         raise ValueError(f"labels are in {y.min()}…{y.max()}; expected 0…{num_classes - 1}.")
     empty = sorted(set(range(num_classes)) - set(y.tolist()))
     if empty:
-        raise ValueError(f"class {empty[0]} has no sample; expected one of each of {num_classes} classes.")
+        raise ValueError(f"class {empty[0]} has no sample; expected at least one of each of {num_classes} classes.")
     means = np.stack([X[y == c].mean(axis=0) for c in range(num_classes)])
     residuals = X - means[y]
     return means, residuals.T @ residuals / len(X)
@@ -65,15 +65,15 @@ def class_gaussians(features: ArrayLike, labels: ArrayLike, num_classes: int) ->
 def mahalanobis_score(features: ArrayLike, class_mean_rows: ArrayLike, covariance: ArrayLike) -> Array:
     """`max_c −(h − μ_c)ᵀ Σ⁺ (h − μ_c)`, (N,), Lee et al. 2018, eq. 2.
 
-    Σ⁺ is the pseudo-inverse: a direction in which training features do not vary within their classes, as that of a
-    unit which never fires, does not count. The score is invariant under invertible linear maps where Σ has full rank.
+    Σ⁺ is the pseudo-inverse: directions without variance within classes, such as those of inactive units, are ignored.
+    If Σ has full rank, the score is invariant under invertible linear maps.
 
     Parameters
     ----------
     features : (N, d)
     class_mean_rows : (K, d)
     covariance : (d, d)
-        Σ, as `class_gaussians` gives it.
+        Σ, from `class_gaussians`.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def mahalanobis_score(features: ArrayLike, class_mean_rows: ArrayLike, covarianc
     if means.shape[1] != d or S.shape != (d, d):
         raise ValueError(f"class_mean_rows {means.shape}, covariance {S.shape}; expected (K, {d}) and ({d}, {d}).")
     if not np.allclose(S, S.T, rtol=1e-6, atol=1e-6 * np.abs(S).max()):
-        raise ValueError("covariance is not symmetric; class_gaussians gives one that is.")
+        raise ValueError("covariance is not symmetric; expected the covariance from class_gaussians.")
     values, vectors = eigh((S + S.T) / 2)
     kept = values > CUTOFF * max(values[-1], np.finfo(np.float64).tiny)
     if not kept.any():
@@ -101,9 +101,9 @@ def mahalanobis_score(features: ArrayLike, class_mean_rows: ArrayLike, covarianc
 
 
 def nearest_neighbour_score(features: ArrayLike, training_features: ArrayLike, k: int = 50) -> Array:
-    """`−‖z − z_(k)‖`, (N,): the distance to the k-th nearest training feature, all of length 1, Sun et al. 2022, eq. 1.
+    """`−‖z − z_(k)‖`, (N,), with z_(k) the k-th nearest training feature, all of unit norm, Sun et al. 2022, eq. 1.
 
-    In −2…0, invariant under rotation and under the length of every feature; a zero feature stays zero.
+    In −2…0, invariant under rotation and under the norm of every feature; a zero feature stays zero.
 
     Parameters
     ----------

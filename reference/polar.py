@@ -1,7 +1,7 @@
-"""Polar factors of a matrix: by singular values, by the trust region, and completed where the matrix leaves them open.
+"""Polar factors of a matrix: by the SVD, by the trust region, and their completion if they are not unique.
 
 A polar factor `X` of A (d, m) maximises `⟨X, A⟩` over St(d, m) (Schönemann 1966). It is unique exactly when A has
-rank m; else A fixes it on its range only, as `X right = left` with orthonormal `left` (d, r) and `right` (m, r).
+rank m. Otherwise A determines only `X right = left`, with orthonormal `left` (d, r) and `right` (m, r).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LinearCost:
 
 
 class PolarFactor(NamedTuple):
-    """A polar factor, its factors on the matrix's range, and how it was found."""
+    """A polar factor, its factors on the range of the matrix, and the history and status of the solve."""
 
     factor: Array  # X (d, m)
     left: Array  # (d, r)
@@ -51,7 +51,7 @@ class PolarFactor(NamedTuple):
 
 
 def polar_by_svd(B: Array) -> PolarFactor:
-    """A polar factor of B (d, m), d ≥ m, by singular values."""
+    """A polar factor of B (d, m), d ≥ m, by the SVD."""
     left, singular_values, right_t = svd(B, full_matrices=False, check_finite=False)
     rank = int(np.sum(singular_values > rank_tolerance(B.shape) * singular_values[0]))
     return PolarFactor(left @ right_t, left[:, :rank], right_t[:rank].T, (), Status.CONVERGED)
@@ -64,7 +64,7 @@ def polar_by_trust_region(
     tolerance: float = 1e-13,
     max_iterations: int = 300,
 ) -> PolarFactor:
-    """The trust region's polar factor of B (d, m), from a point `start` of St(d, m); B has unit norm, or is zero."""
+    """A polar factor of B (d, m), by the trust region from `start` in St(d, m); B has unit norm or is zero."""
     result = trust_region(
         LinearCost(B),
         start,
@@ -77,13 +77,13 @@ def polar_by_trust_region(
     X, S = result.model.point, -sym(result.model.frame_gradient)
     d, m = X.shape
     error = X.T @ X - np.eye(m)
-    if frobenius(error) > 4 * m * EPS:  # one Newton–Schulz step takes what rounding left of UᵀU − I to its square
+    if frobenius(error) > 4 * m * EPS:  # a Newton–Schulz step squares the rounding error of UᵀU − I
         X = X - 0.5 * X @ error
     tolerated = max(rank_tolerance(B.shape) * frobenius(S), 4 * result.gradient_norm)
     if is_positive_definite(S, tolerated) or not result.status.ok:
         return PolarFactor(X, X, np.eye(m), result.history, result.status)
     values, Y = eigh(S)
-    if d == m and values[0] < -tolerated:  # the optimum of the wrong component: reflected, it is the right one's
+    if d == m and values[0] < -tolerated:  # the optimum of the wrong component: its reflection is optimal
         X = X - 2.0 * np.outer(X @ Y[:, 0], Y[:, 0])
         values = np.abs(values)
     kept = Y[:, values > tolerated]
@@ -96,15 +96,15 @@ def complete_frame(left: Array, right: Array, nearest_to: Array) -> Array:
     """The frame nearest to `nearest_to` (d, m) among those that map `right` (m, r) to `left` (d, r).
 
     Both have orthonormal columns. With orthonormal complements the frame is `left rightᵀ + left_⊥ Z right_⊥ᵀ`,
-    and Z is the polar factor of `left_⊥ᵀ nearest_to right_⊥`; where that is singular too, LAPACK's singular
-    vectors decide, always in the same way.
+    and Z is the polar factor of `left_⊥ᵀ nearest_to right_⊥`. If this matrix is singular too, LAPACK's singular
+    vectors determine Z; the choice is deterministic.
     """
     (d, r), m = left.shape, right.shape[0]
     if r == m:
         return left @ right.T
     right_rest = qr(right)[0][:, r:] if r else np.eye(m)  # (m, m−r)
     target = nearest_to @ right_rest
-    # The complement of span(left) in R^d may be huge; this much of it holds the target, and room to complete it.
+    # The complement of span(left) in R^d may be large; a subspace that holds the target and a completion suffices.
     span = qr(np.hstack([left, target, np.eye(d, m)]), mode="economic")[0]
     left_rest = span[:, r:]
     Z, _, Yt = svd(left_rest.T @ target, full_matrices=False)
@@ -112,5 +112,5 @@ def complete_frame(left: Array, right: Array, nearest_to: Array) -> Array:
 
 
 def rank_tolerance(shape: tuple[int, ...]) -> float:
-    """Singular values below this share of the largest are zero: numpy.linalg.matrix_rank's, but for small matrices."""
+    """The share of the largest singular value below which others are zero: as numpy's matrix_rank, at least 16 ε."""
     return max(*shape, 16) * EPS

@@ -1,4 +1,4 @@
-"""A bank of nearest-ETF problems, on which `etf-verify` and the tests run every solver and every gradient."""
+"""A bank of nearest-ETF problems, for `etf-verify` and for the tests of every solver and every gradient."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DELTAS = (0.0, 1e-3, 1.0)
 
 @dataclass(frozen=True)
 class NearestETFProblem:
-    """Class means with a proximal point, and a name for tables."""
+    """Class means with a proximal point, and the name of the problem in tables."""
 
     name: str
     class_means: Array  # H (d, K), ‖H‖_F = 1
@@ -30,12 +30,12 @@ class NearestETFProblem:
     formulation: Formulation
 
     def solve(self, **options: object) -> NearestETF:
-        """`nearest_etf` of this problem; `options` are those of `nearest_etf`."""
+        """Solve this problem; `options` are keyword arguments of `nearest_etf`."""
         return nearest_etf(self.class_means, self.proximal, self.delta, formulation=self.formulation, **options)  # type: ignore[arg-type]
 
 
 def class_means_of_condition(d: int, K: int, condition: float, rng: np.random.Generator) -> Array:
-    """Random centred class means (d, K) of unit norm whose nonzero singular values span `condition`, evenly in log."""
+    """Random centred class means (d, K) of unit norm, with log-spaced nonzero singular values of this condition."""
     Q = centred_basis(K)
     left, _, right = svd(rng.standard_normal((d, K)) @ Q, full_matrices=False)
     H = (left * np.geomspace(1.0, 1.0 / condition, min(d, K - 1))) @ right @ Q.T
@@ -50,10 +50,10 @@ def problem_bank(
     deltas: Iterable[float] = DELTAS,
     dtype: str = "float64",
 ) -> Iterator[NearestETFProblem]:
-    """Problems over sizes × formulations × conditions × δ × seeds; δ = 0 is the first step's, without proximal point.
+    """Problems over sizes × formulations × conditions × δ × seeds; δ = 0 is the first step, without proximal point.
 
     Two kinds of proximal point alternate: the polar factor of nearby class means, as in training, and a random frame.
-    With `dtype="float32"` the class means are rounded to it first.
+    With `dtype="float32"` the class means are rounded to single precision first.
 
     Raises
     ------

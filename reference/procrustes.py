@@ -1,4 +1,4 @@
-"""The nearest simplex ETF to a set of class means, and the certificate that it is.
+"""The simplex ETF nearest to a set of class means, with a certificate of optimality.
 
 Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3 (the problem, its proximal term and the
 trust-region solution). With `UᵀU = I` both quadratic terms are constant, so the paper's problem
@@ -9,10 +9,10 @@ is the orthogonal Procrustes problem (Schönemann 1966)
 
     (P′)  max_{U ∈ St(d,K)} ⟨U, A⟩,    A = (2/√(K−1)) H M + δ U₀,
 
-solved by every polar factor of A, with value `‖A‖_*`. The gauge-free form (R) is the same in the K−1 dimensions
-that the ETF lives in: `Q` for `M`, `U₀Q` for `U₀`, and a variable in St(d, K−1). Below, `X` is the variable of
-either form and `E` its basis (`M` or `Q`); where nothing pins the direction `U·1` (no proximal term), the paper's
-form too is solved as (R), and the free direction is then taken from the initial frame.
+solved by every polar factor of A, with value `‖A‖_*`. The gauge-free form (R) is the same problem in the K−1 dimensions
+of the ETF: `Q` in place of `M`, `U₀Q` in place of `U₀`, and a variable in St(d, K−1). Below, `X` is the variable of
+either form and `E` its basis (`M` or `Q`). Without proximal term the direction `U·1` is free; then the paper's form is
+solved as (R) too, and the free direction is taken from the initial frame.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class NearestETF:
     classifier : (K, d)
         `W = √(K/(K−1)) M Uᵀ`, unit rows.
     status : Status
-        How the solve ended: `status.ok`, and `status.advice` for a remedy.
+        Outcome of the solve: `status.ok`, and a remedy in `status.advice`.
     iterations : int
         Outer iterations of the trust region; 0 for `method="svd"`.
     history : tuple of Iteration
-        The trust region's iterations, for `A` scaled to unit Frobenius norm.
+        Iterations of the trust region, for `A` scaled to unit Frobenius norm.
     objective : float
         The value of (P) or (R).
     optimality_gap : float
@@ -72,11 +72,11 @@ class NearestETF:
     formulation: Formulation
     delta: float
     class_means: Array = field(repr=False)  # H (d, K)
-    proximal: Array | None = field(repr=False)  # U₀ (d, K), None where there is no proximal term
-    variable: Array = field(repr=False)  # X (d, m): m = K, or K−1 where the gauge is left out
+    proximal: Array | None = field(repr=False)  # U₀ (d, K), None without proximal term
+    variable: Array = field(repr=False)  # X (d, m): m = K, or K−1 if solved as (R)
     linear_term: Array = field(repr=False)  # A (d, m)
     row_space: Array | None = field(repr=False)  # (m, r), orthonormal, of an A of rank r < m; None if r = m
-    initial: Array = field(repr=False)  # (d, K): the frame that decides what A leaves open
+    initial: Array = field(repr=False)  # (d, K): the frame that determines X where A does not
     history: tuple[Iteration, ...] = field(default=(), repr=False)
 
     @property
@@ -85,7 +85,7 @@ class NearestETF:
 
     @property
     def gauge_free(self) -> bool:
-        """Whether `variable` lives in the K−1 dimensions of (R)."""
+        """Whether `variable` is in St(d, K−1), as in (R)."""
         return self.variable.shape[1] < self.frame.shape[1]
 
     @cached_property
@@ -116,12 +116,12 @@ class NearestETF:
 
     @property
     def optimality_gap(self) -> float:
-        """`‖A‖_* − ⟨X, A⟩`, the distance of the value from the optimum; negative only by rounding."""
+        """`‖A‖_* − ⟨X, A⟩`, the distance of the value from its optimum; negative only by rounding."""
         return float(self.singular_values.sum()) - float(np.vdot(self.variable, self.linear_term))
 
     @property
     def condition_number(self) -> float:
-        """σ₁/σ_m of A: derivatives lose about log₁₀ of it in digits; infinite where A is rank-deficient."""
+        """κ = σ₁/σ_m of A, infinite if A is rank-deficient; derivatives lose about log₁₀ κ digits."""
         smallest = float(self.singular_values[-1])
         return float(self.singular_values[0]) / smallest if smallest > 0 else float("inf")
 
@@ -143,27 +143,27 @@ def nearest_etf(
     Parameters
     ----------
     class_means : (d, K)
-        `H`: columns are class means minus the global mean, as a rule divided by `‖H‖_F`. A transposed matrix is
-        refused, except where its shape is valid too: at d = K, and gauge-free at d = K ± 1.
+        `H`: columns are class means minus the global mean, usually divided by `‖H‖_F`. A transposed matrix is refused
+        unless its shape is valid too: at d = K, and gauge-free at d = K ± 1.
     proximal : (d, K), optional
-        `U₀`, a frame that the solution stays near: the `frame` of a previous solution, of either formulation.
-        None, or delta = 0, leaves the proximal term out (the first step's rule): among the minimisers the one
-        nearest to `initial` is taken, a full orthonormal frame in the paper's formulation.
+        `U₀`, usually the `frame` of the previous solution, of either formulation. None, or delta = 0, omits the
+        proximal term, as in the first step: of the minimisers, the one nearest to `initial` is returned, in the
+        paper's formulation a full orthonormal frame.
     delta : float
         `δ ≥ 0`, the weight of the proximal term.
     method : {"trust-region", "svd"}
-        The paper's Riemannian trust region, or the polar factor of A by singular values. The other methods of
+        The paper's Riemannian trust region, or the polar factor of A by the SVD. The other methods of
         `nearest_etf.torchport` are refused.
     formulation : {"paper", "gauge-free"}
         (P), which needs d ≥ K, or (R), which needs d ≥ K−1.
     initial : (d, K) or {"canonical", "random", "feature-polar"}, optional
-        Where the trust region starts; where the minimiser is not unique, the one nearest to it is taken. Default:
-        the proximal point, else the canonical (identity) frame. "random" is one fixed Haar frame; see
-        `initial_frame`. Derivatives take it as constant.
+        The start of the trust region. If the minimiser is not unique, the one nearest to it is returned. Default: the
+        proximal point, or without one the canonical (identity) frame. "random" is one fixed Haar frame; see
+        `initial_frame`. Derivatives treat it as constant.
     subproblem : {"exact", "truncated-cg"}
-        How the trust region's steps are found.
+        The solver of the trust-region subproblem.
     tolerance : float
-        On the Riemannian gradient's norm, relative to `‖A‖_F`.
+        Bound on the norm of the Riemannian gradient, relative to `‖A‖_F`.
     max_iterations : int
         Outer iterations of the trust region.
 
@@ -179,8 +179,8 @@ def nearest_etf(
 
     Notes
     -----
-    For d = K the manifold has two components and a retraction never leaves its own: a trust region that ends at
-    the optimum of the wrong one is reflected into the other, which is optimal.
+    For d = K the manifold has two components, and no retraction leads from one to the other. If the trust region ends
+    at the optimum of the wrong component, the solution is its reflection into the other.
 
     Examples
     --------
@@ -206,20 +206,20 @@ def nearest_etf(
     else:
         C = frame_like("initial", initial, (d, K))
 
-    # The linear problem max ⟨X, A⟩. Without a proximal term along 1 the direction U·1 drops out of it.
+    # The linear problem max ⟨X, A⟩. Without a proximal term along 1 it does not depend on U·1.
     ones = np.full(K, K**-0.5)
     if delta == 0:
         U0 = None
     reduced = formulation == "gauge-free" or U0 is None or float(np.linalg.norm(U0 @ ones)) < 1e-8
     Q = centred_basis(K) if reduced else None
     A = centred(H) if Q is None else centred(H) @ Q
-    if safe_frobenius(A) <= 8 * EPS * safe_frobenius(H):  # what rounding leaves of equal class means
+    if safe_frobenius(A) <= 8 * EPS * safe_frobenius(H):  # equal class means, up to rounding
         A = np.zeros_like(A)
     A *= 2.0 / np.sqrt(K - 1)
     if U0 is not None:
         A += delta * (U0 if Q is None else U0 @ Q)
     start = C if Q is None else C @ Q
-    if not check_point(start, 1e-8)[0]:  # a single-precision frame, or one whose U·1 is zero or of another length
+    if not check_point(start, 1e-8)[0]:  # a single-precision frame, or ‖U·1‖ ≠ √K
         nearest = polar_by_svd(start)
         start = complete_frame(nearest.left, nearest.right, np.eye(*start.shape))
 
@@ -230,7 +230,7 @@ def nearest_etf(
     else:
         X, left, right, history, status = polar_by_trust_region(B, start, subproblem, tolerance, max_iterations)
 
-    # `left @ right.T` is X on the range of A; what A leaves open is taken from the initial frame.
+    # `left @ right.T` is X on the range of A; the initial frame determines the rest.
     unique = left.shape[1] == X.shape[1]
     if not unique:
         X = complete_frame(left, right, start)
@@ -259,7 +259,7 @@ def nearest_etf(
 
 
 def initial_frame(kind: Initial, class_means: ArrayLike, rng: np.random.Generator | None = None) -> Array:
-    """A start for the trust region, (d, K): the choices whose comparison the paper leaves open.
+    """A start for the trust region, (d, K); the paper does not compare these choices.
 
     A fourth choice is the previous solution: pass its `frame` as `initial`.
 

@@ -7,8 +7,8 @@ At a point U the cost is modelled on the tangent space by
 
     m(V) = f(U) + ⟨g, V⟩ + ½⟨V, Hess f(U)[V]⟩,    ‖V‖ ≤ Δ,
 
-the subproblem's (approximate) minimiser is retracted to the manifold, and the ratio of the actual to the
-modelled decrease decides whether the step is accepted and how Δ changes.
+The (approximate) minimiser of the subproblem is retracted to the manifold. The ratio of the actual to the modelled
+decrease determines whether the step is accepted and how Δ changes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ EPS = float(np.finfo(np.float64).eps)
 
 
 class Status(Enum):
-    """How a solve ended.
+    """The outcome of a solve.
 
     Attributes
     ----------
     ok : bool
         Whether the point is a minimiser.
     advice : str
-        The remedy in words.
+        A sentence with the remedy.
 
     Examples
     --------
@@ -59,10 +59,10 @@ class Status(Enum):
 
 _ADVICE = {
     Status.CONVERGED: "the point is a minimiser to the given tolerance",
-    Status.NOT_UNIQUE: "the point is a minimiser, but not the only one: the one nearest to `initial` was taken, "
+    Status.NOT_UNIQUE: "the point is a minimiser, but not the only one: it is the one nearest to `initial`, "
     "and derivatives are undefined here; distinct class means, or delta > 0, make it unique",
     Status.MAX_ITERATIONS: "raise max_iterations, start nearer (a previous solution), or loosen the tolerance",
-    Status.RADIUS_TOO_SMALL: "no step decreases the cost any more: the tolerance is below rounding, "
+    Status.RADIUS_TOO_SMALL: "no step decreases the cost: the tolerance is below rounding, "
     "or gradient and Hessian do not belong to the cost (check them with nearest_etf.reference.taylor)",
     Status.NOT_FINITE: "cost or gradient became infinite or NaN: rescale the problem or check its derivatives",
 }
@@ -80,7 +80,7 @@ class Problem(Protocol):
         ...
 
     def hessian(self, U: Array, V: Array) -> Array | float:
-        """The Euclidean Hessian along V, D∇f(U)[V], (d, K), or 0.0 where the cost is linear."""
+        """The Euclidean Hessian along V, D∇f(U)[V], (d, K), or 0.0 if the cost is linear."""
         ...
 
 
@@ -122,14 +122,14 @@ class Iteration:
 
 @dataclass(frozen=True)
 class TrustRegionResult:
-    """The point where the method ended, its status and the history.
+    """The final point, with its status and the history.
 
     Attributes
     ----------
     point : (d, K)
         `U`.
     model : LocalModel
-        The quadratic model of the cost there.
+        The quadratic model of the cost at the point.
     cost, gradient_norm : float
         The cost, and the norm of its Riemannian gradient.
     status : Status
@@ -180,20 +180,20 @@ def trust_region(
     problem : Problem
         Cost, Euclidean gradient and Hessian-vector product.
     initial : (d, K)
-        A point of the manifold: orthonormal columns, so d ≥ K; one that is so up to 1e-3 is moved onto it.
+        A matrix with orthonormal columns, d ≥ K. With an error of up to 1e-3 it is moved onto the manifold.
     subproblem : callable, optional
         Minimises the model in a ball, `(LocalModel, radius) -> Step`; default `truncated_cg`.
     escape : callable, optional
-        At a critical point, a unit tangent direction of negative curvature and that curvature, or None where
-        there is none. Without it, a start at a saddle counts as converged.
+        At a critical point, returns a unit tangent direction of negative curvature and that curvature, or None at a
+        minimiser. Without it, a saddle counts as converged.
     retraction : callable
         `retract_polar` or `retract_qr`.
     tolerance : float
-        On the norm of the Riemannian gradient, absolute.
+        Absolute bound on the norm of the Riemannian gradient.
     max_iterations : int
         Outer iterations, rejected steps included.
     radius : float, optional
-        The first trust-region radius; default √K/2, a quarter of the largest one.
+        The initial trust-region radius; default √K/2, a quarter of the largest radius.
 
     Returns
     -------
@@ -220,15 +220,15 @@ def trust_region(
     """
     solve = truncated_cg if subproblem is None else subproblem
     U = np.array(initial, dtype=np.float64)
-    on_manifold, reason = check_point(U) if U.ndim == 2 else (False, f"shape {U.shape} is no matrix")
+    on_manifold, reason = check_point(U) if U.ndim == 2 else (False, f"shape {U.shape} is not that of a matrix")
     if not on_manifold:
         if U.ndim != 2 or not check_point(U, tolerance=1e-3)[0]:
             raise ValueError(
                 f"initial is not a point of the Stiefel manifold: {reason}. Pass a matrix (d, K) with orthonormal "
                 "columns."
             )
-        U = retract_polar(U, np.zeros_like(U))  # a single-precision point: no step reduces the gradient's normal part
-    largest = 2.0 * np.sqrt(U.shape[1])  # the manifold's own diameter in the Frobenius norm
+        U = retract_polar(U, np.zeros_like(U))  # no step would reduce the normal part of the gradient
+    largest = 2.0 * np.sqrt(U.shape[1])  # the diameter of the manifold in the Frobenius norm
     delta = largest / 4 if radius is None else min(radius, largest)
     cost, model = problem.cost(U), local_model(problem, U)
     norm = frobenius(model.gradient)
@@ -249,22 +249,22 @@ def trust_region(
             step = Step(delta * direction, -0.5 * curvature * delta**2, True, 0)
         if len(history) == max_iterations:
             return ended(Status.MAX_ITERATIONS)
-        if delta < 1e4 * EPS * largest:  # below it the ratio consists of the rounding added to it
+        if delta < 1e4 * EPS * largest:  # below this radius the ratio is dominated by rounding
             return ended(Status.RADIUS_TOO_SMALL)
 
         if step is None:
             step = solve(model, delta)
         trial = retraction(U, step.direction)
         trial_cost = problem.cost(trial)
-        # Near the optimum both decreases are smaller than the rounding of f: with that rounding added to both,
-        # the ratio tends to 1 instead of to noise (Conn, Gould & Toint, section 17.4.2).
+        # Near the optimum both decreases are smaller than the rounding of f. With this rounding added to both, the
+        # ratio tends to 1 instead of being noise (Conn, Gould & Toint, section 17.4.2).
         rounding = 1e3 * EPS * abs(cost)
         ratio = (cost - trial_cost + rounding) / (step.decrease + rounding) if step.decrease > 0 else -np.inf
         accepted = bool(ratio > 0.1)
         step_norm = frobenius(step.direction)
         history.append(Iteration(cost, norm, delta, float(ratio), step_norm, accepted, step.inner_iterations))
 
-        if not ratio >= 0.25:  # a NaN shrinks too
+        if not ratio >= 0.25:  # also for NaN
             delta = 0.25 * min(delta, step_norm) if step_norm > 0 else 0.25 * delta
         elif ratio > 0.75 and step.on_boundary:
             delta = min(2.0 * delta, largest)
@@ -282,7 +282,7 @@ def local_model(problem: Problem, U: Array) -> LocalModel:
     frame_gradient = U.T @ euclidean
     S = sym(frame_gradient)
     gradient = U @ S
-    np.subtract(euclidean, gradient, out=gradient)  # a new (d, K) array costs as much as a product that fills it
+    np.subtract(euclidean, gradient, out=gradient)  # allocating a (d, K) array costs as much as a product
 
     def hessian(V: Array) -> Array:
         return project(U, problem.hessian(U, V) - V @ S)
@@ -291,10 +291,10 @@ def local_model(problem: Problem, U: Array) -> LocalModel:
 
 
 def truncated_cg(model: LocalModel, radius: float, *, kappa: float = 0.1, theta: float = 1.0) -> Step:
-    """Steihaug's and Toint's conjugate gradients, stopped at the ball, at negative curvature or when exact enough.
+    """The conjugate gradients of Steihaug and Toint, stopped at the boundary, at negative curvature or at a tolerance.
 
-    The residual falls to `‖g‖ · min(‖g‖^θ, κ)`: θ = 1 makes the outer method converge quadratically. The gradient is
-    projected once more first: near the optimum rounding leaves it a normal part, along which curvature is noise.
+    The tolerance on the residual is `‖g‖ · min(‖g‖^θ, κ)`; with θ = 1 the outer method converges quadratically. First
+    the gradient is projected again: near the optimum, rounding adds a normal part, along which curvature is noise.
     """
     V = np.zeros_like(model.gradient)
     HV = np.zeros_like(V)
@@ -302,7 +302,7 @@ def truncated_cg(model: LocalModel, radius: float, *, kappa: float = 0.1, theta:
     direction = -residual
     rr = rr_first = float(np.vdot(residual, residual))
     target = np.sqrt(rr_first) * min(rr_first ** (theta / 2), kappa)
-    vv = vp = 0.0  # ‖V‖² and ⟨V, direction⟩, kept up to date by recurrence
+    vv = vp = 0.0  # ‖V‖² and ⟨V, direction⟩, by recurrence
     pp = rr
     d, K = V.shape
     most = d * K - K * (K + 1) // 2  # the dimension of the manifold

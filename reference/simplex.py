@@ -1,7 +1,7 @@
-"""The simplex equiangular tight frame: K unit vectors at the largest equal angle that K vectors can have.
+"""The simplex equiangular tight frame (ETF): K unit vectors at the largest possible equal angle.
 
 Source: Strohmer & Heath 2003 (frames); Papyan, Han & Donoho 2020 (neural collapse); Markou, Ajanthan &
-Gould 2024, arXiv 2411.01248, section 3 (this parametrisation). Design symbols: `M = I − 11ᵀ/K` is the
+Gould 2024, arXiv 2411.01248, section 3 (this parametrisation). Symbols: `M = I − 11ᵀ/K` is the
 centring projector, `Q` an orthonormal basis of its range, and every simplex ETF in R^d is `U M` up to scale.
 """
 
@@ -59,12 +59,12 @@ def simplex_etf(num_classes: int) -> Array:
 def canonical_frame(num_features: int, num_classes: int) -> Array:
     """The canonical frame, (d, K): `eye(d, K)`, and for d = K−1 the partial isometry `eye(d, K−1) Qᵀ`.
 
-    The paper's solver starts at it, and it is the `U` of the fixed head.
+    It is the start of the paper's solver, and the `U` of the fixed head.
 
     Raises
     ------
     ValueError
-        If K < 2, or if d < K−1: K equiangular vectors span K−1 dimensions and do not fit into fewer.
+        If K < 2, or if d < K−1: the simplex ETF spans K−1 dimensions.
     """
     _check_num_classes(num_classes)
     if whole_number("num_features", num_features) < num_classes - 1:
@@ -101,14 +101,14 @@ def canonical_etf(num_features: int, num_classes: int) -> Array:
 
 
 def etf_error(weight: ArrayLike) -> float:
-    """How far the rows of W are from a simplex ETF: NC2, `‖WWᵀ/‖WWᵀ‖_F − M/√(K−1)‖_F`.
+    """The distance of the rows of W from a simplex ETF: NC2, `‖WWᵀ/‖WWᵀ‖_F − M/√(K−1)‖_F`.
 
     Zero exactly for a simplex ETF of any size and orientation; at most √2 + 1.
 
     Parameters
     ----------
     weight : (K, d)
-        Rows are classes, any number of them, so that a transposed matrix is not recognised.
+        Rows are classes. Any number is valid, so a transposed matrix is not recognised.
 
     Raises
     ------

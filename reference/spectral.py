@@ -2,8 +2,8 @@
 
 With `S = sym(UᵀA)` the Riemannian Hessian is `V ↦ Proj_U(V S)`. Write a tangent vector as `V = UΩ + N`
 (Ω skew, UᵀN = 0) and let `S = QΛQᵀ`. In the coordinates `QᵀΩQ` and `NQ` the Hessian is diagonal: it multiplies
-entry (i, j) of the first by `(λᵢ+λⱼ)/2` and column j of the second by `λⱼ`. So one eigendecomposition of a K×K
-matrix, and the secular equation `‖V(μ)‖ = Δ` in one unknown, give the global minimiser of the model in the ball
+entry (i, j) of `QᵀΩQ` by `(λᵢ+λⱼ)/2` and column j of `NQ` by `λⱼ`. So an eigendecomposition of a K×K matrix and the
+scalar secular equation `‖V(μ)‖ = Δ` give the global minimiser of the model in the ball
 (Conn, Gould & Toint, *Trust-Region Methods* (2000), section 7.3).
 """
 
@@ -23,8 +23,8 @@ class Spectrum:
 
     eigenvalues: Array  # λ (K,), ascending
     basis: Array  # Q (K, K)
-    pair_curvature: Array  # (λᵢ+λⱼ)/2 (K, K), met by the entries of QᵀΩQ; +∞ on the diagonal, where Ω has none
-    has_normal: bool  # d > K: there are normal directions N, met by λⱼ
+    pair_curvature: Array  # (λᵢ+λⱼ)/2 (K, K), for the entries of QᵀΩQ; +∞ on the diagonal, where Ω is zero
+    has_normal: bool  # d > K: there are normal directions N, with curvature λⱼ
 
     @property
     def lowest(self) -> float:
@@ -36,7 +36,7 @@ class Spectrum:
 
 
 def hessian_spectrum(model: LocalModel) -> Spectrum:
-    """The eigendecomposition of the Hessian at `model.point`, from the one of `sym(UᵀA)`."""
+    """The eigendecomposition of the Hessian at `model.point`, from that of `sym(UᵀA)`."""
     d, K = model.point.shape
     eigenvalues, Q = eigh(-sym(model.frame_gradient))
     pairs = 0.5 * (eigenvalues[:, None] + eigenvalues[None, :])
@@ -51,12 +51,12 @@ def exact_step(model: LocalModel, radius: float) -> Step:
     spectrum = hessian_spectrum(model)
     values, Q, pairs = spectrum.eigenvalues, spectrum.basis, spectrum.pair_curvature
 
-    # g = U frame_part + normal. The normal part will be divided by singular values, so it is made orthogonal to U to
-    # the rounding of g itself, not of A: a remainder along U would become a rotation in stiff directions.
+    # g = U frame_part + normal. The normal part is divided by singular values below, so it must be orthogonal to U up
+    # to the rounding of g, not of A: a remainder along U would become a rotation in stiff directions.
     frame_part = U.T @ g
     frame_rotated = Q.T @ frame_part @ Q
     omega_rotated = skew(frame_rotated)
-    if spectrum.lowest > 1e-6 * values[-1]:  # convex: Newton's step, if it stays in the ball
+    if spectrum.lowest > 1e-6 * values[-1]:  # convex: Newton's step, if it lies in the ball
         if spectrum.has_normal:
             V = U @ (Q @ (frame_rotated / values - omega_rotated / pairs) @ Q.T)
             V -= g @ ((Q / values) @ Q.T)
@@ -68,8 +68,7 @@ def exact_step(model: LocalModel, radius: float) -> Step:
     weights = np.concatenate([np.square(omega_rotated).ravel(), np.einsum("dk,dk->k", normal_rotated, normal_rotated)])
     curvatures = np.concatenate([pairs.ravel(), values if spectrum.has_normal else np.full_like(values, np.inf)])
 
-    # The rounding error of a zero. Where curvature and gradient are both that small, no step is
-    # taken: it would be noise over noise.
+    # The rounding error of zero. No step is taken along directions whose curvature and gradient are both below it.
     noise = (d + K) * EPS * (float(np.abs(values).max()) + frobenius(g))
     curvatures[(np.abs(curvatures) <= 4 * noise) & (weights <= noise**2)] = np.inf
     shift, squared_norm = _solve_secular(weights, curvatures, max(0.0, noise - spectrum.lowest), radius)
@@ -81,7 +80,7 @@ def exact_step(model: LocalModel, radius: float) -> Step:
 
     on_boundary = squared_norm >= (0.999 * radius) ** 2
     if spectrum.lowest < -noise and not on_boundary:
-        # The hard case: the gradient has no part along the lowest curvature, which the ball bounds alone.
+        # The hard case: the gradient has no part along the lowest curvature, so the step there extends to the boundary.
         direction = _lowest_direction(U, spectrum)
         direction = direction if np.vdot(g, direction) <= 0 else -direction
         rest = np.sqrt(max(radius**2 - squared_norm, 0.0))
@@ -94,7 +93,7 @@ def exact_step(model: LocalModel, radius: float) -> Step:
 def escape(model: LocalModel) -> tuple[Array, float] | None:
     """A unit direction of negative curvature and that curvature, or None at a minimiser.
 
-    A Cholesky factor of `sym(UᵀA)` proves a minimiser at a fraction of an eigendecomposition's cost.
+    A Cholesky factorisation of `sym(UᵀA)` proves a minimiser at a fraction of the cost of an eigendecomposition.
     """
     S = -sym(model.frame_gradient)
     threshold = 1e-13 * frobenius(S)
@@ -118,7 +117,7 @@ def is_positive_definite(S: Array, margin: float = 0.0) -> bool:
 def _solve_secular(weights: Array, curvatures: Array, shift: float, radius: float) -> tuple[float, float]:
     """The least μ ≥ shift with `‖V(μ)‖ ≤ radius`, and `‖V(μ)‖²`, for `‖V(μ)‖² = Σ wᵢ/(hᵢ+μ)²`.
 
-    Newton's iteration on `1/‖V(μ)‖`, which is concave and nearly linear: from the left it never overshoots.
+    By Newton's iteration on `1/‖V(μ)‖`, which is concave and nearly linear: from the left it does not overshoot.
     """
     for _ in range(100):
         terms = weights / np.square(curvatures + shift)

@@ -48,9 +48,9 @@ def safe_frobenius(B: Array) -> float:
 def eigh(S: Array) -> tuple[Array, Array]:
     """Eigenvalues, ascending, and eigenvectors of the symmetric S.
 
-    By divide and conquer, the quickest, and by QR iterations where that does not converge (three times in the 31,000
-    problems of benchmarks/sweep.py). Both bases are orthonormal to rounding; SciPy's default ("evr") loses up to two
-    digits of that where eigenvalues cluster.
+    By divide and conquer, the fastest method, or by QR iterations if it does not converge (three times in the 31,000
+    problems of benchmarks/sweep.py). Both bases are orthonormal up to rounding; SciPy's default ("evr") loses up to two
+    digits of orthonormality if eigenvalues cluster.
     """
     try:
         eigenvalues, Q = np.linalg.eigh(S)
@@ -65,11 +65,11 @@ def project(U: Array, Z: Array) -> Array:
 
 
 def retract_polar(U: Array, V: Array) -> Array:
-    """The polar factor of U + V, (d, K): a second-order retraction, and the nearest point of the manifold.
+    """The polar factor of U + V, (d, K): the nearest point of the manifold, a second-order retraction.
 
-    For a tangent V, `(U+V)ᵀ(U+V) = I + X` with `X = VᵀV`, so the inverse square root is well conditioned: by eigh,
-    or for short steps by the binomial series of `(I + X)^{-1/2}`, with as many terms as the norm of X requires and
-    three of them for each product with X³.
+    For a tangent V, `(U+V)ᵀ(U+V) = I + X` with `X = VᵀV`, so the inverse square root is well conditioned. `eigh` gives
+    it, or for short steps the binomial series of `(I + X)^{-1/2}`, with as many terms as the norm of X requires and one
+    product with X³ for every three of them.
     """
     Y = U + V
     X = Y.T @ Y
@@ -89,7 +89,7 @@ def retract_polar(U: Array, V: Array) -> Array:
 
 
 def _three_terms(X: Array, X2: Array, first: int) -> Array:
-    """Three terms of the binomial series of `(I + X)^{-1/2}` from X^first on, divided by that power."""
+    """Three terms of the binomial series of `(I + X)^{-1/2}`, starting at X^first and divided by X^first."""
     a, b, c = BINOMIAL[first : first + 3]
     terms = c * X2
     terms += b * X
@@ -105,7 +105,7 @@ def retract_qr(U: Array, V: Array) -> Array:
 
 
 def random_point(d: int, K: int, rng: np.random.Generator) -> Array:
-    """A point drawn uniformly (Haar): QR of a Gaussian matrix, signs fixed by R's diagonal (Mezzadri 2007)."""
+    """A Haar-distributed point: QR of a Gaussian matrix, signs fixed by the diagonal of R (Mezzadri 2007)."""
     Q, R = qr(rng.standard_normal((d, K)), mode="economic")
     return np.multiply(Q, np.where(np.diag(R) < 0, -1.0, 1.0), dtype=np.float64)
 

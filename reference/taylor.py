@@ -2,9 +2,9 @@
 
 Source: Boumal, *An Introduction to Optimization on Smooth Manifolds* (2023), sections 4.8 and 6.8; Manopt's
 `checkgradient` and `checkhessian`. Along a tangent direction V the error of a k-th order model,
-`|f(R_U(tV)) − model(t)|`, falls like t^{k+1}: its slope in a double logarithmic plot is 2 for a right gradient and
-3 for a right Hessian. With a second-order retraction (the polar one) the slope is 3 everywhere, with a first-order one
-(QR) only at critical points. The error of an exact model is rounding alone, and has no slope.
+`|f(R_U(tV)) − model(t)|`, is O(t^{k+1}): its slope in a log-log plot is 2 for a correct gradient and 3 for a correct
+Hessian. With a second-order retraction (polar) the Hessian's slope is 3 everywhere, with a first-order one (QR) only at
+critical points. The error of an exact model is rounding only, and has no slope.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .stiefel import Array, project, retract_polar
 
 STEPS: Array = np.logspace(-6, -1, 26)
 WINDOW = 7  # points of STEPS, 1.2 decades
-# The larger error of t and −t is taken: |at² + bt³| may bend where its terms cancel, |a|t² + |b|t³ does not.
+# The larger error of t and −t is used: |at² + bt³| may bend where its terms cancel, |a|t² + |b|t³ does not.
 BOTH_WAYS: Array = np.stack([STEPS, -STEPS])  # (2, n)
 
 
@@ -27,7 +27,7 @@ BOTH_WAYS: Array = np.stack([STEPS, -STEPS])  # (2, n)
 class TaylorSlope:
     """The slope found, the one expected, and whether the check passes.
 
-    `exact`: the error never exceeds rounding; the slope is then infinite.
+    If `exact`, the error does not exceed rounding, and the slope is infinite.
     """
 
     slope: float
@@ -47,7 +47,7 @@ def gradient_slope(
     gradient: Array | None = None,
     retraction: Callable[[Array, Array], Array] = retract_polar,
 ) -> TaylorSlope:
-    """Slope of `|f(R_U(tV)) − f(U) − t⟨g, V⟩|`: 2 for a right g (the problem's, or `gradient`).
+    """Slope of `|f(R_U(tV)) − f(U) − t⟨g, V⟩|`: 2 for a correct g (that of the problem, or `gradient`).
 
     Examples
     --------
@@ -68,7 +68,7 @@ def gradient_slope(
 def hessian_slope(
     problem: Problem, U: Array, V: Array, *, retraction: Callable[[Array, Array], Array] = retract_polar
 ) -> TaylorSlope:
-    """Slope of `|f(R_U(tV)) − f(U) − t⟨g, V⟩ − ½t²⟨V, Hess[V]⟩|`: 3 where gradient and Hessian are right."""
+    """Slope of `|f(R_U(tV)) − f(U) − t⟨g, V⟩ − ½t²⟨V, Hess[V]⟩|`: 3 if gradient and Hessian are correct."""
     model = local_model(problem, U)
     base, first, second = (
         problem.cost(U),
@@ -77,7 +77,7 @@ def hessian_slope(
     )
     values = np.array([[problem.cost(retraction(U, t * V)) for t in way] for way in BOTH_WAYS])
     errors = np.abs(values - base - BOTH_WAYS * first - 0.5 * BOTH_WAYS**2 * second)
-    terms = float(np.linalg.norm(model.frame_gradient))  # a cost may be small only because its terms cancel
+    terms = float(np.linalg.norm(model.frame_gradient))  # the cost may be small because its terms cancel
     return fit_slope(errors.max(axis=0), 3.0, noise=terms + abs(base) + np.abs(values).max())
 
 
@@ -88,7 +88,7 @@ def retraction_slope(retraction: Callable[[Array, Array], Array], U: Array, V: A
 
 
 def fit_slope(errors: Array, expected: float, noise: float) -> TaylorSlope:
-    """The slope of log(errors) over log(STEPS) where it is straightest, above the rounding of `noise`."""
+    """The slope of log(errors) over log(STEPS) in the most linear window above the rounding of `noise`."""
     above = errors > 1e3 * EPS * noise
     fits = []
     for start in range(len(STEPS) - WINDOW + 1):

@@ -1,19 +1,19 @@
-"""The nearest tight frame to a set of class means, for any number of classes, and the certificate that it is.
+"""The tight frame nearest to a set of class means, for any number of classes, with a certificate of optimality.
 
-A tight frame is here a matrix F (d, K) whose columns, one per class, sum to zero and which is a partial isometry of
-rank `r = min(d, K−1)`: `FᵀF = M` for K ≤ d+1, where it is a simplex ETF, and `FFᵀ = I` for K > d+1. At unit Frobenius
-norm, with a proximal point F₀, the nearest one to H solves
+Here a tight frame is a partial isometry F (d, K) of rank `r = min(d, K−1)` whose columns, one per class, sum to zero:
+`FᵀF = M` for K ≤ d+1, where it is a simplex ETF, and `FFᵀ = I` for K > d+1. With a proximal point F₀, the one nearest
+to H at unit Frobenius norm solves
 
     min_F  ‖H − F/√r‖_F² + (δ/2) ‖F − F₀‖_F²,   that is   max_F ⟨F, A⟩  with  A = ((2/√r) H + δ F₀) M,
 
 and every minimiser is a polar factor of A: for K > d+1 the whitened class means `(AAᵀ)^{-1/2} A`.
 
 For K ≤ d+1 this is (R) of `procrustes`. For K > d+1 the transposed problem is (R): with an orthonormal basis Q_K
-(K, K−1) of `1^⊥`, `X = (F Q_K)ᵀ` is a point of St(K−1, d), and the d columns of `(A Q_K)ᵀ` play the part of the class
-means of d+1 classes in K−1 dimensions. So trust region, certificate and completion are those of the nearest ETF.
+(K, K−1) of `1^⊥`, `X = (F Q_K)ᵀ` is a point of St(K−1, d), and `(A Q_K)ᵀ` corresponds to the class means of d+1 classes
+in K−1 dimensions. So trust region, certificate and completion are those of the nearest ETF.
 
 Source: Benedetto & Fickus 2003 (finite tight frames); Tropp, Dhillon, Heath & Strohmer 2005 (the nearest
-tight frame is a polar factor); Schönemann 1966. Nothing here has K² entries.
+tight frame is a polar factor); Schönemann 1966. No array has K² entries.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class NearestTightFrame:
     frame : (d, K)
         `F`: `F 1 = 0`, and `FᵀF = M` for K ≤ d+1, `FFᵀ = I` for K > d+1.
     classifier : (K, d)
-        Rows are classes, with norms as `norms` says; see `classifier_from_tight_frame`.
+        Rows are classes, with the norms that `norms` selects; see `classifier_from_tight_frame`.
     geometry : FrameGeometry
-        How tight and how equiangular the classifier is.
+        Tightness and angles of the classifier.
     status, iterations, history, optimality_gap, gradient_norm, condition_number
         As in `NearestETF`; the condition number is σ₁/σ_r of A.
     objective : float
@@ -60,8 +60,8 @@ class NearestTightFrame:
 
     frame: Array
     class_means: Array = field(repr=False)  # H (d, K)
-    proximal: Array | None = field(repr=False)  # F₀ (d, K), None where there is no proximal term
-    solved: NearestETF = field(repr=False)  # the solution of (R): of this problem, for K > d+1 of the transposed one
+    proximal: Array | None = field(repr=False)  # F₀ (d, K), None without proximal term
+    solved: NearestETF = field(repr=False)  # the solution of (R), for K > d+1 of the transposed problem
     norms: Norms = "unit"
 
     @property
@@ -76,12 +76,12 @@ class NearestTightFrame:
 
     @cached_property
     def classifier(self) -> Array:
-        """Rows are classes (K, d), with norms as `norms` says."""
+        """Rows are classes (K, d), with the norms that `norms` selects."""
         return classifier_from_tight_frame(self.frame, self.norms)
 
     @cached_property
     def geometry(self) -> FrameGeometry:
-        """How tight and how equiangular the classifier is."""
+        """Tightness and angles of the classifier."""
         return frame_geometry(self.classifier)
 
     @cached_property
@@ -130,7 +130,7 @@ class NearestTightFrame:
 
     @property
     def condition_number(self) -> float:
-        """σ₁/σ_r of A: derivatives lose about log₁₀ of it in digits; infinite where A has a lower rank."""
+        """κ = σ₁/σ_r of A, infinite if A has a lower rank; derivatives lose about log₁₀ κ digits."""
         return self.solved.condition_number
 
 
@@ -150,22 +150,21 @@ def nearest_tight_frame(
     Parameters
     ----------
     class_means : (d, K)
-        `H`: columns are class means minus the global mean, as a rule divided by `‖H‖_F`. Any d ≥ 1 and K ≥ 2 are
-        valid, so that a transposed matrix cannot be recognised.
+        `H`: columns are class means minus the global mean, usually divided by `‖H‖_F`. Any d ≥ 1 and K ≥ 2 are valid,
+        so a transposed matrix is not recognised.
     proximal : (d, K), optional
-        `F₀`, a tight frame that the solution stays near, as a rule the `frame` of the previous solution. None, or
-        delta = 0, leaves the proximal term out.
+        `F₀`, a tight frame, usually the `frame` of the previous solution. None, or delta = 0, omits the proximal term.
     delta : float
         `δ ≥ 0`, the weight of the proximal term.
     method : {"trust-region", "svd"}
-        The Riemannian trust region, or the polar factor of A by singular values.
+        The Riemannian trust region, or the polar factor of A by the SVD.
     initial : (d, K), optional
-        Where the trust region starts; where the minimiser is not unique, because A has a lower rank than r, the one
-        nearest to it is taken. Default: the proximal point, else `canonical_tight_frame(d, K)`.
+        The start of the trust region. If the minimiser is not unique, because A has rank less than r, the one nearest
+        to it is returned. Default: the proximal point, or without one `canonical_tight_frame(d, K)`.
     norms : {"unit", "tight", "equal"}
         The norms of the classifier's rows; see `classifier_from_tight_frame`.
     tolerance : float
-        On the Riemannian gradient's norm, relative to `‖A‖_F`.
+        Bound on the norm of the Riemannian gradient, relative to `‖A‖_F`.
     max_iterations : int
         Outer iterations of the trust region.
 
@@ -208,7 +207,7 @@ def nearest_tight_frame(
         frame = solved.frame
     else:
         B = centred(H)
-        if safe_frobenius(B) <= 8 * EPS * safe_frobenius(H):  # what rounding leaves of equal class means
+        if safe_frobenius(B) <= 8 * EPS * safe_frobenius(H):  # equal class means, up to rounding
             B = np.zeros_like(B)
         if C is None:
             C = canonical_tight_frame(d, K) if F0 is None else F0

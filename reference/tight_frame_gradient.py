@@ -1,18 +1,18 @@
 """The derivative of the nearest tight frame in closed form.
 
-For K ≤ d+1 it is the one of `reference.implicit`. For K > d+1 let `A = L Σ Rᵀ` have rank ρ; its polar factor on its
-range is `W = L Rᵀ`. Along changes that keep the rank,
+For K ≤ d+1 it is that of `reference.implicit`. For K > d+1 let `A = L Σ Rᵀ` have rank ρ; its polar factor on its range
+is `W = L Rᵀ`. Along changes that keep the rank,
 
     dW = L Ω Rᵀ + (I − LLᵀ) dA R Σ⁻¹ Rᵀ + L Σ⁻¹ Lᵀ dA (I − RRᵀ),    Σ Ω + Ω Σ = Lᵀ dA R − Rᵀ dAᵀ L,
 
-a linear map D_A that is its own adjoint. At full rank, ρ = d, the frame is W, the middle term vanishes, and with
+a self-adjoint linear map D_A. At full rank, ρ = d, the frame is W, the middle term vanishes, and with
 `P = (AAᵀ)^{1/2}` the cotangent is `Ā = ΦF + P⁻¹ G (I − FᵀF)`, `PΦ + ΦP = GFᵀ − FGᵀ`.
 
-At a lower rank (a first step that has not seen d+1 classes) the frame is `W + Z`, with Z the polar factor of
+At a lower rank (before d+1 classes are seen) the frame is `W + Z`, with Z the polar factor of
 
     B = (I − WWᵀ) C (I − WᵀW),    Ż = D_B[Ḃ],
 
-C the initial frame. Unlike `implicit`, which keeps the row space of A fixed, this lets both of A's spaces turn.
+C the initial frame. Row and column space of A may both change, whereas `implicit` keeps the row space fixed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .tight_frame import NearestTightFrame
 
 
 def tight_frame_vjp(solution: NearestTightFrame, cotangent: ArrayLike) -> tuple[Array, Array]:
-    """Pull a cotangent of the solution's frame back to the class means and the proximal point.
+    """The vector-Jacobian product: a cotangent of the frame, pulled back to the class means and the proximal point.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def tight_frame_vjp(solution: NearestTightFrame, cotangent: ArrayLike) -> tuple[
     class_means_bar : (d, K)
         `H̄ = (2/√r) Ā M`.
     proximal_bar : (d, K)
-        `F̄₀ = δ Ā M`; zero where the solution has no proximal term.
+        `F̄₀ = δ Ā M`; zero if the solution has no proximal term.
 
     Raises
     ------
@@ -57,8 +57,8 @@ def tight_frame_vjp(solution: NearestTightFrame, cotangent: ArrayLike) -> tuple[
     Warns
     -----
     IllConditionedWarning
-        If rounding alone can change the result in its third digit, or the minimiser is not unique. In the second
-        case the result is the derivative along changes that keep the rank of A (for K ≤ d+1: its row space, see
+        If rounding alone can change the third digit of the result, or if the minimiser is not unique. In the second
+        case the result is the derivative along changes that keep the rank of A (for K ≤ d+1 its row space, see
         `nearest_etf_vjp`).
 
     Examples
@@ -86,7 +86,7 @@ def tight_frame_vjp(solution: NearestTightFrame, cotangent: ArrayLike) -> tuple[
 def tight_frame_jvp(
     solution: NearestTightFrame, class_means_dot: ArrayLike, proximal_dot: ArrayLike | None = None
 ) -> Array:
-    """Push tangents of the class means and the proximal point forward to the solution's frame.
+    """The Jacobian-vector product: tangents of class means and proximal point, pushed forward to the frame.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def tight_frame_jvp(
     --------
     >>> from nearest_etf.reference import nearest_tight_frame
     >>> solution = nearest_tight_frame(np.random.default_rng(0).standard_normal((3, 8)))
-    >>> np.allclose(tight_frame_jvp(solution, solution.class_means), 0)  # a longer H has the same frame
+    >>> np.allclose(tight_frame_jvp(solution, solution.class_means), 0)  # scaling H does not change the frame
     True
     """
     H_dot = _like_frame(solution, "class_means_dot", class_means_dot)
@@ -143,7 +143,7 @@ class _Polar(NamedTuple):
         return self.left @ self.right_t
 
     def derivative(self, V: Array) -> Array:
-        """D_A[V], (d, K): the factor's derivative along V, and its adjoint."""
+        """D_A[V], (d, K): the derivative of the factor along V, a self-adjoint map."""
         L, sigma, right_t = self
         VR, LV = V @ right_t.T, L.T @ V
         inner = LV @ right_t.T
@@ -153,7 +153,7 @@ class _Polar(NamedTuple):
 
 
 class _Rest(NamedTuple):
-    """What A leaves open, completed from the initial frame C."""
+    """The part of the frame that the initial frame C determines, not A."""
 
     start_outside_rows: Array  # C (I − WᵀW) (d, K)
     start_outside_columns: Array  # (I − WWᵀ) C (d, K)
@@ -161,7 +161,7 @@ class _Rest(NamedTuple):
 
 
 def _parts(solution: NearestTightFrame) -> tuple[_Polar, _Rest | None]:
-    """The part of the frame that A determines, and the one that is completed."""
+    """The part of the frame that A determines, and the part that the initial frame determines."""
     d, R = solution.rank, solution.solved.row_space
     rank = d if R is None else R.shape[1]
     fixed = _polar(solution.linear_term, rank)
@@ -173,15 +173,15 @@ def _parts(solution: NearestTightFrame) -> tuple[_Polar, _Rest | None]:
             )
         return fixed, None
     _warn(
-        f"the minimiser is not unique, the linear term has rank {rank} of {d}: the derivative returned holds along "
-        "changes that keep this rank, as with absent classes."
+        f"the minimiser is not unique: the linear term has rank {rank} of {d}. The derivative is valid along changes "
+        "that keep this rank, as with absent classes."
     )
     C = transposed_back(solution.solved.initial)
     outside_rows = C - (C @ fixed.right_t.T) @ fixed.right_t
     outside_columns = C - fixed.left @ (fixed.left.T @ C)
     B = outside_rows - fixed.left @ (fixed.left.T @ outside_rows)
-    told = int(np.sum(svdvals(B, check_finite=False) > 1e-8))  # the rest LAPACK chose, for the start says nothing of it
-    return fixed, _Rest(outside_rows, outside_columns, _polar(B, told))
+    rank_of_B = int(np.sum(svdvals(B, check_finite=False) > 1e-8))  # C does not determine the rest
+    return fixed, _Rest(outside_rows, outside_columns, _polar(B, rank_of_B))
 
 
 def _polar(B: Array, rank: int) -> _Polar:
@@ -189,9 +189,9 @@ def _polar(B: Array, rank: int) -> _Polar:
     return _Polar(left[:, :rank], sigma[:rank], right_t[:rank])
 
 
-def _warn(finding: str) -> None:
+def _warn(cause: str) -> None:
     remedy = " Use a larger delta with a proximal point, or treat this solution as a constant."
-    warnings.warn(finding + remedy, IllConditionedWarning, stacklevel=4)
+    warnings.warn(cause + remedy, IllConditionedWarning, stacklevel=4)
 
 
 def _like_frame(solution: NearestTightFrame, name: str, value: ArrayLike) -> Array:

@@ -1,8 +1,10 @@
 """The numerical verification: a table of claims, each measured on a bank of problems.
 
-Every claim is checked against something that does not share its formula: the gradient of (P′) against the paper's
-own objective, the trust region against singular values and SciPy, the closed-form derivative against the dense
-declarative one and against finite differences.
+Every claim is checked against an independent formula:
+
+- the gradient of (P′) against the paper's own objective;
+- the trust region against the SVD and SciPy;
+- the closed-form derivative against the dense declarative form and finite differences.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ CLAIMS = (*PROBLEM_CLAIMS, *SOLUTION_CLAIMS, *GRADIENT_CLAIMS, *TIGHT_FRAME_CLAI
 
 @dataclass(frozen=True)
 class Check:
-    """The outcome of a claim: its worst figure, and the problem that gave it."""
+    """The result of a claim: its worst figure, and the problem with that figure."""
 
     name: str
     figure: float
@@ -42,7 +44,7 @@ def verify(problems: Iterable[NearestETFProblem]) -> list[Check]:
     Returns
     -------
     list of Check
-        In the order of `CLAIMS`; a claim that applies to none of the problems is left out.
+        In the order of `CLAIMS`, without claims that apply to none of the problems.
 
     Examples
     --------
@@ -57,7 +59,7 @@ def verify(problems: Iterable[NearestETFProblem]) -> list[Check]:
         for claim in CLAIMS:
             try:
                 figure = claim.measure(case)
-            except ValueError:  # one function refuses what another returned: a failure too
+            except ValueError:  # one function refuses the result of another, which is a failure too
                 figure = np.nan
             if figure is not None:
                 figures[claim.name].append((figure, problem.name))
@@ -65,14 +67,14 @@ def verify(problems: Iterable[NearestETFProblem]) -> list[Check]:
 
 
 def _check(claim: Claim, figures: list[tuple[float, str]]) -> Check:
-    badness = [-f if claim.at_least else f for f, _ in figures]
-    figure, worst = figures[int(np.argmax(np.where(np.isnan(badness), np.inf, badness)))]
+    excess = [-f if claim.at_least else f for f, _ in figures]
+    figure, worst = figures[int(np.argmax(np.where(np.isnan(excess), np.inf, excess)))]
     passed = figure >= claim.bound if claim.at_least else figure <= claim.bound
     return Check(claim.name, figure, claim.bound, claim.at_least, bool(passed), len(figures), worst)
 
 
 def table(checks: list[Check]) -> str:
-    """The checks as lines of text: name, worst figure, bound, verdict, and where the worst was."""
+    """The checks as lines of text: name, worst figure, bound, verdict, and the problem with the worst figure."""
     width = max(len(check.name) for check in checks)
     lines = [f"{'check':{width}}  {'worst':>9}    {'bound':>7}  result  worst at"]
     for check in checks:

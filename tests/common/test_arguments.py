@@ -1,4 +1,4 @@
-"""Numbers and switches: what counts as one, and what is refused by name."""
+"""Numbers and switches: accepted values, and the errors for others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_integers_of_any_library_are_whole_numbers() -> None:
 
 
 @pytest.mark.parametrize("value", [True, False, 2.0, "3", None, [3], np.float64(3), np.array([1, 2]), 1, 1j])
-def test_what_is_no_whole_number_of_that_size(value: Any) -> None:
+def test_other_values_are_no_whole_numbers(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^n = .*; expected an integer of at least 2\.$"):
         whole_number("n", value, 2)
 
@@ -30,7 +30,7 @@ def test_numbers_of_any_library_are_real() -> None:
 @pytest.mark.parametrize(
     "value", [-1.0, float("nan"), float("inf"), 10**400, "0.5", b"1", True, None, [0.5], torch.ones(2), np.ones(2), 1j]
 )
-def test_what_is_no_real_number(value: Any) -> None:
+def test_other_values_are_no_real_numbers(value: Any) -> None:
     with pytest.raises(ValueError, match=r"(?s)^delta = .*; expected a finite number that is not negative\.$"):
         real_number("delta", value)
 

@@ -1,4 +1,4 @@
-"""The pieces of an error message: one line each, whatever came in."""
+"""The parts of an error message: one line each, for any input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_nearest_name_always_names_one_and_lists_all(found: str, nearest: str) -
         assert "did you mean 'implicit'?" in message
 
 
-def test_user_errors_are_value_errors_of_bad_use() -> None:
+def test_user_errors_are_value_errors_with_status_2() -> None:
     assert issubclass(UserError, ValueError)
     assert UserError("x").exit_status == 2
 

@@ -1,4 +1,4 @@
-"""Writing is whole or not at all, a killed process included; reading turns every failure into one line."""
+"""Writing is atomic, also in a killed process; reading turns every failure into one line."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ write_file({str(tmp_path / "file")!r}, "new" * 100_000)
     assert result.returncode == -signal.SIGKILL
     assert (tmp_path / "file").read_text() == "old"
     assert (tmp_path / "file.tmp").stat().st_size == 300_000, "the new contents were synced before the rename"
-    write_file(tmp_path / "file", "next")  # the leftover is in nobody's way
+    write_file(tmp_path / "file", "next")  # despite the leftover file
     assert (tmp_path / "file").read_text() == "next"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_that_cannot_be_synced_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_synced_does_no_harm(tmp_path: Path, monkeypatch
     assert (tmp_path / "file").read_text() == "new"
 
 
-def test_a_folder_that_does_not_exist_is_the_caller_s_error(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_file(tmp_path / "nowhere" / "file", "x")
 
@@ -143,7 +143,7 @@ def test_json(tmp_path: Path) -> None:
         read_json(tmp_path, "figures")
 
 
-def test_what_we_write_as_json_is_read_as_it_was_or_not_at_all(tmp_path: Path) -> None:
+def test_changed_json_is_refused(tmp_path: Path) -> None:
     path, value = tmp_path / "x.json", {"epoch": 3, "names": ["ä"]}
     write_json(path, value)
     assert read_json(path, "figures") == value
@@ -159,7 +159,7 @@ def test_what_we_write_as_json_is_read_as_it_was_or_not_at_all(tmp_path: Path) -
         read_json(path, "figures")
 
 
-def test_reading_is_bounded(tmp_path: Path) -> None:
+def test_files_above_the_size_limit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"12345\r\n")
     assert read_bytes(tmp_path / "x", "bytes", largest=7) == b"12345\r\n"
     assert read_text(tmp_path / "x", "text") == "12345\n"

@@ -1,6 +1,6 @@
-"""Image files: exact pixels or a refusal by name, and the two views of photos that training and evaluation use.
+"""Image files: exact pixels or an error, and the views of photos for training and evaluation.
 
-Modes and orientations are held against NumPy and against Pillow's own functions.
+Modes and orientations are compared with NumPy and with Pillow's own functions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WHOLE = PhotoTransform(4, 6, crop=1.0)  # of GREY and COLOUR: pixel for pixel
 Maker = Callable[[Path], object]
 
 
-def test_lossless_kinds_come_back_exactly(tmp_path: Path) -> None:
+def test_pixels_of_lossless_formats_are_exact(tmp_path: Path) -> None:
     two_level = Image.fromarray(GREY > 100)
     palette = Image.fromarray(GREY).convert("RGB").quantize(64)
     kinds = {"grey.png": Image.fromarray(GREY), "two.png": two_level, "grey.tif": Image.fromarray(GREY)}
@@ -57,9 +57,9 @@ def test_lossless_kinds_come_back_exactly(tmp_path: Path) -> None:
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    image = Image.fromarray(np.rot90(GREY))  # as a camera on its side would store it, (6, 4)
+    image = Image.fromarray(np.rot90(GREY))  # as stored by a camera that was turned, (6, 4)
     exif = image.getexif()
-    exif[ORIENTATION] = 6  # upright after a turn by 90° clockwise
+    exif[ORIENTATION] = 6  # upright after a rotation by 90° clockwise
     image.save(tmp_path / "turned.png", exif=exif)
     Image.fromarray(GREY).save(tmp_path / "upright.png")
     np.testing.assert_array_equal(exact_pixels(tmp_path / "turned.png", (4, 6, 1))[..., 0], GREY)
@@ -170,7 +170,7 @@ def test_16_bit_greyscale_is_scaled_to_8(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, np.where(deep == 0, 255, expected))
 
 
-def test_16_bit_tiff_in_which_white_is_zero_is_no_negative(tmp_path: Path) -> None:
+def test_16_bit_tiff_with_white_as_zero_is_inverted(tmp_path: Path) -> None:
     deep = GREY.astype(np.uint16) * 257
     Image.fromarray(deep).save(tmp_path / "black.tif")
     Image.fromarray(65535 - deep).save(tmp_path / "white.tif", tiffinfo={262: 0})
@@ -183,18 +183,18 @@ def test_16_bit_tiff_in_which_white_is_zero_is_no_negative(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_what_is_transparent_lies_on_white(tmp_path: Path, mode: str) -> None:
+def test_transparent_pixels_are_blended_with_white(tmp_path: Path, mode: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 6, len(mode)), np.uint8)
     pixels[0, 0, -1], pixels[0, 1, -1] = 0, 255
     Image.fromarray(pixels, mode).save(tmp_path / "see.png")
     view = evaluation_view(tmp_path / "see.png", WHOLE)
     colour, alpha = pixels[..., :-1].astype(float), pixels[..., -1:] / 255
-    assert np.abs(view - (alpha * colour + (1 - alpha) * 255)).max() <= 1, "but for rounding"
+    assert np.abs(view - (alpha * colour + (1 - alpha) * 255)).max() <= 1, "up to rounding"
     assert view[0, 0].tolist() == [255, 255, 255]
     assert (view[0, 1] == pixels[0, 1, :-1]).all()
 
 
-def test_a_transparent_colour_lies_on_white_in_every_mode(tmp_path: Path) -> None:
+def test_a_transparent_colour_becomes_white_in_every_mode(tmp_path: Path) -> None:
     palette = Image.fromarray(COLOUR).quantize(24)
     indices = np.asarray(palette)
     kinds: dict[str, tuple[Image.Image, object, np.ndarray]] = {
@@ -218,7 +218,7 @@ def test_cmyk_of_cameras_and_scanners_is_converted(tmp_path: Path) -> None:
         np.testing.assert_allclose(view.reshape(-1, 3), [[255, 0, 0]] * 16, atol=3)
 
 
-def test_of_an_animation_the_first_frame_counts(tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (6, 4), colour) for colour in ((200, 10, 10), (0, 0, 255))]
     for name in ("moves.gif", "moves.png", "moves.webp", "pages.tif"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
@@ -240,7 +240,7 @@ def test_every_exif_orientation_agrees_with_pillow(tmp_path: Path, orientation: 
 
 
 def exif_bytes(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """EXIF with entries (tag, type, count, value) of whatever types."""
+    """EXIF data with these entries (tag, type, count, value)."""
     body = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
     return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
 
@@ -248,7 +248,7 @@ def exif_bytes(*entries: tuple[int, int, int, bytes]) -> bytes:
 SIDEWAYS = (ORIENTATION, 3, 1, b"\6\0\0\0")
 STRANGE_EXIF = {
     "a string": (exif_bytes((ORIENTATION, 2, 2, b"6\0\0\0")), 1),
-    "a fraction that is not there": (exif_bytes((ORIENTATION, 5, 1, b"\xa0\x0f\0\0")), 1),
+    "a fraction beyond the end": (exif_bytes((ORIENTATION, 5, 1, b"\xa0\x0f\0\0")), 1),
     "out of range": (exif_bytes((ORIENTATION, 3, 1, b"\x63\0\0\0")), 1),
     "a long": (exif_bytes((ORIENTATION, 4, 1, b"\6\0\0\0")), 6),
     "among entries of wrong types": (exif_bytes(SIDEWAYS, (0x011A, 3, 1, bytes(4)), (0x8769, 2, 4, b"abc\0")), 6),
@@ -260,7 +260,7 @@ STRANGE_EXIF = {
 
 @pytest.mark.parametrize("kind", STRANGE_EXIF)
 @pytest.mark.filterwarnings("ignore::Warning:PIL")
-def test_exif_of_wrong_types_is_no_reason_to_refuse_a_photo(tmp_path: Path, kind: str) -> None:
+def test_invalid_exif_is_ignored(tmp_path: Path, kind: str) -> None:
     exif, orientation = STRANGE_EXIF[kind]
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
     noise.save(tmp_path / "strange.jpg", exif=exif)
@@ -272,10 +272,8 @@ def test_exif_of_wrong_types_is_no_reason_to_refuse_a_photo(tmp_path: Path, kind
 
 
 @pytest.mark.filterwarnings("ignore::Warning:PIL")
-def test_damaged_files_of_every_format_never_end_in_another_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # damaged sizes take no time
+def test_damaged_files_of_every_format_raise_only_photo_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # limits the time for damaged sizes
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (12, 9, 3), np.uint8))
     deep = Image.fromarray(rng.integers(0, 65536, (12, 9)).astype(np.uint16))
@@ -307,12 +305,12 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_evaluation_view_is_the_middle(photo: Path) -> None:
+def test_evaluation_view_is_the_centre_crop(photo: Path) -> None:
     expected = ImageOps.fit(Image.open(photo), (16, 16), Image.Resampling.BILINEAR, bleed=1 / 16)
     np.testing.assert_array_equal(evaluation_view(photo, PhotoTransform(16, 16)), np.asarray(expected))
 
 
-def test_nearest_view_is_a_choice_of_pixels(photo: Path) -> None:
+def test_nearest_interpolation_selects_pixels(photo: Path) -> None:
     pixels = np.asarray(Image.open(photo))  # (30, 50, 3)
     centre = PhotoTransform(10, 20, crop=0.8, interpolation="nearest")
     rows, columns = 3 + 2 * np.arange(10) + 3, 5 + 2 * np.arange(20) + 1  # of 24 × 40, the middle 20 × 40
@@ -323,7 +321,7 @@ def test_nearest_view_is_a_choice_of_pixels(photo: Path) -> None:
 
 @pytest.mark.parametrize("crop_mode", CROP_MODES)
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_a_photo_of_the_right_size_is_left_as_it_is(photo: Path, crop_mode: str, interpolation: str) -> None:
+def test_a_photo_of_the_right_size_is_unchanged(photo: Path, crop_mode: str, interpolation: str) -> None:
     same = PhotoTransform(30, 50, crop=1.0, crop_mode=crop_mode, interpolation=interpolation)
     np.testing.assert_array_equal(evaluation_view(photo, same), np.asarray(Image.open(photo)))
     np.testing.assert_array_equal(evaluation_view(photo, same), exact_pixels(photo, (30, 50, 3)))
@@ -343,7 +341,7 @@ def test_photos_of_every_shape_fill_the_view(tmp_path: Path, size: tuple[int, in
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"height": 0}, r"a photo cannot be \(0, 8, 3\)"),
+        ({"height": 0}, r"the shape of a photo is \(0, 8, 3\)"),
         ({"channels": 4}, "1 or 3 channels"),
         ({"crop": 0.0}, "crop is 0.0: expected a share"),
         ({"crop": float("nan")}, "crop is nan"),
@@ -364,7 +362,7 @@ def test_a_transform_survives_json() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK"])
-def test_views_are_in_colour_whatever_the_mode(tmp_path: Path, photo: Path, mode: str) -> None:
+def test_views_have_the_channels_of_the_transform_in_every_mode(tmp_path: Path, photo: Path, mode: str) -> None:
     path = tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}"
     Image.open(photo).convert(mode).save(path)
     for channels in (1, 3):
@@ -373,7 +371,7 @@ def test_views_are_in_colour_whatever_the_mode(tmp_path: Path, photo: Path, mode
         assert training_view(path, transform, np.random.default_rng(0)).shape == (16, 12, channels)
 
 
-def test_training_view_is_a_random_box_perhaps_mirrored(photo: Path) -> None:
+def test_training_view_is_a_random_box_mirrored_at_random(photo: Path) -> None:
     mirrored = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -403,7 +401,7 @@ def test_random_boxes_lie_inside_and_have_the_papers_areas() -> None:
     assert 0.8 < area.max() <= 200 * 267 / 60000, "4:3 at most"
     smallest = min((r - x) * (b - y) for x, y, r, b in (random_box((300, 200), rng, 0.5) for _ in range(200)))
     assert 0.49 < smallest / 60000 < 0.6
-    assert random_box((1000, 1), rng) == (0, 0, 1000, 1), "no such box fits: the whole image"
+    assert random_box((1000, 1), rng) == (0, 0, 1000, 1), "no box fits: the whole image"
 
 
 def test_without_pillow_the_remedy_is_named(photo: Path) -> None:

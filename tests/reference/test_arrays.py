@@ -1,4 +1,4 @@
-"""Every public function of the reference on arrays of any kind and scale: right, or refused by name."""
+"""Every public function of the reference on arrays of any kind and scale: a correct result or a named error."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ LABELS: dict[str, Callable[[Any], Any]] = {
 
 
 def odd_kinds(x: Array) -> Iterator[Any]:
-    """The same entries as what no function takes."""
+    """The same entries as objects that no function accepts."""
     tensor = torch.tensor(x)
     yield from (tensor.clone().requires_grad_(), tensor.to_sparse(), tensor.to("meta"), tensor.bfloat16())
     yield from (scipy.sparse.csr_matrix(x), x + 0j, x.astype(str), "text", np.full(x.shape, None), x.astype("M8[s]"))
@@ -78,7 +78,7 @@ def odd_kinds(x: Array) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_what_is_no_array_of_real_numbers_is_refused(name: str) -> None:
+def test_only_arrays_of_real_numbers_are_accepted(name: str) -> None:
     call, good = CALLS[name]
     for same in (
         good,
@@ -91,7 +91,7 @@ def test_what_is_no_array_of_real_numbers_is_refused(name: str) -> None:
         call(same)
     for odd in odd_kinds(good):
         if name == "neco_score, subspace" and getattr(odd, "shape", None) == (D, 0):
-            continue  # nothing lies in it
+            continue  # an empty subspace is valid
         with np.errstate(all="ignore"), pytest.raises(ValueError, match=r"expect|NaN|needs at least|not orthonormal"):
             call(odd)
 
@@ -105,7 +105,7 @@ def test_labels_of_another_kind_are_refused(name: str) -> None:
             LABELS[name](odd)
 
 
-def test_arrays_keep_their_entries() -> None:
+def test_conversion_keeps_the_entries() -> None:
     assert real_array("x", np.array([1, 2], np.float32)).dtype == np.float64
     exact = np.arange(3.0)
     assert real_array("x", exact) is exact
@@ -159,12 +159,12 @@ def normalised_means(features: Array) -> Array:
 
 @given(st.sampled_from(sorted(SCALE_FREE)), st.integers(-1000, 1000))
 @settings(max_examples=120, deadline=None, derandomize=True)
-def test_what_has_no_scale_does_not_depend_on_it(name: str, exponent: int) -> None:
+def test_scale_invariant_functions_do_not_depend_on_the_scale(name: str, exponent: int) -> None:
     call, x = SCALE_FREE[name]
     np.testing.assert_allclose(call(np.ldexp(x, exponent)), call(x), rtol=1e-7, atol=1e-9)
 
 
-def test_gradients_are_in_the_inverse_scale() -> None:
+def test_gradients_scale_inversely() -> None:
     expected = reference.nearest_etf_vjp(reference.nearest_etf(H), FRAME)[0]
     for exponent in (-900, -100, 100, 900):
         found = reference.nearest_etf_vjp(reference.nearest_etf(np.ldexp(H, exponent)), FRAME)[0]

@@ -31,7 +31,7 @@ def test_absent_class_keeps_its_column_and_unseen_class_is_zero():
 
 
 @pytest.mark.parametrize("averaging", ["step", "class"])
-def test_class_first_seen_late_enters_whole(averaging):
+def test_class_first_seen_late_enters_at_rate_one(averaging):
     running = ClassMeans(2, 3, averaging=averaging)
     for _ in range(50):
         running.update([[1.0, 0.0], [0.0, 1.0]], [0, 1])
@@ -39,7 +39,7 @@ def test_class_first_seen_late_enters_whole(averaging):
     assert running.class_means[:, 2] == pytest.approx([1.5, -1.5])
 
 
-def test_both_rates_are_the_papers_where_every_batch_holds_every_class():
+def test_both_rates_are_the_papers_if_every_batch_holds_every_class():
     rng = np.random.default_rng(0)
     by_step, by_class, papers = ClassMeans(4, 3), ClassMeans(4, 3, averaging="class"), np.zeros((4, 3))
     for step in range(1, 41):
@@ -54,8 +54,8 @@ def test_both_rates_are_the_papers_where_every_batch_holds_every_class():
     assert np.array_equal(by_step.global_mean, by_class.global_mean)
 
 
-def test_means_of_rare_classes_are_as_long_as_they_should_be():
-    """A thousand classes, batches of 64 and fixed centres: the paper's rule alone leaves half of every mean out."""
+def test_means_of_rare_classes_have_the_right_length():
+    """A thousand classes, batches of 64, fixed centres: by the paper's rule the means are about half as long."""
     rng = np.random.default_rng(0)
     d, K = 16, 1000
     centres = rng.standard_normal((d, K))
@@ -87,7 +87,7 @@ def test_rate_never_falls_below_its_floor(averaging):
 
 
 @pytest.mark.parametrize("averaging", ["step", "class"])
-def test_means_that_were_set_are_kept_and_averaged_from_there(averaging):
+def test_set_means_are_kept_and_averaging_continues_from_them(averaging):
     rows = np.random.default_rng(0).standard_normal((3, 2))
     running = ClassMeans(2, 3, averaging=averaging)
     running.set_means(rows, counts=[1, 3, 0])
@@ -98,7 +98,7 @@ def test_means_that_were_set_are_kept_and_averaged_from_there(averaging):
     before = running.class_means.copy()
     running.update([[1.0, 0.0], [0.0, 1.0]], [0, 2])
     assert running.class_means[:, 0] == pytest.approx(before[:, 0] + 2 / 12 * (np.array([0.5, -0.5]) - before[:, 0]))
-    assert running.class_means[:, 2] == pytest.approx([-0.5, 0.5])  # not among the means that were set
+    assert running.class_means[:, 2] == pytest.approx([-0.5, 0.5])  # no mean was set for this class
 
 
 def test_set_means_keeps_a_longer_history_and_a_given_global_mean():
@@ -149,7 +149,7 @@ def test_normalised_has_unit_norm_or_is_zero():
     assert np.linalg.norm(running.normalised()) == pytest.approx(1)
 
 
-def test_rounding_of_constant_features_is_not_blown_up():
+def test_rounding_of_constant_features_is_not_normalised():
     running = ClassMeans(7, 10)
     for step in range(5):
         running.update(np.tile(np.linspace(0.1, 0.7, 7), (13, 1)), np.arange(13) % (step + 2))

@@ -1,4 +1,4 @@
-"""The metrics against theory: exact values at collapse, invariances, defined answers at the edges."""
+"""The metrics against theory: exact values at collapse, invariances, degenerate data."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_formulas_on_two_classes_by_hand() -> None:
     assert measured.variability_collapse == pytest.approx(1 - 2.25 / 2.75)
     assert measured.cdnv == pytest.approx((1 + 1) / (2 * 9))
     assert measured.bias_offset == pytest.approx(math.hypot(0.5, 0.5))
-    # Sample (0, 0) ties with nothing: the mean (−1, 0) is nearer, and the logits are (1, 0).
+    # Sample (0, 0) has no ties: the mean (−1, 0) is nearer, and the logits are (1, 0).
     assert measured.nc4 == 0.0
     cosine = 1.5 / math.hypot(1.5, 1.0)
     assert measured.cosine_margin == pytest.approx((2 + 2 + 4 * cosine) / 4)
@@ -188,7 +188,7 @@ def test_metrics_do_not_depend_on_the_scale_of_features_and_weight(of_features: 
     assert with_bias.nc4 == neural_collapse(features, labels, W, b).nc4
 
 
-def test_a_bias_beyond_comparison_is_refused() -> None:
+def test_a_bias_that_dominates_all_logits_is_refused() -> None:
     features, labels, W, _ = random_data(3)
     with pytest.raises(ValueError, match="bias outweighs"):
         neural_collapse(1e-200 * features, labels, 1e-200 * W, np.ones(4))

@@ -1,4 +1,4 @@
-"""Classifiers of tight frames, and the alternating projections: what they end at, and where nothing is to be found."""
+"""Classifiers of tight frames, and the alternating projections: their limits, and sizes without a solution."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_unit_and_tight_rows(d, K):
 
 @pytest.mark.parametrize(("d", "K"), SIZES)
 @pytest.mark.parametrize("seed", range(3))
-def test_equal_norms_end_at_a_spherical_two_design(d, K, seed):
+def test_equal_norms_give_a_spherical_two_design(d, K, seed):
     F = tight_frame(d, K, seed) if d > 1 else np.array([[0.5, 0.4, -0.3, -0.6]])
     E = equal_norm_tight_frame(F, tolerance=1e-9)
     gram = E @ E.T
@@ -49,7 +49,7 @@ def test_equal_norms_end_at_a_spherical_two_design(d, K, seed):
 
 
 @pytest.mark.parametrize(("d", "K"), [(3, 5), (1, 3), (4, 9), (16, 100)])
-def test_without_the_zero_sum_every_size_has_one(d, K):
+def test_without_zero_sum_every_size_has_a_solution(d, K):
     F = equal_norm_tight_frame(tight_frame(d, K), zero_sum=False)
     gram = F @ F.T
     assert gram == pytest.approx(np.eye(d), abs=1e-13)
@@ -67,7 +67,7 @@ def test_an_equal_norm_tight_frame_is_kept():
 
 
 def test_the_frame_stays_nearer_than_a_canonical_one():
-    """The rounds move a frame of many vectors little: its norms are nearly equal, and the start counts."""
+    """The rounds change a frame of many vectors little, since its norms are nearly equal."""
     F = tight_frame(8, 200)
     E = equal_norm_tight_frame(F)
     assert np.linalg.norm(E - F) < 0.5 * np.linalg.norm(equal_norm_tight_frame(canonical_tight_frame(8, 200)) - F)
@@ -91,8 +91,8 @@ def test_too_few_rounds_warn_with_the_remedy():
 
 
 @pytest.mark.parametrize(("d", "K"), [(3, 5), (5, 7), (1, 3), (1, 5)])
-def test_sizes_without_such_a_frame_are_refused(d, K):
-    """And rightly: the alternating projections find none."""
+def test_sizes_without_a_solution_are_refused(d, K):
+    """The alternating projections find none either."""
     with pytest.raises(ValueError, match=r"sums to zero. Use norms=\"unit\""):
         equal_norm_tight_frame(tight_frame(d, K))
     assert min(alternate(tight_frame(d, K, seed), 500, 1e-6)[2] for seed in range(3)) > 1e-2

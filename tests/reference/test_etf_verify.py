@@ -1,4 +1,4 @@
-"""The command `etf-verify`: what it prints and writes, and its exit statuses."""
+"""The command `etf-verify`: its output, its files and its exit statuses."""
 
 import json
 import sys
@@ -41,7 +41,7 @@ def test_a_failed_check_is_status_one(quiet, monkeypatch, capsys):
     assert out == "" if quiet else "FAILED  impossible: 0 at (5, 3) paper" in out
 
 
-def test_a_picture_of_no_known_format_ends_before_the_checks(tmp_path, capsys):
+def test_an_unknown_picture_format_is_refused_before_the_checks(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     assert main([*SMALL, "--plot", str(tmp_path / "convergence.doc")]) == 2
     out, error = capsys.readouterr()
@@ -68,7 +68,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch, capsys):
         (["--dtype", "float16"], "invalid choice"),
     ],
 )
-def test_bad_use_is_one_clear_line_and_status_two(arguments, message, capsys):
+def test_usage_errors_are_one_line_and_status_two(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2

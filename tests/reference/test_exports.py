@@ -1,4 +1,4 @@
-"""The package's names: list, lazy table and type checkers' imports agree, and nothing loads before its first use."""
+"""Exported names: the list, the lazy table and the typing imports agree; modules load on first use."""
 
 import ast
 import subprocess
@@ -53,7 +53,7 @@ except SystemExit:
         assert not loaded_by(program) & heavy
 
 
-def test_the_room_needs_nothing_but_numpy_and_scipy():
+def test_the_room_needs_only_numpy_and_scipy():
     loaded = loaded_by("from nearest_etf.reference import *\nimport nearest_etf.reference.verify")
     assert {"numpy", "scipy"} <= loaded
     assert not loaded & {"torch", "onnx", "onnxruntime", "matplotlib", "autograd", "sklearn", "pymanopt"}

@@ -1,4 +1,4 @@
-"""The figures of frames that are known, and of frames that are made wrong in one way."""
+"""The geometry of known frames, and of frames with a single defect."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_six_diagonals_of_the_icosahedron_attain_welchs_bound():
 
 @pytest.mark.parametrize(("K", "d"), [(7, 4), (4, 7), (5, 4)])
 def test_tightness_error_is_the_distance_from_the_nearest_multiple_of_a_projector(K, d):
-    """By its definition: the projector on the leading eigenvectors is as near, and no other is nearer."""
+    """The projector on the leading eigenvectors attains the distance, and no random one is nearer."""
     rng = np.random.default_rng(0)
     W, r = rng.standard_normal((K, d)), min(d, K - 1)
     error, S = frame_geometry(W).tightness_error, W.T @ W
@@ -70,7 +70,7 @@ def test_tightness_error_is_the_distance_from_the_nearest_multiple_of_a_projecto
     assert min(distance(random_point(d, r, rng)) for _ in range(50)) >= error - 1e-12
 
 
-def test_each_figure_answers_to_its_own_defect():
+def test_each_figure_detects_its_own_defect():
     tight = frame_geometry(canonical_tight_frame(3, 8).T)
     assert tight.tightness_error < 1e-14
     assert tight.norm_spread > 0.1
@@ -78,7 +78,7 @@ def test_each_figure_answers_to_its_own_defect():
     unit = frame_geometry(rows / np.linalg.norm(rows, axis=1, keepdims=True))
     assert unit.norm_spread < 1e-14
     assert unit.tightness_error > 0.1
-    assert frame_geometry(np.eye(4)).tightness_error == pytest.approx(0.5)  # rank 4 where a frame of 4 classes has 3
+    assert frame_geometry(np.eye(4)).tightness_error == pytest.approx(0.5)  # rank 4 instead of 3
 
 
 @pytest.mark.parametrize(("d", "K"), [(3, 4), (3, 7), (5, 20), (2, 9)])
@@ -103,7 +103,7 @@ def test_a_row_of_zeros_has_cosine_zero_and_equal_rows_one():
     assert frame_geometry([[1.0, 2.0], [2.0, 4.0], [-1.0, 0.0]]).largest_cosine == pytest.approx(1)
 
 
-def test_a_solution_knows_its_geometry():
+def test_geometry_of_a_solution():
     H = np.random.default_rng(0).standard_normal((5, 12))
     for norms in ("unit", "tight", "equal"):
         found = nearest_tight_frame(H, norms=norms).geometry

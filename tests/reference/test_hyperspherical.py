@@ -1,4 +1,4 @@
-"""Uniformity, coherence and NC5: bounds, limits, invariances, and the formulas once more in loops."""
+"""Uniformity, coherence and NC5: bounds, limits, invariances, and the formulas as loops."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def least_energy(K: int) -> float:
 
 @pytest.mark.parametrize(("K", "d"), SIZES)
 @pytest.mark.parametrize("seed", range(3))
-def test_formulas_in_loops(K: int, d: int, seed: int) -> None:
+def test_formulas_agree_with_loops(K: int, d: int, seed: int) -> None:
     X = rows_of(seed, K, d)
     v = [(x - X.mean(axis=0)) / np.linalg.norm(x - X.mean(axis=0)) for x in X]
     energies = [log(1 / np.linalg.norm(a - b)) for a, b in combinations(v, 2)]
@@ -40,14 +40,14 @@ def test_bounds(K: int, d: int) -> None:
     for seed in range(20):
         X = rows_of(seed, K, d)
         assert hyperspherical_uniformity(X) >= least_energy(K) - 1e-12
-        centre = np.zeros(d)  # the Welch bound is about any K directions in d dimensions
+        centre = np.zeros(d)  # the Welch bound holds for any K directions in d dimensions
         welch = np.sqrt(max(K - d, 0) / (d * (K - 1)))
         assert welch - 1e-12 <= mutual_coherence(X - 3, centre) <= 1.0
 
 
 @pytest.mark.parametrize("K", [2, 3, 10, 100])
 def test_a_simplex_etf_is_the_optimum(K: int) -> None:
-    """Rotated into more dimensions, scaled and moved: rotation, scale and centre do not matter."""
+    """The value is invariant under rotation into more dimensions, scale and translation."""
     U = random_point(K + 3, K, np.random.default_rng(K))
     X = 7.0 * simplex_etf(K) @ U.T + 2.0
     assert hyperspherical_uniformity(X) == pytest.approx(least_energy(K), abs=1e-12)
@@ -57,7 +57,7 @@ def test_a_simplex_etf_is_the_optimum(K: int) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
-def test_scale_does_not_matter(scale: float) -> None:
+def test_figures_do_not_depend_on_the_scale(scale: float) -> None:
     X, foreign = rows_of(0, 6, 4), np.arange(4.0)
     assert hyperspherical_uniformity(scale * X) == pytest.approx(hyperspherical_uniformity(X), rel=1e-12)
     assert mutual_coherence(scale * X) == pytest.approx(mutual_coherence(X), rel=1e-12)
@@ -92,7 +92,7 @@ def test_near_neighbours_keep_their_distance() -> None:
     ],
 )
 @pytest.mark.parametrize("measure", [hyperspherical_uniformity, mutual_coherence])
-def test_what_is_refused(measure, rows, vector, message) -> None:
+def test_bad_input_is_refused(measure, rows, vector, message) -> None:
     with pytest.raises(ValueError, match=message):
         measure(rows, vector)
 

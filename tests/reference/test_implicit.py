@@ -1,5 +1,5 @@
-"""One interface, every gradient: closed form, dense declarative form, finite differences, and autodiff through an
-unrolled polar iteration, made to agree on the problem bank."""
+"""The gradient on the problem bank: closed form, dense declarative form, finite differences, and autodiff through an
+unrolled polar iteration."""
 
 import warnings
 
@@ -79,7 +79,7 @@ def test_vjp_agrees_with_autodiff_through_an_unrolled_polar_iteration(formulatio
     assert relative(found[1], expected[1]) < 1e-9
 
 
-def test_gradients_of_the_etf_do_not_feel_the_gauge():
+def test_gradients_of_the_etf_do_not_depend_on_the_gauge():
     """A loss of the classifier alone has the same derivative in both formulations of the first step."""
     rng = np.random.default_rng(0)
     H, G = class_means_of_condition(9, 4, 10, rng), rng.standard_normal((9, 4))
@@ -98,7 +98,7 @@ def test_accuracy_degrades_no_faster_than_the_condition_number(condition):
     assert relative(closed, dense) < 1e-13 * condition
 
 
-def test_meaningless_derivatives_warn_with_the_remedy():
+def test_ill_conditioned_derivatives_warn_with_the_remedy():
     rng = np.random.default_rng(0)
     H = class_means_of_condition(6, 4, 10, rng)
     H[:, 1] = H[:, 0]
@@ -115,7 +115,7 @@ def test_meaningless_derivatives_warn_with_the_remedy():
 
 
 def batch_of(d, K, absent, seed):
-    """Class means minus batch mean, as a function of the step t along one direction that data can take."""
+    """Class means of a batch minus its mean, as a function of the step t along a direction of its data."""
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, 4, size=K)
     counts[list(absent)] = 0
@@ -140,7 +140,7 @@ LACKING = [(9, 4, [0]), (7, 5, [1, 3]), (6, 6, [2]), (6, 6, [2, 4, 5]), (20, 10,
     + [(*case, "gauge-free") for case in [*LACKING, (3, 4, [1]), (5, 6, [1, 2])]],
 )
 def test_first_step_without_some_classes_has_the_derivative_of_the_data(d, K, absent, initial, method, formulation):
-    """By finite differences along class means that such a batch can have, for the frame and for the classifier."""
+    """By finite differences along class means of such batches, for the frame and the classifier."""
     class_means = batch_of(d, K, absent, seed=1)
 
     def solve(t):
@@ -161,8 +161,8 @@ def test_first_step_without_some_classes_has_the_derivative_of_the_data(d, K, ab
 @pytest.mark.filterwarnings("ignore::nearest_etf.reference.IllConditionedWarning")
 @pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
 @pytest.mark.parametrize(("d", "K"), [(7, 4), (4, 4)])
-def test_proximal_point_that_leaves_a_direction_open_is_completed_too(formulation, d, K):
-    """`H M = −(δ/c) U₀ M` in one direction: A loses a rank although there is a proximal term."""
+def test_rank_lost_despite_the_proximal_point_is_completed_too(formulation, d, K):
+    """`H M = −(δ/c) U₀ M` in one direction: A loses a rank despite the proximal term."""
     rng = np.random.default_rng(0)
     U0, delta = random_point(d, K, rng), 0.5
     v = np.zeros(K)
@@ -185,7 +185,7 @@ def test_proximal_point_that_leaves_a_direction_open_is_completed_too(formulatio
 @pytest.mark.filterwarnings("ignore::nearest_etf.reference.IllConditionedWarning")
 @pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
 def test_equal_class_means_have_a_finite_derivative(formulation):
-    """One class per batch, or features that are constant: H = 0, the frame is the start, and nothing moves it."""
+    """One class per batch, or constant features: H = 0, the frame is the start, and its derivative is zero."""
     solution = nearest_etf(np.zeros((6, 3)), formulation=formulation)
     assert not nearest_etf_vjp(solution, np.ones((6, 3)))[0].any()
     assert not nearest_etf_jvp(solution, np.ones((6, 3))).any()
@@ -221,7 +221,7 @@ def test_bad_input_is_refused(call, message):
         call(solution)
 
 
-def test_dense_form_refuses_sizes_that_it_is_not_meant_for():
+def test_dense_form_refuses_large_sizes():
     solution = nearest_etf(class_means_of_condition(400, 10, 10, np.random.default_rng(0)))
     with pytest.raises(ValueError, match=r"4000 × 4000|3600 × 3600"):
         nearest_etf_vjp(solution, np.ones((400, 10)), form="dense")

@@ -1,4 +1,4 @@
-"""OOD scores: against formulas in loops and scikit-learn, limits at collapse, invariances, ties and what is refused."""
+"""OOD scores: against loops and scikit-learn, limits at collapse, invariances, ties and bad input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def problem(seed: int, N: int = 30, K: int = 5, d: int = 9):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_formulas_in_loops(seed: int) -> None:
+def test_formulas_agree_with_loops(seed: int) -> None:
     X, W, b, mean = problem(seed)
     V = random_point(9, 3, np.random.default_rng(seed))
     for i, x in enumerate(X):
@@ -51,7 +51,7 @@ def test_formulas_in_loops(seed: int) -> None:
 @pytest.mark.parametrize("K", [2, 3, 10])
 @pytest.mark.parametrize("seed", range(3))
 def test_at_full_collapse(K: int, seed: int) -> None:
-    """Features on the vertices, W the same ETF: NECO and NCI are 1, and what is orthogonal to the ETF scores 0."""
+    """Features at the vertices, W the same ETF: NECO and NCI are 1, and features orthogonal to the ETF score 0."""
     rng = np.random.default_rng(seed)
     frame = random_point(K + 2, K + 2, rng)
     etf, mean = simplex_etf(K) @ frame[:, :K].T, rng.standard_normal(K + 2)
@@ -109,7 +109,7 @@ def test_degenerate_features() -> None:
     X[0] = mean
     assert neco_score(X, class_subspace(W), mean)[0] == 0.0
     assert nci_score(X, W, b, global_mean=mean)[0] == 0.0
-    np.testing.assert_allclose(neco_score(X[1:], np.eye(9), mean), 1.0)  # a subspace that is all of the space
+    np.testing.assert_allclose(neco_score(X[1:], np.eye(9), mean), 1.0)  # the subspace is the whole space
     assert class_subspace(W[[0, 0, 1]]).shape == (9, 1)
     for rows in (np.ones((3, 2)), np.full((3, 2), 0.1), np.zeros((3, 2)), np.ones((1, 4))):
         with pytest.raises(ValueError, match="all rows coincide"):
@@ -121,7 +121,7 @@ scores = st.lists(st.integers(-4, 4), min_size=1, max_size=40)
 
 @settings(max_examples=60, deadline=None)
 @given(inside=scores, outside=scores)
-def test_auroc_is_the_share_of_pairs_and_scikit_learns(inside: list[int], outside: list[int]) -> None:
+def test_auroc_is_the_share_of_pairs_and_agrees_with_scikit_learn(inside: list[int], outside: list[int]) -> None:
     a, b = np.array(inside), np.array(outside)
     pairs = (a[:, None] > b).mean() + 0.5 * (a[:, None] == b).mean()
     assert auroc(a, b) == pytest.approx(pairs, abs=1e-12)
@@ -133,7 +133,7 @@ def test_auroc_is_the_share_of_pairs_and_scikit_learns(inside: list[int], outsid
 
 @settings(max_examples=60, deadline=None)
 @given(inside=scores, outside=scores)
-def test_fpr95_by_trying_every_threshold(inside: list[int], outside: list[int]) -> None:
+def test_fpr95_agrees_with_a_search_over_thresholds(inside: list[int], outside: list[int]) -> None:
     a, b = np.array(inside), np.array(outside)
     thresholds = [t for t in a if 100 * np.sum(a >= t) >= 95 * len(a)]
     assert fpr95(a, b) == np.mean(b >= max(thresholds))
@@ -141,7 +141,7 @@ def test_fpr95_by_trying_every_threshold(inside: list[int], outside: list[int]) 
 
 @settings(max_examples=60, deadline=None)
 @given(inside=scores, percent=st.integers(1, 100))
-def test_the_acceptance_threshold_by_trying_every_one(inside: list[int], percent: int) -> None:
+def test_acceptance_threshold_agrees_with_a_search(inside: list[int], percent: int) -> None:
     a = np.array(inside)
     thresholds = [t for t in a if 100 * np.sum(a >= t) >= percent * len(a)]
     assert acceptance_threshold(a, percent / 100) == max(thresholds)
@@ -177,6 +177,6 @@ X, W, B, MEAN = problem(3)
         (lambda: fpr95([[1.0]], [1.0]), r"scores_in: shape \(1, 1\)"),
     ],
 )
-def test_what_is_refused(call, message: str) -> None:
+def test_bad_input_is_refused(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

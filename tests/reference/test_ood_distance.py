@@ -1,4 +1,4 @@
-"""Distances as OOD scores: against loops and scikit-learn, invariances, degenerate features and what is refused."""
+"""Distances as OOD scores: against loops and scikit-learn, invariances, degenerate features and bad input."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def problem(seed: int, N: int = 40, M: int = 90, K: int = 4, d: int = 7):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("K", "d"), [(2, 3), (4, 7), (12, 5)])
-def test_mahalanobis_is_scikit_learns(seed: int, K: int, d: int) -> None:
+def test_mahalanobis_agrees_with_scikit_learn(seed: int, K: int, d: int) -> None:
     X, T, y = problem(seed, K=K, d=d)
     means, covariance = class_gaussians(T, y, K)
     fitted = EmpiricalCovariance(assume_centered=True).fit(T - means[y])
@@ -38,7 +38,7 @@ def test_mahalanobis_is_scikit_learns(seed: int, K: int, d: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_mahalanobis_in_loops(seed: int) -> None:
+def test_mahalanobis_agrees_with_loops(seed: int) -> None:
     X, T, y = problem(seed)
     means, covariance = class_gaussians(T, y, 4)
     sigma = np.zeros((7, 7))
@@ -53,7 +53,7 @@ def test_mahalanobis_in_loops(seed: int) -> None:
 
 @pytest.mark.parametrize("k", [1, 5, 90])
 @pytest.mark.parametrize("seed", range(3))
-def test_neighbours_are_scikit_learns(seed: int, k: int) -> None:
+def test_neighbours_agree_with_scikit_learn(seed: int, k: int) -> None:
     X, T, _ = problem(seed)
     fitted = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(normalize(T))
     expected = -fitted.kneighbors(normalize(X))[0][:, -1]
@@ -63,7 +63,7 @@ def test_neighbours_are_scikit_learns(seed: int, k: int) -> None:
         assert nearest_neighbour_score(X, T, k)[i] == pytest.approx(-distances[k - 1], rel=1e-12)
 
 
-def test_blocks_of_features_are_scored_alike() -> None:
+def test_scores_do_not_depend_on_the_blocks() -> None:
     X, T, _ = problem(0, N=2 * BLOCK + 3)
     whole = nearest_neighbour_score(X, T, 4)
     np.testing.assert_array_equal(whole[-3:], nearest_neighbour_score(X[-3:], T, 4))
@@ -120,6 +120,6 @@ MEANS, COVARIANCE = class_gaussians(T, Y, 4)
         (lambda: nearest_neighbour_score(X, T, 0), "k = 0"),
     ],
 )
-def test_what_is_refused(call, message: str) -> None:
+def test_bad_input_is_refused(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Polar factors: the two ways to one agree, report the rank, and complete what the matrix leaves open."""
+"""Polar factors: both methods agree, report the rank, and are completed if the matrix is singular."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from nearest_etf.reference.stiefel import check_point, random_point
 
 
 @pytest.mark.parametrize(("d", "m"), [(7, 3), (4, 4), (5, 1)])
-def test_both_are_scipys_polar_factor(d, m):
+def test_both_methods_agree_with_scipy(d, m):
     rng = np.random.default_rng(0)
     B = rng.standard_normal((d, m))
     B /= np.linalg.norm(B)

@@ -1,4 +1,4 @@
-"""The solver against its certificate, against the other method, and on every hard case."""
+"""The solver against its certificate, the other method, and on degenerate problems."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def relative_gap(solution):
 
 
 def random_problem(seed):
-    """One of the 500: sizes, conditioning, formulation, δ, proximal point and start all at random."""
+    """A problem with random size, conditioning, formulation, δ, proximal point and start."""
     rng = np.random.default_rng([7, seed])
     K = int(rng.integers(2, 101) if seed % 25 == 0 else rng.integers(2, 21))
     formulation = ("paper", "gauge-free")[seed % 2]
@@ -62,7 +62,7 @@ def test_both_methods_agree(formulation, d, K, delta):
 
 
 @pytest.mark.parametrize(("d", "K"), [(5, 5), (9, 3), (60, 10)])
-def test_truncated_cg_reaches_the_same_end(d, K):
+def test_truncated_cg_reaches_the_same_solution(d, K):
     rng = np.random.default_rng(d)
     H = class_means_of_condition(d, K, 10, rng)
     exact = nearest_etf(H, initial="random")
@@ -113,7 +113,7 @@ def test_formulations_differ_by_delta_and_agree_as_it_vanishes():
 @BOTH
 @FORMULATIONS
 def test_first_step_takes_the_minimiser_nearest_to_the_start(method, formulation):
-    """Without a proximal term U·1 is free: every other choice of it, at equal objective, is further from the start."""
+    """Without a proximal term U·1 is free: other choices have the same objective, but are further from the start."""
     rng = np.random.default_rng(0)
     H = class_means_of_condition(7, 4, 10, rng)
     C = random_point(7, 4, rng)
@@ -133,7 +133,7 @@ def test_first_step_takes_the_minimiser_nearest_to_the_start(method, formulation
 @BOTH
 @FORMULATIONS
 @pytest.mark.parametrize("K", [3, 6])
-def test_equal_class_means_are_not_unique_and_decided_by_the_start(method, formulation, K):
+def test_equal_class_means_give_the_minimiser_nearest_to_the_start(method, formulation, K):
     rng = np.random.default_rng(0)
     H = class_means_of_condition(9, K, 10, rng)
     H[:, 1] = H[:, 0]
@@ -159,7 +159,7 @@ def test_zero_class_means_give_the_start(method, formulation):
     assert kept.frame @ centring(3) == pytest.approx(C @ centring(3), abs=1e-12)
 
 
-def test_starts_at_a_saddle_and_at_the_worst_frame_are_left():
+def test_starts_at_a_saddle_and_at_the_maximum_are_escaped():
     rng = np.random.default_rng(0)
     H = class_means_of_condition(8, 4, 10, rng)
     best = nearest_etf(H)
@@ -200,7 +200,7 @@ def test_singular_values_over_twelve_orders_of_magnitude(formulation):
 
 
 @pytest.mark.parametrize("scale", [1e-150, 1e150])
-def test_scale_of_the_class_means_does_not_matter_without_proximal_term(scale):
+def test_solution_without_proximal_term_does_not_depend_on_the_scale(scale):
     H = class_means_of_condition(12, 4, 10, np.random.default_rng(0))
     solution = nearest_etf(scale * H)
     assert solution.status is Status.CONVERGED
@@ -208,7 +208,7 @@ def test_scale_of_the_class_means_does_not_matter_without_proximal_term(scale):
     assert abs(relative_gap(solution)) < 1e-13
 
 
-def test_proximal_point_of_either_kind_serves_either_formulation():
+def test_both_formulations_accept_proximal_points_of_both():
     rng = np.random.default_rng(0)
     H = class_means_of_condition(9, 4, 10, rng)
     paper = random_point(9, 4, rng)
@@ -219,7 +219,7 @@ def test_proximal_point_of_either_kind_serves_either_formulation():
     assert check_point(nearest_etf(H, gauge_free, 0.1).frame)[0]
 
 
-def test_large_delta_keeps_the_proximal_point_and_two_classes_align():
+def test_large_delta_gives_the_proximal_point_and_two_classes_align():
     rng = np.random.default_rng(0)
     H, U0 = class_means_of_condition(9, 4, 10, rng), random_point(9, 4, rng)
     assert nearest_etf(H, U0, 1e6).frame == pytest.approx(U0, abs=1e-5)
@@ -227,7 +227,7 @@ def test_large_delta_keeps_the_proximal_point_and_two_classes_align():
     assert nearest_etf(H).classifier == pytest.approx((H / np.linalg.norm(H, axis=0)).T, abs=1e-12)
 
 
-def test_any_memory_layout_and_float32_are_taken_and_computed_in_float64():
+def test_any_memory_layout_and_float32_are_solved_in_float64():
     rng = np.random.default_rng(0)
     H = class_means_of_condition(10, 4, 10, rng)
     expected = nearest_etf(H).frame
@@ -255,7 +255,7 @@ def test_initial_frames_are_frames(kind, d, K):
 
 @pytest.mark.parametrize("length", [0.0, 1e-6, 3.0, 100.0])
 def test_a_start_off_the_manifold_is_moved_onto_it(length):
-    """A frame may have U·1 of any length: zero in the gauge-free form."""
+    """The length of U·1 of a frame is free: it is zero in the gauge-free form."""
     rng = np.random.default_rng(0)
     H, U0 = class_means_of_condition(9, 4, 10, rng), random_point(9, 4, rng)
     start = U0 @ centring(4) + length * U0 @ (np.eye(4) - centring(4))
@@ -266,8 +266,8 @@ def test_a_start_off_the_manifold_is_moved_onto_it(length):
 
 
 @FORMULATIONS
-def test_single_precision_proximal_point_that_is_the_solution_already_converges(formulation):
-    """Its columns are orthonormal up to 1e-8 only, and no step reduces the part of the gradient that comes from it."""
+def test_single_precision_solution_as_proximal_point_converges(formulation):
+    """Its columns are orthonormal only up to 1e-8, and no step reduces the resulting part of the gradient."""
     U0 = random_point(82, 2, np.random.default_rng(0)).astype(np.float32)
     for delta in (0.04, 3.0):
         assert nearest_etf(np.zeros((82, 2)), U0, delta, formulation=formulation).status is Status.CONVERGED
@@ -309,7 +309,7 @@ def test_bad_input_is_refused_with_a_remedy(arguments, options, message):
         nearest_etf(*arguments, **options)
 
 
-def test_too_few_iterations_say_so():
+def test_too_few_iterations_are_reported():
     solution = nearest_etf(class_means_of_condition(30, 6, 1e4, np.random.default_rng(0)), max_iterations=1)
     assert solution.status is Status.MAX_ITERATIONS
     assert "max_iterations" in solution.status.advice

@@ -75,7 +75,7 @@ def test_exact_step_is_the_global_minimiser_of_the_model(d, K, radius):
 
 
 def test_exact_step_solves_the_hard_case():
-    """At the global maximum of the cost the gradient vanishes, and only negative curvature is left."""
+    """At the global maximum of the cost the gradient vanishes and the curvature is negative."""
     A = np.diag([3.0, 2.0, 1.0, 0.0])[:, :3]
     model = local_model(LinearCost(A), -np.eye(4, 3))
     assert np.linalg.norm(model.gradient) == 0
@@ -88,7 +88,7 @@ def test_exact_step_solves_the_hard_case():
     assert escape(local_model(LinearCost(A), np.eye(4, 3))) is None
 
 
-def test_truncated_cg_stops_at_the_ball_and_at_negative_curvature():
+def test_truncated_cg_stops_at_the_boundary_and_at_negative_curvature():
     rng = np.random.default_rng(0)
     model = local_model(LinearCost(rng.standard_normal((8, 3))), random_point(8, 3, rng))
     step = truncated_cg(model, 1e-3)
@@ -97,14 +97,14 @@ def test_truncated_cg_stops_at_the_ball_and_at_negative_curvature():
     assert 0 < step.decrease <= exact_step(model, 1e-3).decrease * (1 + 1e-9)
 
 
-class Spoilt(LinearCost):
+class WrongGradient(LinearCost):
     """A linear cost with the wrong sign of the gradient."""
 
     def gradient(self, U):
         return self.A
 
 
-class Exploding(LinearCost):
+class NaNCost(LinearCost):
     def cost(self, U):
         return float("nan")
 
@@ -113,11 +113,11 @@ class Exploding(LinearCost):
     ("problem", "options", "status"),
     [
         (LinearCost, {"max_iterations": 1}, Status.MAX_ITERATIONS),
-        (Spoilt, {}, Status.RADIUS_TOO_SMALL),
-        (Exploding, {}, Status.NOT_FINITE),
+        (WrongGradient, {}, Status.RADIUS_TOO_SMALL),
+        (NaNCost, {}, Status.NOT_FINITE),
     ],
 )
-def test_failures_are_told_apart_and_advise(problem, options, status):
+def test_failures_have_their_own_status_and_advice(problem, options, status):
     rng = np.random.default_rng(0)
     result = trust_region(problem(rng.standard_normal((6, 3))), random_point(6, 3, rng), **options)
     assert result.status is status
@@ -126,7 +126,7 @@ def test_failures_are_told_apart_and_advise(problem, options, status):
 
 
 @pytest.mark.parametrize("initial", [np.eye(3, 6), 2 * np.eye(6, 3), np.full((6, 3), np.nan), np.ones(6)])
-def test_a_start_that_is_no_point_is_refused(initial):
+def test_a_start_off_the_manifold_is_refused(initial):
     with pytest.raises(ValueError, match=r"not a point of the Stiefel manifold: .*orthonormal columns"):
         trust_region(LinearCost(np.ones_like(initial)), initial)
 

@@ -29,7 +29,7 @@ def test_canonical_etf_is_an_etf_with_unit_columns(d, K):
     assert centring(K) @ U.T @ U @ centring(K) == pytest.approx(centring(K), abs=1e-14)
 
 
-def test_error_is_invariant_under_rotation_and_scale_and_sees_a_bent_vertex():
+def test_error_is_invariant_under_rotation_and_scale_and_detects_a_moved_vertex():
     rng = np.random.default_rng(0)
     rotation = np.linalg.qr(rng.standard_normal((6, 6)))[0]
     W = canonical_etf(6, 4).T

@@ -18,7 +18,7 @@ SIZES = [(2, 1), (5, 3), (4, 4), (40, 12)]
 
 
 @pytest.mark.parametrize(("d", "K"), SIZES)
-def test_random_points_and_tangents_are_what_they_say(d, K):
+def test_random_points_and_tangents_pass_their_checks(d, K):
     rng = np.random.default_rng(d)
     U = random_point(d, K, rng)
     assert check_point(U)[0]
@@ -36,7 +36,7 @@ def test_random_points_are_haar_distributed():
 
 
 @pytest.mark.parametrize(("d", "K"), SIZES)
-def test_projection_is_the_orthogonal_one(d, K):
+def test_projection_is_orthogonal(d, K):
     rng = np.random.default_rng(d)
     U = random_point(d, K, rng)
     Z, V = rng.standard_normal((d, K)), random_tangent(U, rng)
@@ -59,7 +59,7 @@ def test_retractions_stay_on_the_manifold_and_keep_their_order(retraction, order
 @pytest.mark.parametrize(("d", "K"), [(12, 1), (7, 4)])
 @pytest.mark.parametrize("length", [*10.0 ** np.arange(-9, 0.5, 0.5), 2.0])
 def test_polar_retraction_is_the_polar_factor_to_rounding(d, K, length):
-    """With 1e-12 in its place the trust region ends in a gradient that no step reduces: 2 problems of 31,000."""
+    """With an error of 1e-12 the trust region fails on 2 problems of 31,000: no step reduces the gradient."""
     rng = np.random.default_rng(0)
     U = random_point(d, K, rng)
     V = length * random_tangent(U, rng)
@@ -67,7 +67,7 @@ def test_polar_retraction_is_the_polar_factor_to_rounding(d, K, length):
     assert check_point(retract_polar(U, V), tolerance=3e-15)[0]
 
 
-def test_eigenvectors_come_from_elsewhere_where_divide_and_conquer_fails(monkeypatch):
+def test_eigh_falls_back_if_divide_and_conquer_fails(monkeypatch):
     def fails(_):
         raise np.linalg.LinAlgError("Eigenvalues did not converge")
 
@@ -77,7 +77,7 @@ def test_eigenvectors_come_from_elsewhere_where_divide_and_conquer_fails(monkeyp
     assert np.abs(Q) == pytest.approx(np.eye(3)[[1, 2, 0]].T)
 
 
-def test_checks_say_why():
+def test_checks_give_a_reason():
     ok, reason = check_point(np.ones((2, 3)))
     assert not ok
     assert "more columns than rows" in reason

@@ -8,7 +8,7 @@ from nearest_etf.reference.taylor import gradient_slope, hessian_slope
 
 
 class Quartic:
-    """½‖BU‖² + ¼ Σ U⁴: a cost whose every derivative matters."""
+    """½‖BU‖² + ¼ Σ U⁴: a cost with nonzero derivatives up to order four."""
 
     def __init__(self, d: int, rng: np.random.Generator, gradient_error: float = 0.0, hessian_error: float = 0.0):
         self.B = rng.standard_normal((d, d))
@@ -31,7 +31,7 @@ def setting():
     return rng, U, random_tangent(U, rng)
 
 
-def test_right_derivatives_have_the_expected_slopes(setting):
+def test_correct_derivatives_have_the_expected_slopes(setting):
     rng, U, V = setting
     problem = Quartic(6, rng)
     assert gradient_slope(problem, U, V).ok
@@ -40,7 +40,7 @@ def test_right_derivatives_have_the_expected_slopes(setting):
 
 
 @pytest.mark.parametrize("error", [1e-2, -0.5])
-def test_wrong_derivatives_are_found(setting, error):
+def test_wrong_derivatives_are_detected(setting, error):
     rng, U, V = setting
     slope = gradient_slope(Quartic(6, rng, gradient_error=error), U, V)
     assert not slope.ok
@@ -55,14 +55,14 @@ def test_a_first_order_retraction_has_slope_two_away_from_critical_points(settin
     assert hessian_slope(Quartic(6, rng), U, V, retraction=retract_qr).slope == pytest.approx(2, abs=0.1)
 
 
-def test_an_exact_model_leaves_only_rounding(setting):
+def test_the_error_of_an_exact_model_is_rounding(setting):
     _, U, V = setting
     slope = gradient_slope(LinearCost(np.zeros((6, 3))), U, V)
     assert slope.exact
     assert slope.ok
 
 
-def test_a_given_gradient_is_checked_in_place_of_the_problems_own(setting):
+def test_a_given_gradient_is_checked_instead_of_the_problems(setting):
     rng, U, V = setting
     problem = Quartic(6, rng)
     right = local_model(problem, U).gradient

@@ -1,4 +1,4 @@
-"""The nearest tight frame of any number of classes: value, certificate, and every hard case."""
+"""The nearest tight frame for any number of classes: value, certificate, and degenerate problems."""
 
 import tracemalloc
 import warnings
@@ -88,7 +88,7 @@ def test_objective_and_certificate_are_those_of_the_definition(d, K):
         return np.linalg.norm(H - F / np.sqrt(r)) ** 2 + 0.15 * np.linalg.norm(F - F0) ** 2
 
     assert solution.objective == pytest.approx(objective(solution.frame))
-    for _ in range(30):  # ⟨F, A⟩ is half of what the objective lacks
+    for _ in range(30):  # the objective is a constant minus ⟨F, A⟩
         F = random_tight_frame(d, K, rng)
         gap = np.linalg.norm(A, "nuc") - np.vdot(F, A)
         assert gap >= 0
@@ -135,13 +135,13 @@ def test_a_proximal_point_of_the_papers_formulation_is_accepted():
 
 @BOTH
 @pytest.mark.parametrize(("d", "K"), [(2, 4), (4, 9)])
-def test_of_several_minimisers_the_one_nearest_to_the_start_is_taken(method, d, K):
+def test_the_minimiser_nearest_to_the_start_is_returned(method, d, K):
     rng = np.random.default_rng(0)
     H, C = rng.standard_normal((d, 1)) @ centred(rng.standard_normal((1, K))), random_tight_frame(d, K, rng)
     F = nearest_tight_frame(H, method=method, initial=C).frame
     left, _, right_t = np.linalg.svd(H)
     fixed = left[:, :1] @ right_t[:1]
-    for _ in range(50):  # other minimisers: the same on the range of H, any tight frame of the rest beside it
+    for _ in range(50):  # other minimisers: equal on the range of H, any tight frame of the complement
         Z = rng.standard_normal((d, K))
         Z = centred(Z - left[:, :1] @ (left[:, :1].T @ Z))
         Z -= (Z @ right_t[:1].T) @ right_t[:1]
@@ -156,7 +156,7 @@ def test_of_several_minimisers_the_one_nearest_to_the_start_is_taken(method, d, 
 @BOTH
 @pytest.mark.parametrize(("d", "K"), [(1, 2), (5, 3), (3, 4), (3, 5), (1, 3), (4, 9)])
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e8])
-def test_equal_class_means_leave_the_start(method, d, K, value):
+def test_equal_class_means_give_the_start(method, d, K, value):
     H = value * np.outer(np.linspace(1, 2, d), np.ones(K))
     solution = nearest_tight_frame(H, method=method)
     assert solution.status is Status.NOT_UNIQUE

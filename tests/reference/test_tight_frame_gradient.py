@@ -121,7 +121,7 @@ def test_accuracy_degrades_no_faster_than_the_condition_number(condition):
 
 
 def batch_of(d, K, absent, seed):
-    """Class means of a batch, as a function of the step t along one direction that data can take."""
+    """Class means of a batch, as a function of the step t along a direction of its data."""
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, 4, size=K)
     counts[list(absent)] = 0
@@ -135,7 +135,7 @@ def batch_of(d, K, absent, seed):
 
 
 def low_rank(d, K, rank, seed):
-    """Class means of this rank, on a curve along which both their spaces turn."""
+    """Class means of this rank, on a curve along which their row and column space change."""
     left, left_dot, right, right_dot = np.random.default_rng(seed).standard_normal((4, max(d, K), rank))
     return lambda t: (left[:d] + t * left_dot[:d]) @ centred((right[:K] + t * right_dot[:K]).T)
 
@@ -153,7 +153,7 @@ def low_rank(d, K, rank, seed):
         (low_rank(5, 8, 2, 0), 5, 8),
     ],
 )
-def test_lower_rank_is_completed_from_the_start_also_under_differentiation(curve, d, K, start, method):
+def test_derivative_at_a_lower_rank_includes_the_completion_from_the_start(curve, d, K, start, method):
     rng = np.random.default_rng(0)
     C = None if start == "canonical" else random_tight_frame(d, K, rng)
 
@@ -171,7 +171,7 @@ def test_lower_rank_is_completed_from_the_start_also_under_differentiation(curve
     assert np.vdot(G, frame_dot) == pytest.approx(np.vdot(tight_frame_vjp(solution, G)[0], H_dot), rel=1e-10)
 
 
-def test_meaningless_derivatives_warn_with_the_remedy():
+def test_ill_conditioned_derivatives_warn_with_the_remedy():
     rng = np.random.default_rng(0)
     G = rng.standard_normal((4, 9))
     with pytest.warns(IllConditionedWarning, match=r"rank 2 of 4.*Use a larger delta"):

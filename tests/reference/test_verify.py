@@ -1,4 +1,4 @@
-"""Every claim passes on the bank, and at least one fails for every formula that is broken on purpose."""
+"""Every claim holds on the bank, and every mutation of a formula fails at least one claim."""
 
 import os
 import shutil
@@ -64,13 +64,13 @@ def test_every_claim_holds_on_the_bank():
     assert all(check.passed for check in checks), table(checks)
 
 
-def test_float32_class_means_pass_too():
+def test_every_claim_holds_for_float32_class_means():
     assert all(check.passed for check in verify(problem_bank([(6, 3)], conditions=(1.0, 1e2), dtype="float32")))
 
 
 @pytest.fixture(scope="module")
 def mutant(tmp_path_factory):
-    """A copy of the root, of common and of reference as the package `mutant`; the path of its reference."""
+    """The path of `reference` in the package `mutant`, a copy of root, common and reference."""
     package = tmp_path_factory.mktemp("mutants") / "mutant"
     package.mkdir()
     shutil.copy(nearest_etf.__file__, package)
@@ -94,7 +94,7 @@ def test_a_broken_formula_fails(name, mutant):
     assert "FAILED" in run.stdout
 
 
-def test_the_unbroken_copy_passes(mutant):
+def test_the_unchanged_copy_passes(mutant):
     run = verify_mutant(mutant)
     assert run.returncode == 0, run.stdout + run.stderr
 

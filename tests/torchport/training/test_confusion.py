@@ -13,7 +13,7 @@ from nearest_etf.torchport.training.evaluate import evaluate
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("images", "num_classes"), [(0, 2), (1, 2), (50, 3), (400, 40)])
-def test_counts_are_those_of_a_loop(seed: int, images: int, num_classes: int) -> None:
+def test_counts_equal_those_of_a_loop(seed: int, images: int, num_classes: int) -> None:
     rng = np.random.default_rng([seed, images])
     true, predicted = rng.integers(0, num_classes, (2, images))
     matrix = np.zeros((num_classes, num_classes), np.int64)
@@ -39,11 +39,11 @@ def test_lines_are_short_and_plain() -> None:
     worst, mistakes = confusion_lines(Confusion(np.array([[0, 1, 2], [0, 0, 1], [1, 2, 1]]), 3), names)
     assert worst == "least accurate classes: �[31m (0.0 % of 1), two lines (33.3 % of 3)"
     assert mistakes == "most frequent mistakes: two lines taken for �[31m (2), �[31m taken for c (1)"
-    assert confusion_lines(Confusion(np.array([[2, 2, 5]]), 3), names) == ["every image is classified right"]
+    assert confusion_lines(Confusion(np.array([[2, 2, 5]]), 3), names) == ["every image is classified correctly"]
 
 
 @pytest.mark.parametrize("pairs", [np.zeros((2, 2), np.int64), np.array([[0, 3, 1]]), np.array([[-1, 0, 1]])])
-def test_pairs_that_are_none_are_refused(pairs: np.ndarray) -> None:
+def test_invalid_pairs_are_refused(pairs: np.ndarray) -> None:
     with pytest.raises(ValueError, match="expected \\(n, 3\\), with classes from 0 to 2"):
         Confusion(pairs, 3)
 

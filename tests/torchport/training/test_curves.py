@@ -65,7 +65,7 @@ def test_the_held_out_split(
     assert drawn == ([[100 * shares[held_out]] * 2] if held_out else [])
 
 
-def test_a_run_goes_on_without_its_picture(tmp_path: Path) -> None:
+def test_a_failed_picture_does_not_end_a_run(tmp_path: Path) -> None:
     trouble = draw_curves([{"train_loss": 1.0}], tmp_path / "curves.png")  # without an epoch
     assert trouble.startswith("curves.png could not be drawn: KeyError")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The average of the weights against the sum written out, with every head, and over a checkpoint."""
+"""The average of the weights against its explicit sum, with every head, and across a checkpoint."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_an_implicit_head_s_average_is_the_etf_nearest_to_the_averaged_means() -
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_an_average_goes_on_to_the_same_bits(head: str) -> None:
+def test_a_restored_average_continues_with_the_same_bits(head: str) -> None:
     settings = Settings(model_ema=True)
     whole = model(head)
     average = WeightAverage(whole, settings)
@@ -95,7 +95,7 @@ def test_an_average_goes_on_to_the_same_bits(head: str) -> None:
         assert torch.equal(ours[name], tensor), name
 
 
-def test_without_an_average_the_model_stands_for_itself() -> None:
+def test_without_an_average_the_model_itself_is_used() -> None:
     made = model("implicit")
     average = WeightAverage(made, Settings())
     step(made, 1)

@@ -1,4 +1,4 @@
-"""`etf-train`: what the command accepts, writes and prints, and how it refuses the rest."""
+"""`etf-train`: accepted arguments, written files, printed lines, and errors."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ QUICK = ["digits", "--samples-per-class", "10", "--batch-size", "50", "--epochs"
         (["--data", "./" + "d" * 300], "d: File name too long"),
         (["sweep", *QUICK, "--seeds", "0"], "seeds is 0, but has to be at least 1"),
         ([*QUICK, "--num-features", "4"], "10 classes with 4 features"),
-        ([*QUICK, "--batch-size", "200"], "a batch of 200 is more than the 100 images"),
+        ([*QUICK, "--batch-size", "200"], "batch_size is 200, but there are 100 images"),
         ([*QUICK, "--recalibrate", "--head", "fixed"], "recalibrate is for the heads implicit, class-mean"),
-        ([*QUICK, "--resume"], "run is no run folder: it has no config.json"),
+        ([*QUICK, "--resume"], "run is not a run folder: it has no config.json"),
         ([*QUICK, "--val-fraction", "1"], "val_fraction is 1.0, but has to be at most 0.9"),
         ([], "name a recipe"),
     ],
 )
-def test_bad_use_is_one_line_and_leaves_nothing_behind(
+def test_usage_errors_are_one_line_and_write_nothing(
     arguments: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = ["--output", str(tmp_path / "run")] if arguments else []
@@ -66,11 +66,13 @@ def test_bad_use_is_one_line_and_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize("place", ["file/run", "n" * 300, "/".join(["deep"] * 2000)])
-def test_a_place_for_no_folder_is_one_line(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_output_folder_is_one_line(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").touch()
     assert main([*QUICK, "--output", str(tmp_path / place)]) == 2
     error = capsys.readouterr().err
-    assert "cannot be made (Not a directory): choose another --output" in error or "File name too long" in error
+    assert "cannot be created (Not a directory): choose another --output" in error or "File name too long" in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -84,7 +86,7 @@ def test_a_network_that_does_not_fit_memory_is_one_line(tmp_path: Path, capsys: 
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_part_in_order_and_say_when_one_is_lost(tmp_path: Path) -> None:
+def test_the_process_group_is_destroyed_and_a_lost_process_is_reported(tmp_path: Path) -> None:
     def begin(name: str) -> None:
         dist.init_process_group("gloo", init_method=f"file://{tmp_path / name}", rank=0, world_size=1)
 
@@ -98,7 +100,8 @@ def test_processes_part_in_order_and_say_when_one_is_lost(tmp_path: Path) -> Non
     try:
         with (
             pytest.raises(
-                TrainingError, match=r"process 0 of 1 has lost another one \(RuntimeError: .*Connection reset"
+                TrainingError,
+                match=r"process 0 of 1 lost the connection to another one \(RuntimeError: .*Connection reset",
             ),
             process_group(),
         ):
@@ -165,7 +168,7 @@ def test_help_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--list", "--help", "--version", "--show=digits", "--nonsense", "--show=nothing"])
-def test_what_trains_nothing_loads_neither_torch_nor_numpy(flag: str) -> None:
+def test_commands_without_training_load_neither_torch_nor_numpy(flag: str) -> None:
     code = (
         "import sys; from nearest_etf.torchport.training.etf_train import main\n"
         f"try: main([{flag!r}])\n"
@@ -175,7 +178,7 @@ def test_what_trains_nothing_loads_neither_torch_nor_numpy(flag: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_a_quiet_run_prints_nothing_and_logs_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_quiet_run_prints_nothing_and_logs_everything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*QUICK, "--head", "fixed", "--quiet", "--output", str(tmp_path / "run")]) == 0
     assert main(["sweep", *QUICK, "--heads", "learned", "--seeds", "1", "--quiet", "--output", str(tmp_path)]) == 0
     captured = capfd.readouterr()

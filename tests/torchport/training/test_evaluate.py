@@ -26,7 +26,7 @@ SECOND_PASS = {"nc4", "cosine_margin", "cosine_margin_std"}
 
 
 def trained_model(num_classes: int = K) -> Classifier[ImplicitETFHead]:
-    """The features themselves as the backbone, and a head that has seen a batch of them."""
+    """The identity as the backbone, and a head after one batch of the features."""
     model = Classifier(nn.Flatten(), ImplicitETFHead(D, num_classes))
     features, labels = samples(num_classes, seed=1)
     model(features, labels)
@@ -47,7 +47,7 @@ def batches(size: int, num_classes: int = K) -> list[tuple[Tensor, Tensor]]:
 
 
 def expected(model: Classifier[Any], features: Tensor, labels: Tensor) -> dict[str, float]:
-    """Every figure from its definition."""
+    """Every metric from its definition."""
     head: Head = model.head
     h = head.normalise(features.flatten(1))
     logits = F.linear(h, head.weight, head.bias)
@@ -65,7 +65,7 @@ def close(found: dict[str, float], wanted: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("size", [7, N])
-def test_figures_are_those_of_the_reference(size: int) -> None:
+def test_metrics_equal_those_of_the_reference(size: int) -> None:
     model = trained_model()
     evaluation = evaluate(model, batches(size), numerical_rank=True)
     features, labels = samples()
@@ -117,7 +117,7 @@ def test_numerical_rank_is_an_option() -> None:
     assert "numerical_rank" not in evaluate(trained_model(), batches(64)).figures
 
 
-def test_figures_that_are_undefined_or_not_finite_are_left_out() -> None:
+def test_undefined_and_non_finite_metrics_are_left_out() -> None:
     model = trained_model()
     features, labels = samples()
     one_class = evaluate(model, [(features[labels == 3], labels[labels == 3])])

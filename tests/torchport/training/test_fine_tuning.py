@@ -57,7 +57,7 @@ def without_times(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize("head", ["learned", "fixed", "implicit", "class-mean", "tight-frame"])
-def test_an_aligned_head_starts_with_what_the_backbone_knows(tmp_path: Path, weights: str, head: str) -> None:
+def test_an_aligned_head_starts_at_the_backbone_s_accuracy(tmp_path: Path, weights: str, head: str) -> None:
     settings = replace(SMALL, head=head, weights=weights)
     train(
         settings,
@@ -101,7 +101,7 @@ def test_the_aligned_start_is_the_class_means_of_the_training_images(tmp_path: P
         torch.testing.assert_close(model.head.weight, expected, rtol=0, atol=2e-4)
 
 
-def test_the_best_epoch_can_be_the_one_before_the_first_step(tmp_path: Path, weights: str) -> None:
+def test_epoch_0_can_be_the_best_epoch(tmp_path: Path, weights: str) -> None:
     settings = replace(SMALL, head="learned", weights=weights, lr=50.0, optimizer="adamw", epochs=1)
     train(settings, tmp_path / "run", device="cpu", quiet=True)
     run = read_run(tmp_path / "run")
@@ -115,7 +115,7 @@ def test_the_best_epoch_can_be_the_one_before_the_first_step(tmp_path: Path, wei
 
 
 def test_a_linear_head_has_no_means_to_start_from(tmp_path: Path, weights: str) -> None:
-    with pytest.raises(SettingsError, match="start aligned is for heads of class means"):
+    with pytest.raises(SettingsError, match="start aligned needs class means"):
         replace(SMALL, head="linear", start="aligned")
     for name, settings in (("linear", replace(SMALL, head="linear")), ("none", replace(SMALL, start="none"))):
         train(replace(settings, weights=weights), tmp_path / name, device="cpu", quiet=True)
@@ -173,7 +173,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
             ours, theirs = (load_checkpoint(tmp_path / folder / f"{name}.pt") for folder in ("run", "whole"))
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
     tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = replace(SMALL, head="learned", weights=weights)
@@ -190,7 +190,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(
     assert [row["epoch"] for row in read_rows(tmp_path / "run")] == [0, 1, 2]
 
 
-def test_averaged_weights_are_what_is_evaluated_measured_and_loaded(tmp_path: Path, weights: str) -> None:
+def test_averaged_weights_are_evaluated_measured_and_loaded(tmp_path: Path, weights: str) -> None:
     settings = replace(SMALL, head="implicit", weights=weights, model_ema=True, epochs=1)
     train(settings, tmp_path / "run", device="cpu", quiet=True, recalibrate=False)
     contents = load_checkpoint(tmp_path / "run" / "last.pt")
@@ -211,7 +211,7 @@ def test_averaged_weights_in_half_precision(tmp_path: Path, weights: str) -> Non
     assert measured.figures["train_loss"] == pytest.approx(read_rows(tmp_path / "run")[-1]["train_loss"], rel=1e-5)
 
 
-def test_what_is_frozen_is_in_the_checkpoint_as_it_was_in_the_file(tmp_path: Path, weights: str) -> None:
+def test_frozen_weights_in_the_checkpoint_equal_those_of_the_file(tmp_path: Path, weights: str) -> None:
     settings = replace(SMALL, head="learned", weights=weights, freeze="all")
     train(settings, tmp_path / "run", device="cpu", quiet=True)
     before, after = (load_checkpoint(path)["model"] for path in (weights, tmp_path / "run" / "last.pt"))
@@ -259,7 +259,9 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_a_network_s_view_travels_with_the_run(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_s_preprocessing_is_stored_in_the_run(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "net.py"
     file.write_text(NETWORK)
     monkeypatch.chdir(tmp_path)
@@ -286,7 +288,7 @@ def test_a_network_s_view_travels_with_the_run(tmp_path: Path, photos: Path, mon
         assert measured.figures[name] == pytest.approx(run.result_row[name], rel=1e-6)
 
 
-def test_a_size_that_is_given_comes_first(tmp_path: Path, photos: Path) -> None:
+def test_a_given_image_size_takes_precedence(tmp_path: Path, photos: Path) -> None:
     (tmp_path / "net.py").write_text(NETWORK)
     settings = Settings(data=str(photos), backbone=f"{tmp_path / 'net.py'}:small", image_size=24)
     data = training_data(settings)
@@ -296,7 +298,7 @@ def test_a_size_that_is_given_comes_first(tmp_path: Path, photos: Path) -> None:
     assert training_data(replace(settings, backbone="resnet18", image_size=None)).image_shape == (224, 224, 3)
 
 
-def test_an_image_folder_has_defaults_of_its_own(
+def test_an_image_folder_has_its_own_defaults(
     tmp_path: Path, photos: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, output = gather_settings(None, {"data": str(photos), "epochs": 3})

@@ -1,4 +1,4 @@
-"""Runs on a folder of images, which is moved, renamed and thinned in between, and whose processes get signals."""
+"""Runs on a folder of images, which is moved, renamed and reduced in between; and signals to their processes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two epochs on them, begun with a relative path; one goes on from another directory."""
+    """Two epochs on them, started with a relative path; one is resumed from another directory."""
     monkeypatch.chdir(tmp_path)
     assert etf_train(["--data", "photos", *FLAGS, "--quiet"]) == 0
     (tmp_path / "elsewhere").mkdir()
@@ -68,7 +68,7 @@ def each_command(run: Path, *words: str) -> list[tuple[Command, list[str]]]:
     ]
 
 
-def test_the_default_output_names_the_data_and_the_run_keeps_its_place(run: Path, photos: Path) -> None:
+def test_the_default_output_names_the_data_and_the_run_keeps_its_location(run: Path, photos: Path) -> None:
     found, kept = read_run(run), load_checkpoint(run / "last.pt")["data"]
     assert found.settings["data"] == found.config["data"]["path"] == kept["path"] == str(photos)
     assert found.data_name == "photos"
@@ -77,17 +77,17 @@ def test_the_default_output_names_the_data_and_the_run_keeps_its_place(run: Path
     assert kept["transform"]["crop"] <= 1
 
 
-def test_a_run_goes_on_from_any_working_directory(run: Path) -> None:
+def test_a_run_resumes_from_any_working_directory(run: Path) -> None:
     for command, words in each_command(run):
         assert command(words) == 0
 
 
-def test_a_run_goes_on_after_its_data_have_moved(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_resumes_after_its_data_have_moved(run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     moved = shutil.move(photos, photos.with_name("renamed"))
     for command, words in each_command(run):
         assert command(words) == 2
         error = capsys.readouterr().err
-        assert f"no such folder: {photos}: name the folder of images, or its new place, by --data FOLDER" in error
+        assert f"no such folder: {photos}: name the folder of images, or its new location, with --data FOLDER" in error
     for command, words in each_command(run, "--data", str(moved)):
         assert command(words) == 0
         assert "has changed since" not in capsys.readouterr().err
@@ -112,7 +112,7 @@ def test_the_exported_file_names_the_data_and_never_its_path(run: Path, tmp_path
         (lambda photos: shutil.rmtree(photos / "cat"), "'cat' is missing"),
     ],
 )
-def test_a_changed_class_list_is_refused_with_what_differs(
+def test_a_changed_class_list_is_refused_with_the_differences(
     run: Path, photos: Path, change: Callable[[Path], object], found: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(photos)
@@ -133,11 +133,11 @@ def test_changed_images_are_reported(run: Path, photos: Path, capsys: pytest.Cap
         assert command(words) == 0
         error = capsys.readouterr().err
         assert "photos has changed since the run was trained: other training images (21, 24 then)" in error
-        assert "held-out images may be ones that it was trained on" in error
+        assert "held-out images may include images that it was trained on" in error
     assert read_run(run).config["data"]["train_size"] == 21
 
 
-def test_a_resumed_run_changes_what_alters_no_result_and_nothing_else(
+def test_a_resumed_run_may_change_only_settings_without_effect_on_results(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--resume", "--output", str(run)]
@@ -162,7 +162,7 @@ def test_config_json_repeats_a_run(run: Path, tmp_path: Path) -> None:
     assert rows[0] == rows[1]
 
 
-def test_what_is_no_config_json_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_json_files_are_refused_as_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert etf_train([str(tmp_path / "config.json"), "--output", str(tmp_path / "run")]) == 2
     assert "expected the config.json of a run of etf-train" in capsys.readouterr().err
@@ -196,7 +196,7 @@ def test_the_recalibrated_checkpoint_is_measured_and_exported_as_announced(run: 
     assert (found["checkpoint"], found["epoch"], found["val_accuracy"]) == ("recalibrated", 2, exact["val_accuracy"])
 
 
-def test_a_broken_picture_ends_a_run_only_where_that_is_asked_for(
+def test_a_broken_image_ends_a_run_only_with_strict_images(
     photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in CLASSES:
@@ -208,7 +208,7 @@ def test_a_broken_picture_ends_a_run_only_where_that_is_asked_for(
     assert len(read_rows(tmp_path / "run")) == 2
 
 
-def test_warnings_about_files_stand_in_the_log(photos: Path, tmp_path: Path) -> None:
+def test_warnings_about_files_are_logged(photos: Path, tmp_path: Path) -> None:
     (photos / "cat" / "3.png").write_bytes(b"no image")
     (photos / "cat" / "notes.txt").touch()
     with pytest.warns(UserWarning, match="cannot be read") as shown:
@@ -216,7 +216,7 @@ def test_warnings_about_files_stand_in_the_log(photos: Path, tmp_path: Path) -> 
     log = (tmp_path / "run" / "log.txt").read_text().splitlines()
     warned = [line for line in log if line.startswith("warning: ")]
     assert warned == [f"warning: {warning.message}" for warning in shown]
-    assert warned[0].endswith("1 file is no image by its name: 1 .txt")
+    assert warned[0].endswith("1 file has no known image suffix: 1 .txt")
     assert any("3.png cannot be read" in line for line in warned[1:])
 
 
@@ -224,7 +224,7 @@ WAITS = 120  # seconds
 
 
 def started(photos: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
-    """A run in a process group of its own."""
+    """A run in its own process group."""
     module = [sys.executable, "-m", "nearest_etf.torchport.training.etf_train"]
     command = [*module, "--data", str(photos), *FLAGS, "--output", str(output), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # which last bits depend on
@@ -232,7 +232,7 @@ def started(photos: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    """Until the condition holds, while the process lives."""
+    """Wait until the condition holds, while the process lives."""
     for _ in range(100 * WAITS):
         if condition():
             return
@@ -262,7 +262,7 @@ def test_a_signal_to_the_whole_group_loses_nothing_but_the_unfinished_step(
         process.kill()
     assert process.returncode == 128 + number, error
     assert "Traceback" not in error
-    assert error.rstrip().endswith(f"{number.name}: saved; go on with: etf-train --resume --output {output}")
+    assert error.rstrip().endswith(f"{number.name}: saved; resume with: etf-train --resume --output {output}")
     saved = load_checkpoint(output / "last.pt")
     epochs = len(rows(output)) + 2
     shorter = [str(output / "config.json"), "--workers", "0", "--quiet", "--no-recalibrate", "--epochs"]
@@ -279,7 +279,7 @@ def test_a_signal_to_the_whole_group_loses_nothing_but_the_unfinished_step(
 
 
 def rows(run: Path) -> list[dict[str, float]]:
-    """A run's metrics, if it has begun."""
+    """A run's metrics, if it has started."""
     return read_rows(run) if run.exists() else []
 
 

@@ -1,4 +1,4 @@
-"""What is frozen neither learns nor moves its statistics; layers are numbered by the order of definition."""
+"""Frozen parts neither learn nor update their statistics; layers are numbered in the order of definition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nearest_etf.torchport.training.run.settings import Settings, SettingsError
 
 
 class Wrapped(nn.Module):
-    """A network in a wrapper, with parameters of its own beside its blocks, as vision transformers have."""
+    """A network in a wrapper, with parameters beside its blocks, as in vision transformers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_everything_before_a_module_is_frozen() -> None:
     assert [block[2].training for block in blocks] == [False, True, True]
 
 
-def test_frozen_parts_stay_as_they_are_to_the_bit() -> None:
+def test_frozen_parts_do_not_change_a_bit() -> None:
     made = model()
     still = freeze(made, Settings(freeze="network.blocks.2", freeze_bn=True))
     before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
@@ -101,7 +101,7 @@ def test_frozen_batch_norm_keeps_its_statistics_while_its_scale_learns() -> None
     assert all(norm.num_batches_tracked == 0 for norm in norms)
 
 
-def test_what_cannot_be_frozen_is_refused() -> None:
+def test_impossible_freezes_are_refused() -> None:
     with pytest.raises(SettingsError, match=r"unknown module to freeze up to 'network.block': did you mean"):
         freeze(model(), Settings(freeze="network.block"))
     with pytest.raises(SettingsError, match="leaves nothing to learn: the classifier of head fixed"):
@@ -142,7 +142,7 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(*(Block() for _ in range(depth)))
 
 
-def test_stacks_are_opened_wherever_they_are_and_blocks_are_not() -> None:
+def test_stacks_are_opened_at_any_depth_and_blocks_are_not() -> None:
     backbone = nn.Module()
     backbone.stem = nn.Linear(4, 4)
     backbone.stages = nn.ModuleList([Stage(3), Stage(2)])

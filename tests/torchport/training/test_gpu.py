@@ -1,4 +1,4 @@
-"""Training on a GPU: the loader's batches are the CPU's, and the whole system runs in its fast setting."""
+"""Training on a GPU: the loader's batches equal the CPU's, and the whole system runs in its fast setting."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nearest_etf.torchport.training.train import train
 pytestmark = pytest.mark.gpu
 
 
-def test_batches_are_those_of_the_cpu_and_the_host_does_not_wait() -> None:
+def test_batches_equal_those_of_the_cpu_without_synchronisation() -> None:
     rng = np.random.default_rng(0)
     split = Split(rng.integers(0, 256, (100, 32, 32, 3)).astype(np.uint8), rng.integers(0, 10, 100))
     make = partial(

@@ -1,4 +1,4 @@
-"""Training losses against plain loops, finite differences, and what is known of their minima."""
+"""Training losses against plain loops, finite differences and their known minima."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_large_logits_neither_overflow_nor_lose_their_gradient(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_logits_are_computed_with_in_float32(kind: str, dtype: torch.dtype) -> None:
+def test_losses_of_half_precision_logits_are_computed_in_float32(kind: str, dtype: torch.dtype) -> None:
     z, y = batch(30, 5, 0, dtype)
     found = training_loss(kind, z, y, TAU)
     assert found.dtype == torch.float32
@@ -146,7 +146,7 @@ def test_soft_labels_that_are_one_hot_are_hard_labels(kind: str, temperature: fl
     assert training_loss(kind, z, mixed, temperature) != training_loss(kind, z, y, temperature)
 
 
-def test_ntce_and_nonl_do_not_see_a_bias() -> None:
+def test_ntce_and_nonl_are_independent_of_a_bias() -> None:
     z, y = batch(30, 6, 2)
     bias = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     for kind in ("ntce", "nonl"):
@@ -219,8 +219,8 @@ def test_unknown_losses_and_a_missing_temperature_are_refused() -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("head", Settings.__dataclass_fields__["head"].metadata["choices"])
-def test_every_loss_trains_every_head_that_it_is_for(head: str, loss: str) -> None:
-    """After a hundred steps most training digits are right by the stored classifier, or the settings are refused."""
+def test_every_loss_trains_every_compatible_head(head: str, loss: str) -> None:
+    """After a hundred steps the stored classifier is right on most training digits, or the settings are refused."""
     refused = {("linear", "dot-regression"), ("linear", "ntce"), ("linear", "nonl"), ("class-mean", "dot-regression")}
     if (head, loss) in refused:
         with pytest.raises(SettingsError, match=rf"loss {loss} .*use head"):
@@ -245,7 +245,7 @@ def test_every_loss_trains_every_head_that_it_is_for(head: str, loss: str) -> No
 
 @pytest.mark.parametrize("loss", ["dot-regression", "mse", "nonl"])
 def test_a_learned_temperature_is_refused_where_the_minimum_moves_with_it(loss: str) -> None:
-    with pytest.raises(SettingsError, match=rf"loss {loss} needs a fixed temperature.*give temperature a number"):
+    with pytest.raises(SettingsError, match=rf"loss {loss} needs a fixed temperature.*set temperature to a number"):
         Settings(loss=loss, temperature="learned")
     for allowed in ("cross-entropy", "ntce"):
         Settings(loss=allowed, temperature="learned")
@@ -253,7 +253,7 @@ def test_a_learned_temperature_is_refused_where_the_minimum_moves_with_it(loss: 
 
 
 def test_a_batch_of_one_class_stops_a_run_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Microbatches of two images now and then hold one class alone."""
+    """Microbatches of two images sometimes hold a single class."""
     command = ["digits", "--backbone", "mlp", "--loss", "nonl", "--batch-size", "40", "--grad-accum-steps", "20"]
     assert main([*command, "--head", "fixed", "--device", "cpu", "--output", str(tmp_path / "run"), "--quiet"]) == 2
     error = capsys.readouterr().err
@@ -267,7 +267,7 @@ def test_the_settings_name_every_loss() -> None:
 
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_smoothing_and_class_weights_are_those_of_the_formula(soft: bool, weighted: bool) -> None:
+def test_smoothing_and_class_weights_follow_their_formulas(soft: bool, weighted: bool) -> None:
     rng = torch.Generator().manual_seed(0)
     z, y = torch.randn(7, 4, generator=rng, dtype=torch.float64), torch.randint(4, (7,), generator=rng)
     targets = (

@@ -1,4 +1,4 @@
-"""etf-measure: the figures of training and of the reference, on the splits that there are, kept in the run folder."""
+"""etf-measure: the metrics of training and of the reference, on every split, stored in the run folder."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_run_without_held_out_data(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_more_classes_than_a_simplex_has_vertices(
     head: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """K = 10, d = 4: what is about the nearest simplex ETF is absent, the rest is measured and reported as ever."""
+    """K = 10, d = 4: metrics of the nearest simplex ETF are absent, the others are measured and reported as usual."""
     trained(tmp_path / "run", head=head, num_features=4, samples_per_class=40)
     measured = measure(tmp_path / "run", "last", device="cpu")
     assert not [name for name in measured.figures if "etf_distance" in name]
@@ -115,11 +115,11 @@ def test_more_classes_than_a_simplex_has_vertices(
     assert main([str(tmp_path / "run"), "--device", "cpu"]) == 0
     assert "etf_distance" not in capsys.readouterr().out
     assert report([str(tmp_path / "run"), "--to", str(tmp_path / "report.html")]) == 0
-    assert "No simplex ETF has so many classes in so few features" in capsys.readouterr().out
+    assert "No simplex ETF exists for so many classes in so few dimensions" in capsys.readouterr().out
     assert "geometry not drawn" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_measurement_is_kept_until_the_checkpoint_changes(run: Path) -> None:
+def test_a_measurement_is_reused_until_the_checkpoint_changes(run: Path) -> None:
     measured = measure(run, "last", device="cpu")
     save_measurement(run, "last", measured)
     kept = saved_measurement(run, "last")
@@ -220,13 +220,13 @@ assert not {{"numpy", "scipy", "torch", "matplotlib", "jinja2"}} & set(sys.modul
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
-        (["no/such/run"], "no/such/run is no run folder"),
-        (["."], "is no run folder"),
+        (["no/such/run"], "no/such/run is not a run folder"),
+        (["."], "is not a run folder"),
         (["run", "--checkpoint", "first"], "invalid choice: 'first'"),
         (["run", "--check", "last"], "did you mean '--checkpoint'?"),
     ],
 )
-def test_bad_use_is_one_line(arguments: list[str], found: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_are_one_line(arguments: list[str], found: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         status = main(arguments)
     except SystemExit as stopped:

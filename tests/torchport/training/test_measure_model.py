@@ -1,4 +1,4 @@
-"""Networks of somebody else, measured: the reference on features collected by hand, weights, layers, errors."""
+"""Measured networks trained elsewhere: against the reference on features collected by hand; weights, layers, errors."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_the_classifier_s_input_of_photos(place: Path) -> None:
             assert measurement.figures[f"{prefix}_accuracy"] == pytest.approx(right)
         assert measurement.splits == tuple(splits)
     assert lines[0] == "images of 10×10 pixels, normalised by mean 0.4 0.4 0.4 and std 0.3 0.3 0.3"
-    assert lines[1].endswith("net.py:photos made them")
+    assert lines[1] == f"weights set by {place / 'net.py'}:photos"
 
 
 @torch.no_grad()
@@ -136,7 +136,7 @@ def test_another_layer_with_and_without_the_classifier(place: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_head_of_ours_is_measured_on_normalised_features(place: Path) -> None:
+def test_a_head_is_measured_on_normalised_features(place: Path) -> None:
     data, model = load_data("digits"), network("ours", place)
     assert data.test is not None
     assert isinstance(model, Classifier)
@@ -176,7 +176,7 @@ def test_weights_from_a_file(place: Path, tmp_path: Path) -> None:
 def test_networks_of_libraries_keep_their_classifier(
     library: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With stand-ins for the libraries: how many classes, and whose weights, they are asked for."""
+    """With stand-ins for the libraries: the requested number of classes and weights."""
     asked: list[tuple[Any, ...]] = []
 
     def make(name: str, num_classes: int = 3, **options: Any) -> nn.Module:
@@ -222,20 +222,26 @@ def test_the_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "name a run folder, or a network by --model"),
+        ("", "name a run folder, or a network with --model"),
         ("runs/x --layer fc", "--layer is for --model"),
-        ("runs/x --model NET:photos", "neither a run folder nor --checkpoint"),
-        ("--model NET:photos --checkpoint best", "neither a run folder nor --checkpoint"),
+        ("runs/x --model NET:photos", "excludes a run folder and --checkpoint"),
+        ("--model NET:photos --checkpoint best", "excludes a run folder and --checkpoint"),
         ("--model NET:photos --classifier fc", "--model needs --data"),
         ("--model photos --classifier fc --data FLAT", "expected PACKAGE.MODULE:FUNCTION, FILE.py:FUNCTION, timm:"),
         ("--model NET:nothing --classifier fc --data FLAT", "has no function nothing"),
-        ("--model NET:number --classifier fc --data FLAT", "made a int, expected a torch.nn.Module"),
-        ("--model NET:photos --data FLAT", "name the layer that gives the logits (--classifier) .* linear layers: fc"),
+        ("--model NET:number --classifier fc --data FLAT", "returned a int, expected a torch.nn.Module"),
+        (
+            "--model NET:photos --data FLAT",
+            "name the layer that outputs the logits (--classifier) .* linear layers: fc",
+        ),
         ("--model NET:photos --classifier f --data FLAT", "no such layer.* Its linear layers: 'fc'"),
         ("--model NET:photos --layer bodi --data FLAT", "layer = 'bodi': Net has no such layer: did you mean 'body'"),
         ("--model NET:photos --classifier body --data FLAT", "is a Sequential; expected an nn.Linear"),
         ("--model NET:photos --layer body.0 --data FLAT", "expected (B, d), one feature vector per sample"),
-        ("--model NET:digits --classifier fc --data FLAT", "fc gives 10 logits, but .*flat has 3 classes: give images"),
+        (
+            "--model NET:digits --classifier fc --data FLAT",
+            "fc outputs 10 logits, but .*flat has 3 classes: use images",
+        ),
         ("--model NET:photos --layer body --data digits", "does not take images of 8×8 pixels and 1 channels"),
         ("--model NET:photos --layer body --data FLAT --mean 1 2", "mean has 2 numbers, .* have 3 channels"),
         ("--model NET:photos --layer body --data FLAT --std -1", "std is -1.0: expected positive numbers"),
@@ -254,7 +260,7 @@ def test_what_is_refused(words: str, message: str, place: Path, capsys: pytest.C
     assert all(part in last for part in parts), last
 
 
-def test_weights_of_a_network_that_has_no_sizes_yet(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_a_lazy_network_are_loaded(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make = "import torch\n\ndef make():\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(3))\n"
     (place / "lazy.py").write_text(make)
     (place / "zip.pt").write_bytes(b"PK")

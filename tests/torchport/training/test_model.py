@@ -1,4 +1,4 @@
-"""Models from settings and from checkpoints; random frames are uniformly distributed and by the seed."""
+"""Models from settings and from checkpoints; random frames are uniformly distributed and depend on the seed."""
 
 from __future__ import annotations
 

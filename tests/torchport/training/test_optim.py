@@ -1,4 +1,4 @@
-"""Optimizers, schedules and losses against their formulas written out."""
+"""Optimizers, schedules and losses against their explicit formulas."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_weight_decay_is_for_matrices_of_the_backbone(optimizer: str) -> None:
     assert {id(p) for p in plain["params"]} == {id(bias), *map(id, head.parameters())}
 
 
-def test_layers_and_the_head_have_learning_rates_of_their_own() -> None:
+def test_layers_and_the_head_have_their_own_learning_rates() -> None:
     backbone = MLP((2, 2, 1), num_features=4, depth=2)
     model = Classifier(backbone, LearnedHead(4, 3))
     optimizer = build_optimizer(Settings(lr=0.5, head_lr=10.0, layer_decay=0.5), model)
@@ -65,7 +65,7 @@ def test_layers_and_the_head_have_learning_rates_of_their_own() -> None:
     assert all(group["lr"] == 0.5 * group["lr_scale"] for group in optimizer.param_groups)
 
 
-def test_what_is_frozen_is_not_optimised() -> None:
+def test_frozen_parameters_are_not_optimised() -> None:
     model = Classifier(MLP((2, 2, 1), num_features=4, depth=2), LearnedHead(4, 3))
     freeze(model, Settings(freeze="layers.3"))
     groups = build_optimizer(Settings(optimizer="adamw"), model).param_groups
@@ -73,13 +73,13 @@ def test_what_is_frozen_is_not_optimised() -> None:
     assert found == {id(p) for p in (*model.backbone.get_submodule("layers.3").parameters(), *model.head.parameters())}
 
 
-def test_agd_takes_no_rates_of_layers() -> None:
+def test_agd_refuses_rates_of_layers() -> None:
     for changes in ({"freeze": "all"}, {"head_lr": 2.0}, {"layer_decay": 0.5}):
         with pytest.raises(SettingsError, match="agd takes its steps from the architecture"):
             Settings(optimizer="agd", **changes)  # type: ignore[arg-type]
 
 
-def test_the_warm_up_rises_linearly_and_the_schedule_goes_on_as_without_it() -> None:
+def test_warm_up_rises_linearly_before_the_unchanged_schedule() -> None:
     settings = Settings(schedule="cosine", lr=2.0, epochs=20, warmup_epochs=5)
     plain = Settings(schedule="cosine", lr=2.0, epochs=20)
     assert [learning_rate(settings, epochs / 20) for epochs in (0, 2.5)] == pytest.approx([0.02, 2 * 0.505])

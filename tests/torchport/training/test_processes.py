@@ -1,4 +1,4 @@
-"""Two processes with the same global batch compute what one process does, and stop and go on together.
+"""Two processes with the same global batch compute the same as one, and stop and resume together.
 
 How near they are: rounding differs, since the two halves of a batch are summed in another order, and training
 amplifies it, as it amplifies any change. At a rate of 0.05 with four images per class the implicit head's twenty steps
@@ -77,7 +77,7 @@ for output, settings, double, resume, step in json.loads(sys.argv[1]):
         assert step == 0
     except progress.Stopped as stopped:
         assert step and stopped.code == 128 + signal.SIGTERM, stopped.message
-        assert "go on with: torchrun --nproc-per-node 2 -m nearest_etf.torchport.training.etf_train --resume" in str(
+        assert "resume with: torchrun --nproc-per-node 2 -m nearest_etf.torchport.training.etf_train --resume" in str(
             stopped.message
         )
 """
@@ -104,7 +104,7 @@ def run_in_two(folder: Path, runs: list[Run]) -> None:
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All runs of this file that take two processes: starting them is what takes time."""
+    """All runs of this file in two processes, started once because starting takes most of the time."""
     folder = tmp_path_factory.mktemp("two")
     runs: list[Run] = []
     for head in HEADS:
@@ -124,7 +124,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-6)])
-def test_two_processes_are_one(
+def test_two_processes_compute_the_same_as_one(
     two_processes: Path, tmp_path: Path, head: str, precision: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if precision == "float64":
@@ -169,7 +169,7 @@ def test_metrics_are_those_of_the_saved_model(two_processes: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [3, 10, 13])
-def test_processes_stop_together_and_go_on_as_if_nothing_had_happened(two_processes: Path, step: int) -> None:
+def test_processes_stop_together_and_resume_with_the_same_bits(two_processes: Path, step: int) -> None:
     whole, stopped = two_processes / "whole", two_processes / f"stopped{step}"
     ours, theirs = (load_checkpoint(path / "last.pt") for path in (stopped, whole))
     # Bit by bit: two summands have one sum, whatever their order.
@@ -184,7 +184,7 @@ def test_processes_stop_together_and_go_on_as_if_nothing_had_happened(two_proces
             assert row[name] == pytest.approx(other[name], rel=1e-12), name  # sums were taken in another order
 
 
-def test_processes_that_draw_go_on_with_the_same_numbers_each_its_own(two_processes: Path) -> None:
+def test_processes_that_draw_random_numbers_resume_with_their_own(two_processes: Path) -> None:
     ours, theirs = (load_checkpoint(two_processes / name / "last.pt") for name in ("drawn-stopped", "drawn"))
     torch.testing.assert_close(ours["model"], theirs["model"], rtol=0, atol=0)
     torch.testing.assert_close(ours["optimizer"]["state"], theirs["optimizer"]["state"], rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""Every recipe builds with every head that can serve it, and names the remedy for the rest."""
+"""Every recipe builds with every head that fits, and names the remedy for the others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UNFIT = {("imagenet-resnet18", head) for head in ("fixed", "implicit")}  # d = 5
 
 @pytest.mark.parametrize("name", recipe_names())
 @pytest.mark.parametrize("head", HEADS)
-def test_every_recipe_builds_with_every_head_or_says_which_to_take(name: str, head: str) -> None:
+def test_every_recipe_builds_with_every_head_or_names_one_that_fits(name: str, head: str) -> None:
     """On the meta device, so that the largest networks take no memory; what comes out has one logit per class."""
     settings = load_recipe(name, {"head": head})
     shape, K = ((1, 1, 1), settings.num_classes) if settings.data == "ufm" else SHAPES[settings.data]
@@ -53,7 +53,7 @@ def test_every_recipe_builds_with_every_head_or_says_which_to_take(name: str, he
     assert {parameter.device.type for parameter in model.parameters()} <= {"meta"}
 
 
-def test_a_recipe_without_a_head_of_its_own_takes_one_that_fits() -> None:
+def test_the_default_head_of_every_recipe_fits() -> None:
     """`etf-train NAME` alone starts, for every recipe."""
     for name in recipe_names():
         assert (name, load_recipe(name).head) not in UNFIT

@@ -1,10 +1,11 @@
-"""Killed at any moment and resumed, a run ends with the same bits; and other ways in which a run can end."""
+"""A run killed at any moment and resumed ends with the same bits; and other ends of a run."""
 
 from __future__ import annotations
 
 import math
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from nearest_etf.torchport.training.etf_train import main
 from nearest_etf.torchport.training.optim import build_optimizer
 from nearest_etf.torchport.training.progress import Interrupt, Progress, Stopped
 from nearest_etf.torchport.training.run.checkpoint import load_checkpoint, trained_epochs
+from nearest_etf.torchport.training.run.folder import RunFolder
 from nearest_etf.torchport.training.run.reading import read_rows, read_run
 from nearest_etf.torchport.training.run.settings import Settings, SettingsError
 from nearest_etf.torchport.training.train import TrainingError, train
@@ -119,6 +121,7 @@ def test_killed_runs_end_with_the_same_bits(tmp_path: Path) -> None:
 def test_a_signal_saves_in_the_middle_of_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], step: int
 ) -> None:
+    run = tmp_path / "a  run's"
     train(TINY, tmp_path / "whole")
     advance, steps = Progress.advance, iter(range(1, 1000))
 
@@ -129,22 +132,26 @@ def test_a_signal_saves_in_the_middle_of_an_epoch(
 
     monkeypatch.setattr(Progress, "advance", interrupting)
     with pytest.raises(Stopped, match=str(128 + signal.SIGTERM)) as stopped:
-        train(TINY, tmp_path / "run")
-    assert "go on with: etf-train --resume" in stopped.value.message
-    epochs = [line.split(",")[0] for line in (tmp_path / "run" / "metrics.csv").read_text().splitlines()]
+        train(TINY, run, data_dir=tmp_path / "no data", device="cpu", recalibrate=False)
+    saved, _, command = stopped.value.message.partition("resume with: etf-train ")
+    assert saved == "SIGTERM: saved; "
+    given = f"--data-dir {shlex.quote(str(tmp_path / 'no data'))} --device cpu --no-recalibrate"
+    assert command == f"--resume --output {shlex.quote(str(run))} {given}"
+    epochs = [line.split(",")[0] for line in (run / "metrics.csv").read_text().splitlines()]
     assert epochs == ["epoch", "1"]  # after the last step of an epoch, its evaluation is left to the resumed run
-    assert (tmp_path / "run" / "curves.png").exists()
-    found = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert (run / "curves.png").exists()
+    found = load_checkpoint(run / "last.pt")
     assert (found["epoch"], found["step"], found["steps_per_epoch"], found["evaluated"]) == (2, step - 5, 5, False)
     assert trained_epochs(found) == ((2, False) if step == 10 else (1, True))
-    assert main(["--resume", "--output", str(tmp_path / "run")]) == 0
-    log = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    assert main(shlex.split(command)) == 0
+    assert not (run / "recalibrated.pt").exists()
+    log = (run / "log.txt").read_text().splitlines()
     assert log[0].startswith(
         "digits: 200 training, 287 validation and 360 test images 8x8x1, K = 10; small-cnn, d = 16, implicit head"
     )
     assert f"resumed in epoch 2 of 3 after {step - 5} of 5 steps" in log
-    assert without_times(tmp_path / "run") == without_times(tmp_path / "whole")
-    ours, theirs = (load_checkpoint(tmp_path / name / "last.pt") for name in ("run", "whole"))
+    assert without_times(run) == without_times(tmp_path / "whole")
+    ours, theirs = (load_checkpoint(path / "last.pt") for path in (run, tmp_path / "whole"))
     assert_equal(ours, theirs)
 
 
@@ -175,21 +182,42 @@ def test_a_signal_stops_an_evaluation_between_batches(
 def test_a_second_ctrl_c_ends_at_once_but_a_second_sigterm_does_not(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with Interrupt(tmp_path) as interrupt:
+    with Interrupt(RunFolder(tmp_path, TINY)) as interrupt:
         for _ in range(2):  # one to the process, one to its group, as `timeout` sends them
             signal.raise_signal(signal.SIGTERM)
         assert interrupt.agreed()
         stopped = interrupt.stop()
         assert stopped.code == 128 + signal.SIGTERM
         again = f"etf-train --resume --output {tmp_path}"
-        assert stopped.message == f"SIGTERM: stopped before there was anything to save; start anew with: {again}"
+        assert stopped.message == f"SIGTERM: stopped before the first checkpoint; start again with: {again}"
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert capfd.readouterr().err.count("stopping") == 1
 
 
+def test_a_replacing_run_stopped_before_its_first_checkpoint_leaves_the_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command with --resume would resume the earlier run."""
+    once = replace(TINY, epochs=1, head="fixed")
+    train(once, tmp_path / "run")
+    before = load_checkpoint(tmp_path / "run" / "last.pt")
+    update = NeuralCollapseMeter.update
+
+    def interrupting(self: NeuralCollapseMeter, features: torch.Tensor, labels: torch.Tensor) -> None:
+        update(self, features, labels)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(NeuralCollapseMeter, "update", interrupting)
+    with pytest.raises(Stopped) as stopped:  # in the evaluation before the first step
+        train(replace(once, start="aligned"), tmp_path / "run", overwrite=True)
+    kept = f"stopped before the first checkpoint; {tmp_path / 'run'} keeps its earlier run"
+    assert stopped.value.message == f"SIGINT: {kept}"
+    assert_equal(load_checkpoint(tmp_path / "run" / "last.pt"), before)
+
+
 @pytest.mark.parametrize("head", ["learned", "implicit"])
-def test_an_extended_run_is_one_that_began_with_as_many_epochs(tmp_path: Path, head: str) -> None:
+def test_an_extended_run_equals_one_with_as_many_epochs(tmp_path: Path, head: str) -> None:
     settings = replace(TINY, head=head, schedule="none")
     train(settings, tmp_path / "whole")
     train(replace(settings, epochs=2), tmp_path / "run")
@@ -204,7 +232,7 @@ def test_an_extended_run_is_one_that_began_with_as_many_epochs(tmp_path: Path, h
         train(replace(settings, epochs=2), tmp_path / "run", resume=True)
 
 
-def test_an_extended_schedule_is_said_to_be_another_one(tmp_path: Path) -> None:
+def test_the_log_reports_an_extended_schedule(tmp_path: Path) -> None:
     train(replace(TINY, epochs=1, head="fixed"), tmp_path / "run")
     train(replace(TINY, epochs=2, head="fixed"), tmp_path / "run", resume=True)
     log = (tmp_path / "run" / "log.txt").read_text()
@@ -248,7 +276,7 @@ def test_a_later_divergence_leaves_the_last_good_checkpoint_and_the_table(
     monkeypatch.setattr(Progress, "advance", breaking)
     monkeypatch.setattr(loop, "build_optimizer", remembered)
     # After a signal the weights are looked at, else the next step's loss.
-    found = f"loss is not finite in epoch 2, step {2 if signalled else 3}: stopped, with the checkpoints of"
+    found = f"loss is not finite in epoch 2, step {2 if signalled else 3}: stopped; the checkpoints of"
     with pytest.raises(TrainingError, match=found):
         train(Settings(**{**TINY.to_dict(), "schedule": "none"}), tmp_path / "run")
     ours, theirs = (load_checkpoint(tmp_path / name / "last.pt") for name in ("run", "one"))

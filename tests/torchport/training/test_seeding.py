@@ -1,4 +1,4 @@
-"""Networks that draw random numbers: a run on photos goes on to the same bits, whoever else draws in between."""
+"""Networks that draw random numbers: a run on photos resumes to the same bits, whatever else draws in between."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a run's end."""
+    """All tensors at the end of a run."""
     saved = load_checkpoint(run / "last.pt")
     momenta = {f"momentum {n}": entry["momentum_buffer"] for n, entry in saved["optimizer"]["state"].items()}
     return {**saved["model"], **{f"mean {name}": x for name, x in saved["ema"]["model"].items()}, **momenta}
@@ -109,7 +109,7 @@ def test_a_loader_draws_nothing_from_the_global_generator(settings: Settings) ->
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_every_step_and_every_process_draws_its_own() -> None:
+def test_every_step_and_process_has_its_own_random_numbers() -> None:
     drawn = set()
     for place in ((0, 1, 0, 0), (0, 1, 1, 0), (0, 2, 0, 0), (1, 1, 0, 0), (0, 1, 0, 1), (2**63 - 1, 10**6, 10**6, 7)):
         seed_step(torch.device("cpu"), *place)

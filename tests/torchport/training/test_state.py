@@ -1,4 +1,4 @@
-"""What a checkpoint must hold for a run to go on from it, and how it is refused otherwise."""
+"""The contents that a checkpoint needs to be resumed, and the errors if they are missing."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def first(saved: dict[str, Any]) -> dict[str, Any]:
     [
         (lambda saved: saved.pop("optimizer"), "(optimizer is missing)"),
         (lambda saved: saved.update(epoch="2"), "(epoch is '2', expected an integer)"),
-        (lambda saved: saved.update(epoch=-1), "(it ends at no step of a run)"),
-        (lambda saved: saved.update(totals=torch.zeros(2)), "(it ends at no step of a run)"),
+        (lambda saved: saved.update(epoch=-1), "(its epoch, step or totals are not those of a run)"),
+        (lambda saved: saved.update(totals=torch.zeros(2)), "(its epoch, step or totals are not those of a run)"),
         (lambda saved: saved.update(totals=[0.0] * 3), "(totals is list of 3, expected Tensor)"),
         (lambda saved: saved["model"].popitem(), "RuntimeError: Error(s) in loading state_dict"),
         (lambda saved: saved["model"].update(more=torch.zeros(2)), "RuntimeError: Error(s) in loading state_dict"),
@@ -56,7 +56,7 @@ def first(saved: dict[str, Any]) -> dict[str, Any]:
         (lambda saved: saved.update(solver={"gap": "small"}), "(solver.gap is 'small', expected a number)"),
     ],
 )
-def test_what_a_run_cannot_go_on_from_is_refused_in_one_line(
+def test_checkpoints_that_cannot_be_resumed_are_refused_in_one_line(
     run: Path, change: Callable[[dict[str, Any]], object], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     last, contents = run / "last.pt", (run / "last.pt").read_bytes()
@@ -73,7 +73,7 @@ def test_what_a_run_cannot_go_on_from_is_refused_in_one_line(
     assert complaint in error
 
 
-def test_an_optimizer_s_option_that_an_older_torch_did_not_have_keeps_its_value(run: Path, tmp_path: Path) -> None:
+def test_optimizer_options_missing_in_an_older_checkpoint_keep_their_values(run: Path, tmp_path: Path) -> None:
     contents = (run / "last.pt").read_bytes()
     saved = load_checkpoint(run / "last.pt")
     for group in saved["optimizer"]["param_groups"]:

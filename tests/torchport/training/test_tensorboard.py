@@ -1,4 +1,4 @@
-"""TensorBoard gets every metric once, also of a resumed run; without it nothing happens."""
+"""TensorBoard gets every metric once, also from a resumed run; without it nothing is written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS = [
 ]
 
 
-def test_every_metric_arrives_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_metric_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points: dict[tuple[str, int], float] = {}
     calls: list[str] = []
 

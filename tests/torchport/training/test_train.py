@@ -1,4 +1,4 @@
-"""Options of the training loop: what they may change and what not."""
+"""Options of the training loop: their effects, and what they leave unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def trained(folder: Path, settings: Settings) -> dict[str, torch.Tensor]:
     return load_checkpoint(folder / "last.pt")["model"]
 
 
-def test_accumulation_is_the_whole_batch_s_gradient(tmp_path: Path) -> None:
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", TINY)
     microbatches = trained(tmp_path / "microbatches", replace(TINY, grad_accum_steps=4))
     torch.testing.assert_close(microbatches, whole, rtol=1e-4, atol=1e-5)
@@ -127,7 +127,7 @@ def test_free_features_are_measured_on_training_data_alone(tmp_path: Path) -> No
     assert log[-2].startswith("train accuracy with running means ")
 
 
-def test_a_run_goes_on_without_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_picture_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "draw_curves", lambda rows, path: f"{path.name} could not be drawn: {len(rows)} rows")
     train(TINY, tmp_path / "run", device="cpu")
     assert "curves.png could not be drawn: 2 rows" in (tmp_path / "run" / "log.txt").read_text()

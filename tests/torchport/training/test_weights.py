@@ -1,4 +1,5 @@
-"""Weights from a file: whatever their names are prefixed with, what does not fit is said, nothing at all is refused."""
+"""Weights from a file: with any prefix; tensors that do not fit are listed; a file without fitting tensors is
+refused."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ def test_a_checkpoint_of_the_averaged_weights(tmp_path: Path) -> None:
     assert_state(backbone, raw)
 
 
-def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     stored = {f"module.{n}": t for n, t in network(0).state_dict().items()}
     del stored["module.layers.1.bias"]
     stored["module.layers.0.weight"] = torch.zeros(4, 1, 3, 3)
@@ -69,7 +70,7 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
     before = {n: t.clone() for n, t in backbone.state_dict().items()}
     words = load_weights(backbone, tmp_path / "w.pth")
     assert words == (
-        "13 of 15 tensors, by the prefix 'module.'; of another size, and left out: layers.0.weight (4, 1, 3, 3), here "
+        "13 of 15 tensors, by the prefix 'module.'; left out, of another size: layers.0.weight (4, 1, 3, 3), here "
         "(4, 3, 3, 3); not in the file: layers.1.bias"
     )
     for name in ("layers.0.weight", "layers.1.bias"):
@@ -91,13 +92,13 @@ def test_files_of_torchvision_fit_the_residual_networks_here(tmp_path: Path) -> 
     assert_state(ours, theirs)
 
 
-def test_nothing_that_fits_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_a_fitting_tensor_is_refused(tmp_path: Path) -> None:
     backbone = network(0)
     for name, contents, complaint in (
         (
             "other.pth",
             nn.Linear(2, 2).state_dict(),
-            "nothing in it fits the backbone. It holds weight, bias; the backbone",
+            "no tensor fits the backbone. The file holds weight, bias; the backbone",
         ),
         ("numbers.pth", {"epoch": 3}, "holds no tensors"),
         ("list.pth", [1, 2], "damaged or of another kind"),
@@ -113,7 +114,7 @@ def test_nothing_that_fits_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
 
 
-def test_safetensors_are_read_where_they_are_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_safetensors_are_read_if_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "w.safetensors"
     path.touch()
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
@@ -127,8 +128,8 @@ def test_safetensors_are_read_where_they_are_installed(tmp_path: Path, monkeypat
     assert_state(backbone, stored)
 
 
-def test_two_origins_of_weights_are_refused() -> None:
-    with pytest.raises(SettingsError, match="two origins"):
+def test_pretrained_and_weights_together_are_refused() -> None:
+    with pytest.raises(SettingsError, match="pretrained and weights both set the weights"):
         Settings(backbone="timm:x", pretrained=True, weights="w.pth")
-    with pytest.raises(SettingsError, match="resnet18 has no pretrained weights of its own"):
+    with pytest.raises(SettingsError, match="resnet18 has no pretrained weights: pass a file"):
         Settings(backbone="resnet18", pretrained=True)

@@ -52,7 +52,7 @@ def build_backbone(settings: Settings, image_shape: tuple[int, int, int]) -> nn.
 
 
 def network_view(settings: Settings) -> View:
-    """The images that the network of the settings is for; empty for this project's own networks from random weights.
+    """The preprocessing for the settings' network; empty for this project's own networks from random weights.
 
     >>> network_view(Settings(backbone="resnet18"))
     View(size=None, mean=None, std=None, interpolation=None, crop=None, crop_mode=None)

@@ -1,4 +1,4 @@
-"""How many features a network of somebody else's makes: found by trying it."""
+"""The number of features of a third-party network, found by a trial."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def with_num_features(network: Any, name: str, image_shape: tuple[int, int, int]
 
 
 def count_features(network: nn.Module, name: str, image_shape: tuple[int, int, int]) -> int:
-    """d, and proof that a network takes such images: a copy of it is tried on two of them, in training mode.
+    """The number of features d, from a trial of a copy of the network on two images in training mode.
 
     Raises
     ------
     SettingsError
-        If the network fails on them, or makes anything but features (2, d).
+        If the network fails on them, or returns anything but features (2, d).
     """
     height, width, channels = image_shape
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             features = copy.deepcopy(network)(torch.zeros(2, channels, height, width))
-    except Exception as error:  # whatever a network of somebody else's raises
+    except Exception as error:  # third-party networks raise errors of any type
         raise SettingsError(
             f"backbone {name} does not take images of {height}×{width} pixels: {first_line(error)}"
         ) from error
     if not isinstance(features, Tensor) or features.ndim != 2:
         found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise SettingsError(f"backbone {name} makes {found} of two images: expected features (2, d)")
+        raise SettingsError(f"backbone {name} returns {found} for two images: expected features (2, d)")
     return features.shape[1]

@@ -1,7 +1,7 @@
-"""Networks of torchvision and timm as backbones, where these libraries are installed.
+"""Networks of torchvision and timm as backbones, if these libraries are installed.
 
-A name may have a tag, which says which of several pretrained weights are meant: resnet18.a1_in1k of timm,
-resnet50.IMAGENET1K_V2 of torchvision.
+A tag in the name selects one of several pretrained weights: resnet18.a1_in1k of timm, resnet50.IMAGENET1K_V2 of
+torchvision.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def foreign_backbone(library: str, name: str, image_shape: tuple[int, int, int])
 
 
 def without_classifier(library: str, name: str, channels: int, *, pretrained: bool = False) -> nn.Module:
-    """A network of torchvision or timm with its last linear layer removed, new or with the library's weights."""
+    """A network of torchvision or timm without its last linear layer, with random or with the library's weights."""
     models = library_models(library, name)
     if library == "torchvision" and channels != 3:
         raise SettingsError(f"backbone torchvision:{name} takes images of 3 channels, not {channels}")
@@ -46,8 +46,8 @@ def without_classifier(library: str, name: str, channels: int, *, pretrained: bo
         if not pretrained:
             raise SettingsError(f"backbone {library}:{name} cannot be made: {first_line(error)}") from error
         raise SettingsError(
-            f"the weights of {library}:{name} could not be had ({first_line(error)}): without network, give a file of "
-            "them by --weights FILE in place of --pretrained"
+            f"the weights of {library}:{name} cannot be loaded ({first_line(error)}): offline, pass a file of weights "
+            "with --weights FILE in place of --pretrained"
         ) from error
     linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
@@ -58,7 +58,7 @@ def without_classifier(library: str, name: str, channels: int, *, pretrained: bo
 
 
 def foreign_view(library: str, name: str) -> View:
-    """The images that the pretrained weights of a network of torchvision or timm were trained on."""
+    """The preprocessing with which the pretrained weights of a network of torchvision or timm were trained."""
     models = library_models(library, name)
     if library == "timm":
         try:
@@ -78,12 +78,14 @@ def foreign_view(library: str, name: str) -> View:
 
 
 def library_models(library: str, name: str) -> Any:
-    """timm, or torchvision.models, after a look at whether it has such a network."""
+    """The module timm or torchvision.models, after checking that it has such a network."""
     try:
         models = importlib.import_module("timm" if library == "timm" else "torchvision.models")
     except (ImportError, RuntimeError) as error:
         raise SettingsError(f"backbone {library}:{name} needs {library}, which cannot be imported: {error}") from error
-    known = models.list_models() if library == "timm" else models.list_models(module=models)  # those that classify
+    known = (
+        models.list_models() if library == "timm" else models.list_models(module=models)
+    )  # classification models only
     plain = name.partition(".")[0]
     if plain not in known:
         raise SettingsError(nearest_name(f"{library} model", plain, difflib.get_close_matches(plain, known, 5, 0.0)))

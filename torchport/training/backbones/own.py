@@ -1,4 +1,4 @@
-"""A backbone by a function of one's own: FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, called without arguments."""
+"""A backbone from a user's function: FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, called without arguments."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .view import View
 
 
 def own_backbone(spec: str, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The module (N, C, H, W) -> (N, d) that a function makes; `num_features` is set.
+    """The module (N, C, H, W) -> (N, d) that a function returns; `num_features` is set.
 
     Raises
     ------
     SettingsError
-        If there is no such function, it fails or makes something else, or its network does not take such images.
+        If there is no such function, it fails or returns something else, or its network does not take such images.
     """
     return with_num_features(call(spec), spec, image_shape)
 
 
 def own_view(spec: str) -> View:
-    """The images that the network of a function says it is for: its attributes, then its `pretrained_cfg`."""
+    """The preprocessing for a function's network: from its attributes, then from its `pretrained_cfg`."""
     with torch.random.fork_rng(devices=[]):
         network = call(spec)
     configured = [getattr(network, name, None) for name in ("pretrained_cfg", "default_cfg")]
@@ -38,7 +38,7 @@ def own_view(spec: str) -> View:
 
 
 def call(spec: str) -> nn.Module:
-    """The module that a function makes."""
+    """The module that a function returns."""
     place, _, name = spec.rpartition(":")
     function: Any = getattr(_module(place, spec), name, None)
     if not callable(function):
@@ -48,18 +48,20 @@ def call(spec: str) -> nn.Module:
     except Exception as error:
         raise SettingsError(f"backbone {spec}: {name}() failed ({describe(error)})") from error
     if not isinstance(network, nn.Module):
-        raise SettingsError(f"backbone {spec}: {name}() made a {type(network).__name__}, expected a torch.nn.Module")
+        raise SettingsError(
+            f"backbone {spec}: {name}() returned a {type(network).__name__}, expected a torch.nn.Module"
+        )
     return network
 
 
 def _module(place: str, spec: str) -> ModuleType:
-    """A module by its dotted name, or a file as a module, with its folder searched for what it imports."""
+    """A module by its dotted name, or a file as a module, whose folder is added to the import path."""
     if not place.endswith(".py"):
         try:
             return importlib.import_module(place)
         except ImportError as error:
             file = Path(*place.split(".")).with_suffix(".py")  # commands do not search the folder that they run in
-            remedy = f": say {file}:{spec.rpartition(':')[2]} for the file that is here" if file.is_file() else ""
+            remedy = f": use {file}:{spec.rpartition(':')[2]} for the file in this folder" if file.is_file() else ""
             raise SettingsError(f"backbone {spec}: {place} cannot be imported ({describe(error)}){remedy}") from error
     if not Path(place).is_file():
         raise SettingsError(f"backbone {spec}: there is no file {place}")

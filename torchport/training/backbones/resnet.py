@@ -1,7 +1,7 @@
 """Residual networks, with the stride on the 3×3 convolution of a bottleneck (He et al., arXiv 1512.03385).
 
-Two stems: "imagenet" (7×7, stride 2, then pooling), which the paper uses at every image size, and "cifar"
-(3×3, stride 1), which keeps the resolution of small images.
+Two stems: "imagenet" (7×7, stride 2, then pooling), which *Guiding Neural Collapse* uses at every image size, and
+"cifar" (3×3, stride 1), which keeps the resolution of small images.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Block(nn.Module):
             self.conv3 = _conv(width, out_channels, 1)
             self.bn3 = nn.BatchNorm2d(out_channels)
         # In channels-last memory oneDNN 3.12 writes out of bounds in the backward pass of a strided 1×1 convolution of
-        # fewer than 16 channels (oneDNN issue 6035): there the pixels are picked first, with the same result.
-        self.picked = stride if in_channels < 16 else 1
+        # fewer than 16 channels (oneDNN issue 6035): there the pixels are subsampled first, with the same result.
+        self.subsampling = stride if in_channels < 16 else 1
         self.downsample = (
-            nn.Sequential(_conv(in_channels, out_channels, 1, stride // self.picked), nn.BatchNorm2d(out_channels))
+            nn.Sequential(_conv(in_channels, out_channels, 1, stride // self.subsampling), nn.BatchNorm2d(out_channels))
             if stride > 1 or in_channels != out_channels
             else nn.Identity()
         )
@@ -59,8 +59,8 @@ class Block(nn.Module):
         y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         if self.bottleneck:
             y = self.bn3(self.conv3(self.relu(y)))
-        if self.picked > 1:
-            x = x[:, :, :: self.picked, :: self.picked]
+        if self.subsampling > 1:
+            x = x[:, :, :: self.subsampling, :: self.subsampling]
         y = y + self.downsample(x)
         return self.relu(y) if self.last_relu else y
 

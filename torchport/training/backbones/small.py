@@ -33,7 +33,7 @@ class SmallCNN(nn.Module):
         quarter, half = max(1, num_features // 4), max(1, num_features // 2)
 
         def stage(in_channels: int, out_channels: int) -> list[nn.Module]:
-            # Small sets have few steps an epoch: running statistics have to follow within some of them.
+            # Small sets have few steps per epoch: running statistics have to adapt within a few of them.
             normalise = nn.BatchNorm2d(out_channels, momentum=0.3)
             return [nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), normalise, nn.ReLU()]
 

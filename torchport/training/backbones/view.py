@@ -1,7 +1,7 @@
-"""The images that a pretrained network was trained on: size, normalisation and crop, as the network itself names them.
+"""The preprocessing of a pretrained network: size, normalisation and crop, from its own configuration.
 
-timm keeps them in `pretrained_cfg`, torchvision in `weights.transforms()`, and a network of one's own may have `mean`,
-`std`, `input_size`, `interpolation` and `crop_pct` as attributes.
+timm keeps them in `pretrained_cfg`, torchvision in `weights.transforms()`, and your own network may have `mean`, `std`,
+`input_size`, `interpolation` and `crop_pct` as attributes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean, std: red green 
 
 @dataclass(frozen=True)
 class View:
-    """How images look to a network; what is None was not said.
+    """The preprocessing of images for a network; None: not specified.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class View:
 
     @classmethod
     def of(cls, source: Any) -> View:
-        """What a mapping or an object says by the names of timm; anything else it holds is left out.
+        """The view in a mapping or an object, by timm's names; other entries are ignored.
 
         >>> View.of({"input_size": (3, 224, 224), "mean": (0.5, 0.5, 0.5), "crop_pct": 0.95})
         View(size=224, mean=(0.5, 0.5, 0.5), std=None, interpolation=None, crop=0.95, crop_mode=None)
@@ -70,11 +70,11 @@ class View:
         return cls(data["image_shape"][0], tuple(data["mean"]), tuple(data["std"]), *crop)
 
     def or_else(self, other: View) -> View:
-        """This view, with what it does not say from another one."""
+        """This view, completed from another one."""
         return View(*(b if a is None else a for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def channels(self, count: int) -> View:
-        """The same for images of so many channels, where that of the colours is another number: their averages."""
+        """The view for images of `count` channels; if it has another number of channels, their averages."""
         mean, std = (
             values if values is None or len(values) == count else (sum(values) / len(values),) * count
             for values in (self.mean, self.std)

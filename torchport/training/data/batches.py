@@ -1,4 +1,4 @@
-"""What all loaders share: the order of an epoch, the size of a batch, and the interface that the training loop uses."""
+"""Common to all loaders: the order of an epoch, the check of the batch size, and the interface for the loop."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def epoch_order(labels: NDArray[np.int64], seed: int, epoch: int, stratified: bo
 
 
 def check_batch_size(batch_size: int, available: int, world_size: int) -> None:
-    """Refuse a batch that the split cannot fill or the processes cannot share."""
+    """Refuse a batch larger than the split, or one that the processes cannot share equally."""
     if batch_size > available:
-        raise DataError(f"a batch of {batch_size} is more than the {available} images: lower batch_size")
+        raise DataError(f"batch_size is {batch_size}, but there are {available} images: lower batch_size")
     if batch_size % world_size:
         raise DataError(f"{world_size} processes do not divide the batch size {batch_size}")

@@ -57,7 +57,7 @@ def read_cifar_python(path: Path, label_key: bytes = b"labels") -> Labelled:
     Raises
     ------
     DataError
-        If the file is no pickle, names anything but NumPy arrays, or does not hold the images and labels.
+        If the file is not a pickle, names anything but NumPy arrays, or does not hold images and labels.
     """
     packed = read_bytes(path, "a CIFAR python file", DataError, LARGEST)
     with reading(path, "a CIFAR python file", DataError):
@@ -73,7 +73,7 @@ def read_cifar_python(path: Path, label_key: bytes = b"labels") -> Labelled:
         or not len(labels)
     ):
         raise DataError(
-            f"{path} is no CIFAR python file: expected 'data' of (N, {PIXELS}) bytes in it, "
+            f"{path} is not a CIFAR python file: expected 'data' of (N, {PIXELS}) bytes, "
             f"and as many {label_key.decode()!r}"
         )
     return _as_images(pixels), np.array(labels, np.int64)
@@ -84,7 +84,7 @@ def _as_images(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class _Bytes:
-    """What takes the place of a NumPy array of bytes in a pickle."""
+    """The stand-in for a NumPy array of bytes in a pickle."""
 
     values: NDArray[np.uint8] | None = None
 
@@ -96,17 +96,17 @@ class _Bytes:
 
 
 class _DType:
-    """What takes the place of NumPy's type of bytes."""
+    """The stand-in for NumPy's type of bytes."""
 
     def __setstate__(self, state: Any) -> None:
-        """The state says what the name has said: nothing is kept, for a wrong one would reach into memory."""
+        """Ignore the state: it repeats the name, and a wrong one could corrupt memory."""
 
 
 class _ArraysOnly(pickle._Unpickler):
     """Rebuilds arrays of bytes and plain containers; a pickle that names anything else is refused.
 
-    The names of NumPy stand for the two classes above, since its own trust the state that they are given. In Python,
-    since the one in C allocates what a pickle announces.
+    NumPy's names map to the two stand-ins above, because NumPy's own classes trust the state in a pickle. The unpickler
+    is the one in Python, because the one in C allocates whatever a pickle announces.
     """
 
     def find_class(self, module: str, name: str) -> Any:

@@ -3,7 +3,7 @@
 The split is stored padded and, where images are mirrored, once more as its mirror image: 480 MB for CIFAR.
 
 No worker processes and no copies per image; a few integers per image cross from the host. All randomness comes from
-(seed, epoch, step), so a run can go on at any step, and with any number of processes, as if it had never stopped.
+(seed, epoch, step), so a run resumes exactly, at any step and with any number of processes.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class DeviceLoader:
             )
         images = torch.from_numpy(np.ascontiguousarray(split.images)).to(device)  # (N, H, W, C)
         padded = F.pad(images, (0, 0, padding, padding, padding, padding))
-        if augmentation.flip:  # the mirror images stand behind the images: mirroring is a choice of index
+        if augmentation.flip:  # mirror images follow the images: mirroring is a choice of index
             padded = torch.cat([padded, padded.flip(2)])
         self.labels = torch.from_numpy(split.labels).to(device)
         _, height, width, channels = padded.shape

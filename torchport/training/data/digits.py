@@ -1,4 +1,4 @@
-"""The 1797 handwritten digits of 8×8 pixels that scikit-learn carries (UCI; Alpaydin & Kaynak 1998)."""
+"""The 1797 handwritten digits of 8×8 pixels bundled with scikit-learn (UCI; Alpaydin & Kaynak 1998)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The data directory, and the official files in it: downloaded once, checked by their MD5 sums.
 
-An interrupted download leaves NAME.part, from which the next one goes on. Of an archive only the files that the data
-set consists of are taken, each to its own name, whatever names the archive has for them. What was fetched is listed
-with its SHA-256 sums beside it, and is compared with them whenever it is used: a file that changed on the disk is
-noticed. What somebody put there has no sums, and is checked by size and structure only.
+* An interrupted download leaves NAME.part, which the next attempt continues.
+* From an archive only the data set's own files are extracted, each under its own name.
+* The SHA-256 sums of downloaded files are stored beside them and checked at every use, which detects changes on disk.
+* Files that a user puts there have no sums; only their size and structure are checked.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ from ....common.files import reading, write_file
 from .split import DataError
 
 SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
-LARGEST_FILE = (
-    2**30
-)  # bytes of one official file; the largest there is, of STL-10, has 2.7e8 without its unlabelled part
+LARGEST_FILE = 2**30  # bytes of one official file; the largest, of STL-10 without its unlabelled part, has 2.7e8
 
 
 @dataclass(frozen=True)
@@ -100,13 +98,13 @@ def data_root(given: str | Path | None = None) -> Path:
 def fetch(name: str, source: Source, root: Path) -> Path:
     """The folder with a data set's official files, after downloading what is missing.
 
-    Processes that want the same files wait for one another.
+    Processes that need the same files wait for one another.
 
     Raises
     ------
     DataError
-        If files are missing and cannot be downloaded, or are no longer what was downloaded; the message names the
-        file, and where to put it.
+        If files are missing and cannot be downloaded, or have changed since the download; the message names the file
+        and its place.
     """
     folder = root / source.folder
     if missing_files(folder, source):
@@ -144,7 +142,7 @@ def _download(name: str, source: Source, root: Path) -> None:
                 address, known_hash=f"md5:{md5}", fname=file, path=target, downloader=resuming_download
             )
         except (OSError, ValueError) as error:
-            broken_off = f"{type(error).__name__}; trying again goes on where it stopped"
+            broken_off = f"{type(error).__name__}; another attempt continues the download"
             reason = "its MD5 sum is wrong" if isinstance(error, ValueError) else broken_off
             raise DataError(
                 f"{name}: {folder / missing[0]} is missing and {address} could not be fetched ({reason}): "
@@ -157,12 +155,12 @@ def _download(name: str, source: Source, root: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:
-    """Take the files FOLDER/NAME out of a tar archive, to a folder of that name: each appears whole, or not at all.
+    """Extract the files FOLDER/NAME from a tar archive to a folder of that name, each atomically.
 
     Raises
     ------
     DataError
-        If the archive is damaged, or has such a file as a link or larger than LARGEST_FILE.
+        If the archive is damaged, or such a file is a link or larger than LARGEST_FILE.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as beside:
@@ -184,19 +182,19 @@ def unpack(archive: Path, folder: Path, names: Iterable[str]) -> None:
                     file.flush()
                     os.fsync(file.fileno())
                 taken.append(Path(beside) / name)
-        write_sums(folder, taken)  # first: a file without its sum would never be compared
+        write_sums(folder, taken)  # before the files: one without a sum would never be checked
         for path in taken:
             os.replace(path, folder / path.name)
 
 
 def write_sums(folder: Path, files: Iterable[Path]) -> None:
-    """Note the SHA-256 sums of files that lie, or will lie, in the folder."""
+    """Record the SHA-256 sums of files for the folder that they are in, or will be moved to."""
     sums = read_sums(folder) | {path.name: sha256(path) for path in files}
     write_file(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """Sums by file name; empty where nothing was fetched."""
+    """Sums by file name; empty if nothing was downloaded."""
     path = folder / SUMS
     if not path.exists():
         return {}
@@ -206,19 +204,19 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def check_sums(folder: Path, files: Iterable[Path]) -> None:
-    """Compare files with the sums of what was fetched, where there are some.
+    """Compare files with their recorded sums, if any.
 
     Raises
     ------
     DataError
-        For the first file that has changed since.
+        For the first file that has changed.
     """
     sums = read_sums(folder)
     for path in files:
         if path.name in sums and sha256(path) != sums[path.name]:
             raise DataError(
-                f"{path} has changed since it was downloaded: expected SHA-256 {sums[path.name]}. Delete it, and it is "
-                f"fetched again; if the change is meant, delete its line in {folder / SUMS}"
+                f"{path} has changed since it was downloaded: expected SHA-256 {sums[path.name]}. Delete it to "
+                f"download it again; if the change is intended, delete its line in {folder / SUMS}"
             )
 
 
@@ -229,7 +227,7 @@ def sha256(path: Path) -> str:
 
 
 def official_file(folder: Path, name: str) -> Path:
-    """Where an official file lies: under its name, or unpacked under the same name without .gz."""
+    """The path of an official file: under its name, or unpacked under the same name without .gz."""
     unpacked = folder / name.removesuffix(".gz")
     return unpacked if unpacked.is_file() else folder / name
 

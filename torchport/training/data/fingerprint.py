@@ -1,4 +1,4 @@
-"""What a run keeps of its data: class names, place, fingerprints; and how the data at hand differ from these."""
+"""The record of a run's data (class names, location, fingerprints), and its comparison with the present data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN = 5  # class names in a message
 
 
 def recorded(data: ImageData) -> dict[str, Any]:
-    """What config.json and every checkpoint hold of the data.
+    """The data entry of config.json and of every checkpoint.
 
     `ImageData.to_dict()` (name, class names, image shape, mean, std, and size and SHA-256 of every split: of pixels and
     labels in memory, of names, sizes and labels of files), and `path`, the absolute one of an image folder.
@@ -31,14 +31,14 @@ def recorded(data: ImageData) -> dict[str, Any]:
 
 
 def compare_data(kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """One line on how the data at hand differ from those that a run was trained on; empty where they do not.
+    """One line on how the present data differ from those that a run was trained on; empty if they do not.
 
     Parameters
     ----------
     kept : mapping
-        `recorded(data)` of the run. Without fingerprints, as version 0.1.0 left it, only classes are compared.
+        `recorded(data)` of the run. Without fingerprints, as in version 0.1.0, only classes are compared.
     now : mapping
-        `recorded(data)` of the data at hand.
+        `recorded(data)` of the present data.
 
     Raises
     ------
@@ -59,19 +59,19 @@ def compare_data(kept: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return ""
     line = f"{now['name']} has changed since the run was trained: other {', '.join(changed)}"
     held_out = len(changed) > 1 or not changed[0].startswith("training")
-    return f"{line}; held-out images may be ones that it was trained on" if held_out else line
+    return f"{line}; held-out images may include images that it was trained on" if held_out else line
 
 
 def _difference(ours: Iterable[str], theirs: Iterable[str]) -> str:
     """Which classes one list has and the other lacks.
 
     >>> _difference(["cat", "dog"], ["dog", "zebra-cat"])
-    "'cat' is missing, 'zebra-cat' is new; give them the names of the run, or train anew"
+    "'cat' is missing, 'zebra-cat' is new; give them the names of the run, or train again"
     """
     missing, new = (sorted(set(a) - set(b)) for a, b in ((ours, theirs), (theirs, ours)))
     parts = [f"{_listed(names)} {state}" for names, state in ((missing, "missing"), (new, "new")) if names]
     found = ", ".join(parts) or "the same names in another order"
-    return f"{found}; give them the names of the run, or train anew"
+    return f"{found}; give them the names of the run, or train again"
 
 
 def _listed(names: list[str]) -> str:

@@ -1,11 +1,11 @@
 """Batches of image files, read by worker processes.
 
 Every random choice comes from (seed, epoch, image), so batches do not depend on the number of workers, and a run can
-go on at any step.
+resume at any step.
 
-What becomes of a file that cannot be read is decided here, for training, evaluation and measuring: in an evaluation it
-is left out; in training the next image of its class takes its place, so that batches keep their size. Each such file is
-reported once. A `strict` loader ends the pass instead.
+Files that cannot be read are handled here, for training, evaluation and measuring: an evaluation leaves them out;
+training takes the next image of the class instead, so that batches keep their size. Each such file is reported once. A
+`strict` loader ends the pass instead.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from .folder_split import FolderSplit
 from .worker import ignore_signals, process_ending
 
 SHARED_MEMORY = "/dev/shm"  # of Linux; containers often have 64 MB of it
-Item = tuple[NDArray[np.uint8] | None, int, dict[int, str]]  # pixels, if any could be read; label; why others could not
+Item = tuple[NDArray[np.uint8] | None, int, dict[int, str]]  # pixels, if readable; label; errors
 Raw = tuple[Tensor | NDArray[np.uint8], Tensor | NDArray[np.int64], dict[int, str]]
 
 
 class _Images(Dataset[Item]):
-    """What worker processes hold; the key of an item is (epoch, index), with epoch −1 for the image unchanged."""
+    """The data set of the worker processes; the key of an item is (epoch, index), with epoch −1 for the unchanged
+    image."""
 
     def __init__(self, split: FolderSplit, seed: int, flip: bool, scale: float) -> None:
         self.split, self.seed, self.flip, self.scale = split, seed, flip, scale
@@ -59,7 +60,7 @@ class _Images(Dataset[Item]):
 class FolderLoader:
     """Batches of an image folder, with the interface of `DeviceLoader`, but one pass at a time.
 
-    Worker processes, at most one per processor core, stay from one pass to the next.
+    Worker processes, at most one per processor core, persist between passes.
 
     Parameters
     ----------
@@ -73,7 +74,7 @@ class FolderLoader:
     workers : int
         Worker processes; 0 reads in this one.
     strict : bool
-        End a pass at the first file that cannot be read, instead of going on without it.
+        End a pass at the first file that cannot be read instead of skipping it.
 
     Attributes
     ----------
@@ -90,7 +91,7 @@ class FolderLoader:
     Warns
     -----
     UserWarning
-        At the end of a pass, of files that could not be read and were not reported before.
+        At the end of a pass, about files that could not be read and were not reported before.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class FolderLoader:
 
 
 def shared_memory_holds(size: int) -> bool:
-    """Whether the memory through which processes share tensors holds `size` bytes, twice to be safe."""
+    """Whether the shared memory of processes has room for `size` bytes, twice to be safe."""
     try:
         return shutil.disk_usage(SHARED_MEMORY).free > 2 * size
     except OSError:  # not on Linux: shared memory is bounded by other means
@@ -189,7 +190,7 @@ def shared_memory_holds(size: int) -> bool:
 
 
 def _together(items: Sequence[Item]) -> Raw:
-    """A batch as arrays, which go from process to process through a pipe."""
+    """A batch as arrays, which processes exchange through a pipe."""
     kept = [(pixels, label) for pixels, label, _ in items if pixels is not None]
     broken = {index: reason for _, _, reasons in items for index, reason in reasons.items()}
     pixels = np.stack([image for image, _ in kept]) if kept else np.empty(0, np.uint8)
@@ -197,6 +198,6 @@ def _together(items: Sequence[Item]) -> Raw:
 
 
 def _to_tensors(items: Sequence[Item]) -> Raw:
-    """A batch as tensors, which go from process to process through shared memory: no copy, but it has to hold them."""
+    """A batch as tensors, which processes exchange through shared memory: without a copy, if there is room."""
     pixels, labels, broken = _together(items)
     return torch.as_tensor(pixels), torch.as_tensor(labels), broken

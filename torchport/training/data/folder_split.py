@@ -1,4 +1,4 @@
-"""A split whose images lie in files of their own, each read when it is needed."""
+"""A split of image files, each read on demand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FolderSplit:
     paths : (N,) tuple of Path
     labels : (N,) int64, in 0…K−1
     transform : PhotoTransform
-        How a photo becomes what a network is evaluated on.
+        The preprocessing of a photo for evaluation.
     """
 
     root: Path
@@ -44,7 +44,7 @@ class FolderSplit:
 
     @property
     def images(self) -> LazyImages:
-        """What a network is evaluated on, (N, H, W, C) uint8, read when it is indexed."""
+        """Images preprocessed for evaluation, (N, H, W, C) uint8, read when indexed."""
         return LazyImages(self.paths, self.transform)
 
     def take(self, index: NDArray[np.int64]) -> Self:
@@ -52,7 +52,7 @@ class FolderSplit:
         return replace(self, paths=tuple(self.paths[i] for i in index), labels=self.labels[index])
 
     def fingerprint(self) -> str:
-        """SHA-256 of the files' names, sizes and labels; a link to nowhere has size 0."""
+        """SHA-256 of the files' names, sizes and labels; a broken link has size 0."""
         digest = hashlib.sha256()
         for path, label in zip(self.paths, self.labels, strict=True):
             name = os.fsencode(path.relative_to(self.root))
@@ -64,7 +64,7 @@ class FolderSplit:
     def read(
         self, index: int, rng: np.random.Generator | None = None, *, flip: bool = False, scale: float = 0.08
     ) -> NDArray[np.uint8]:
-        """An image as a network is evaluated on it, or with `rng` a random crop; see `common.photo.training_view`.
+        """An image preprocessed for evaluation, or with `rng` a random crop; see `common.photo.training_view`.
 
         Raises
         ------
@@ -78,7 +78,7 @@ class FolderSplit:
 
 
 class LazyImages:
-    """Images that a network is evaluated on, indexed like an array; reads only the files that are indexed."""
+    """Images preprocessed for evaluation, indexed like an array; reads only the indexed files."""
 
     def __init__(self, paths: tuple[Path, ...], transform: PhotoTransform) -> None:
         self.shape = (len(paths), *transform.shape)

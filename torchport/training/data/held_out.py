@@ -13,7 +13,7 @@ SHOWN = 5  # class names in a message
 
 
 def uncovered(data: ImageData) -> list[str]:
-    """Lines about what held-out data cannot say: there are no validation data, or they or the test data lack classes.
+    """Lines about gaps in held-out data: no validation data, or classes without validation or test images.
 
     >>> from .split import Split
     >>> train, val = (Split(np.zeros((n, 1, 1, 1), np.uint8), np.arange(n)) for n in (3, 1))
@@ -35,7 +35,7 @@ def uncovered(data: ImageData) -> list[str]:
 
 
 def hold_out(data: ImageData, fraction: float, seed: int) -> ImageData:
-    """Take a share of each class's training images as the validation split.
+    """Move a share of each class's training images to a validation split.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def hold_out(data: ImageData, fraction: float, seed: int) -> ImageData:
     fraction : float
         Share of each class, rounded to whole images; each class keeps at least one image on either side.
     seed : int
-        Which images.
+        Seed of the choice of images.
 
     Raises
     ------
@@ -62,14 +62,14 @@ def hold_out(data: ImageData, fraction: float, seed: int) -> ImageData:
     if data.val is not None:
         raise DataError(f"{data.name} has a validation split: val_fraction = {fraction} is for data sets without one")
     labels = data.train.labels
-    rng = np.random.default_rng([seed, data.num_classes, 1])  # another stream than the one that thins and mislabels
+    rng = np.random.default_rng([seed, data.num_classes, 1])  # another stream than that of `modified`
     val = []
     for k, name in enumerate(data.class_names):
         members = rng.permutation(np.flatnonzero(labels == k))
         if len(members) == 1:
             raise DataError(
                 f"{data.name}: class {name!r} has a single training image, which cannot be split for validation: "
-                "add images to it, or give val/ images or val_fraction = 0"
+                "add images to it, provide val/ images, or set val_fraction = 0"
             )
         if len(members):
             val.append(members[: np.clip(round(fraction * len(members)), 1, len(members) - 1)])

@@ -27,7 +27,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     Raises
     ------
     DataError
-        If the file is no idx file of unsigned bytes, or its length does not fit its header.
+        If the file is not an idx file of unsigned bytes, or its length does not fit its header.
     """
     with reading(path, "an idx file, whole, gzipped or not", DataError), open(path, "rb") as raw:
         gzipped = raw.read(2) == b"\x1f\x8b"
@@ -38,23 +38,23 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def _content(path: Path, file: io.BufferedIOBase) -> tuple[bytes, tuple[int, ...]]:
-    """The data after the header, and its shape; no more is read than the header promises, and one byte."""
+    """The data after the header, and its shape; at most one byte more than the header announces is read."""
     header = file.read(4)
     if header[:3] != b"\0\0\x08" or len(header) < 4 or not 1 <= header[3] <= 4:
         raise DataError(
-            f"{path} is no idx file of unsigned bytes: expected 00 00 08 at its start, found {header.hex(' ')}"
+            f"{path} is not an idx file of unsigned bytes: expected 00 00 08 at its start, found {header.hex(' ')}"
         )
     sizes = file.read(4 * header[3])
     if len(sizes) < 4 * header[3]:
         raise DataError(f"{path} is cut short: expected a header of {4 + 4 * header[3]} bytes, found {4 + len(sizes)}")
     shape = struct.unpack(f">{header[3]}I", sizes)
-    promised = math.prod(shape)
-    if promised > LARGEST:
-        raise DataError(f"{path} promises {shape}, {promised} bytes: expected at most {LARGEST}")
-    content = file.read(promised + 1)
-    if len(content) != promised:
-        found = "more" if len(content) > promised else str(len(content))
-        raise DataError(f"{path} is damaged: its header promises {shape}, {promised} bytes, found {found}")
+    announced = math.prod(shape)
+    if announced > LARGEST:
+        raise DataError(f"{path} announces {shape}, {announced} bytes: expected at most {LARGEST}")
+    content = file.read(announced + 1)
+    if len(content) != announced:
+        found = "more" if len(content) > announced else str(len(content))
+        raise DataError(f"{path} is damaged: its header announces {shape}, {announced} bytes, found {found}")
     return content, shape
 
 

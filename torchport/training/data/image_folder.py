@@ -35,13 +35,13 @@ def load_folder(root: Path, size: int, held_out: Mapping[str, str] = HELD_OUT) -
     Warns
     -----
     UserWarning
-        Of files that are no images by their names, and of folders that were passed over: see `FoundImages.notes`.
+        Skipped files and folders: see `FoundImages.notes`.
 
     Raises
     ------
     DataError
-        If there are fewer than two classes, a class has no training images, a folder of another split is empty or has
-        a class that training lacks, or there is such a folder but no `train`.
+        If there are fewer than two classes; if a class has no training images; if the folder of another split is empty,
+        has a class that training lacks, or exists without `train`.
     """
     found = {split: root / name for split, name in held_out.items() if (root / name).is_dir()}
     nested = (root / "train").is_dir()
@@ -64,7 +64,7 @@ def load_folder(root: Path, size: int, held_out: Mapping[str, str] = HELD_OUT) -
     for split, folder in found.items():
         foreign = sorted(set(_folders(folder)) - set(classes))
         if foreign:
-            raise DataError(f"{folder / foreign[0]} is a class that {train_folder} does not have")
+            raise DataError(f"{folder / foreign[0]} is a class that {train_folder} lacks")
         splits[split] = _folder_split(root, folder, classes, transform, found_images)
         if not len(splits[split]):
             raise DataError(f"{folder}: expected images in it, as {folder}/CLASS/NAME.jpg")

@@ -65,13 +65,13 @@ class ImageData:
 
     @property
     def transform(self) -> PhotoTransform:
-        """How a photo becomes an image of this data set; where it is none of files, the photo's middle is scaled."""
+        """The preprocessing of a photo for this data set; for data in memory, the centre of the photo is scaled."""
         if isinstance(self.train, FolderSplit):
             return self.train.transform
         return PhotoTransform(*self.image_shape, crop=1.0)
 
     def preprocessing(self) -> dict[str, Any]:
-        """What a checkpoint records, so that its model can be used: class names, image shape, transform, mean, std."""
+        """The entry of a checkpoint that its model needs: class names, image shape, transform, mean, std."""
         return {
             "class_names": self.class_names,
             "image_shape": self.image_shape,
@@ -81,7 +81,7 @@ class ImageData:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json records: also the name, and size and SHA-256 of every split."""
+        """The entry of config.json: preprocessing, name, and size and SHA-256 of every split."""
         described: dict[str, Any] = {"name": self.name, **self.preprocessing()}
         described |= {f"{name}_size": len(split) for name, split in self.splits().items()}
         return described | {f"{name}_sha256": split.fingerprint() for name, split in self.splits().items()}

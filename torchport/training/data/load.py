@@ -38,7 +38,7 @@ CLASS_NAMES = {
     "stl10": ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
 }
 FOLDER_VAL_FRACTION = 0.2  # of an image folder with neither val/ nor test/
-IMAGE_SIZE = 224  # of photos, where neither the settings nor the network say another one
+IMAGE_SIZE = 224  # of photos, unless the settings or the network name another one
 
 
 def training_data(
@@ -46,7 +46,7 @@ def training_data(
 ) -> ImageData:
     """The data set that the settings name: validation images held out, then the training split thinned and mislabelled.
 
-    Images are normalised, and photos cut out and scaled, as the network of the settings was trained on them.
+    Images are normalised, and photos cropped and scaled, as in the pretraining of the settings' network.
 
     Parameters
     ----------
@@ -54,12 +54,12 @@ def training_data(
     root : path, optional
         As for `load_data`.
     recorded : mapping, optional
-        What a checkpoint of the run holds of its data, which decides in place of the network.
+        The data entry of a checkpoint of the run; it takes precedence over the network.
 
     Raises
     ------
     DataError, SettingsError
-        If the data set cannot be read or split as the settings say.
+        If the data set cannot be read, or split according to the settings.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def training_data(
 
 
 def seen_by(data: ImageData, view: View) -> ImageData:
-    """A data set with the normalisation, and for photos the crop, that a network is for."""
+    """A data set with the normalisation, and for photos the crop, of a network."""
     names = ("crop", "crop_mode", "interpolation")
     crop: dict[str, Any] = {name: value for name in names if (value := getattr(view, name)) is not None}
     photos: dict[str, Any] = {
@@ -111,9 +111,9 @@ def load_data(name: str, *, root: str | Path | None = None, image_size: int = 22
         "digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "stl10", "imagenet", or a folder of train/CLASS/…,
         with val/CLASS/… and test/CLASS/… or without, or of CLASS/… alone.
     root : path, optional
-        The data directory; `NEAREST_ETF_DATA`, or the user's cache folder, by default.
+        The data directory. Default: `NEAREST_ETF_DATA`, or the user's cache folder.
     image_size : int
-        Side of the images that are cropped from a folder's files.
+        Side in pixels of the images cropped from a folder's files.
 
     Raises
     ------
@@ -137,7 +137,9 @@ def load_data(name: str, *, root: str | Path | None = None, image_size: int = 22
         if path is None:
             raise DataError(nearest_name("data set", name, [n for n in DATA_SETS if n != "ufm"]))
         if not path.is_dir():
-            raise DataError(f"no such folder: {path}: name the folder of images, or its new place, by --data FOLDER")
+            raise DataError(
+                f"no such folder: {path}: name the folder of images, or its new location, with --data FOLDER"
+            )
         return load_folder(path, image_size)
     directory = data_root(root)
     train, test = read_python_cifar(name, directory) or read_official(name, directory)

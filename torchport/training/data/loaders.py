@@ -66,7 +66,7 @@ def make_loader(
     if settings.scale != SCALE:
         raise DataError(
             f"scale = {settings.scale:g} is for the random crops of image folders, and {data.name} is in memory: leave "
-            f"scale out, or take its default (--scale {SCALE:g}); crop_padding shifts images"
+            f"scale out, or set its default (--scale {SCALE:g}); crop_padding shifts images"
         )
     augmentation = Augmentation(settings.flip, settings.crop_padding, settings.rotation)
     return DeviceLoader(split, batch_size, augmentation=augmentation, **shared)

@@ -1,11 +1,11 @@
-"""Augmentation of whole batches on the device: changes of colour, mixup and cutmix, with the meaning they have in timm.
+"""Augmentation of whole batches on the device: colour jitter, mixup and cutmix, defined as in timm.
 
 mixup (Zhang et al. 2018, arXiv 1710.09412): x = λ x + (1−λ) x′ and y = λ y + (1−λ) y′ with λ ~ Beta(α, α), and x′
 another image of the batch. cutmix (Yun et al. 2019, arXiv 1905.04899): a box of 1−λ of the area comes from x′ instead.
 One λ is drawn per batch, and x′ runs through the batch backwards. With both, each batch has one of them, equally often.
 
-All randomness comes from (seed, epoch, step), so that a run goes on at any step. Under several processes λ, the box and
-the colours are those of one process, but partners are found within each process's share of the batch.
+All randomness comes from (seed, epoch, step), so that a run resumes at any step. Under several processes λ, the box and
+the colours are those of one process, but partners come from each process's own share of the batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MIXING, COLOUR = 1, 2  # streams of random numbers beside the loaders' own
 
 
 class Mixing:
-    """What becomes of the batches of an epoch.
+    """Colour jitter, mixup and cutmix of the batches of an epoch.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class Mixing:
         return images, torch.lerp(targets.flip(0), targets, share)
 
     def _jittered(self, images: Tensor, rng: np.random.Generator) -> Tensor:
-        """Brightness, contrast and saturation, each by a factor of its own per image, in an order drawn per batch."""
+        """Brightness, contrast and saturation, each by its own factor per image, in an order drawn per batch."""
         amount = self.settings.color_jitter
         factors = rng.uniform(max(0.0, 1 - amount), 1 + amount, (3, len(images) * self.world_size))
         mine = torch.from_numpy(factors[:, self.rank :: self.world_size]).to(images)[..., None, None, None]

@@ -53,7 +53,7 @@ def modified(
     split : Split or FolderSplit
     num_classes : int
     seed : int
-        Which images and labels.
+        Seed of the choice of images and labels.
     samples_per_class : int
         The largest class keeps at most this many images; 0 for all.
     imbalance : {"none", "exponential", "step"}

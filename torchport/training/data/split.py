@@ -45,11 +45,11 @@ class Split:
         return height, width, channels
 
     def take(self, index: NDArray[np.int64]) -> Self:
-        """The chosen images and labels."""
+        """The images and labels at these positions."""
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     def fingerprint(self) -> str:
-        """SHA-256 of pixels and labels, so that a run folder records exactly what it was trained on."""
+        """SHA-256 of pixels and labels, recorded in the run folder."""
         digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels).data)
         return digest.hexdigest()

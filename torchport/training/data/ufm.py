@@ -1,7 +1,7 @@
 """The unconstrained features model: no network and no images, every sample's features are free parameters.
 
-It shows the geometry that head and loss alone lead to (Mixon et al. 2020, arXiv 2011.11619; Zhu et al. 2021, arXiv
-2105.02375). A step takes all samples at once, so an epoch is one iteration.
+It isolates the geometry of head and loss (Mixon et al. 2020, arXiv 2011.11619; Zhu et al. 2021, arXiv 2105.02375). A
+step takes all samples at once, so an epoch is one iteration.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class IndexLoader:
         return 1
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The one batch, unless it is done already."""
+        """The one batch, or none if `start` is past it."""
         return self.ordered() if start == 0 else iter(())
 
     def ordered(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -37,7 +37,7 @@ class IndexLoader:
 
 
 def ufm_data(settings: Settings) -> ImageData:
-    """Labels for K classes of n samples; there is nothing unseen, so neither validation nor test split.
+    """Labels for K classes of n samples, without validation and test splits.
 
     Raises
     ------
@@ -46,7 +46,7 @@ def ufm_data(settings: Settings) -> ImageData:
     """
     K, n = settings.num_classes, settings.samples_per_class
     if n < 1:
-        raise SettingsError("data = 'ufm' needs samples_per_class: how many free features each class has")
+        raise SettingsError("data = 'ufm' needs samples_per_class: the number of free features per class")
     if settings.batch_size != K * n:
         raise SettingsError(f"data = 'ufm' takes all samples at once: batch_size has to be {K * n} (K n)")
     if settings.val_fraction:

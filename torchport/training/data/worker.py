@@ -1,7 +1,7 @@
-"""What a worker process does with the signals of its group: nothing. The process that began it ends it in order.
+"""Signals of worker processes, and the error after a worker was killed.
 
-And what becomes of a run whose worker the system has ended: torch's error, which comes out of whatever the run was
-about to do, in one line.
+A worker ignores the signals of its process group; the process that started it ends it in order. If the system kills a
+worker, torch raises its error wherever the run happens to be; `needing_workers` replaces it by one line.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from ....common.errors import UserError, first_line
 def ignore_signals(worker: int = 0, ending: Event | None = None) -> None:
     """Ignore Ctrl-C and SIGTERM in this process; for `DataLoader(worker_init_fn=…)`.
 
-    A terminal, `timeout` and schedulers signal a whole process group. A worker that died of it would take the batch
-    with it for which the training process still waits. One that loses that process notices it and ends by itself.
+    A terminal, `timeout` and schedulers signal a whole process group. A worker that ended at the signal would lose the
+    batch for which the training process waits. A worker whose training process is gone ends by itself.
 
     Parameters
     ----------
     worker : int
-        Its number, which changes nothing.
+        Its number; not used.
     ending : Event, optional
-        `process_ending()` of the process that began the worker: SIGTERM ends the worker once it is set.
+        `process_ending()` of the process that started the worker: SIGTERM ends the worker once it is set.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -43,21 +43,21 @@ def ignore_signals(worker: int = 0, ending: Event | None = None) -> None:
 
 @functools.cache
 def process_ending() -> Event:
-    """Set when this process ends: Python then terminates the workers that there still are, and waits for them."""
+    """An event that is set when this process ends; Python then terminates the remaining workers and waits for them."""
     ending = multiprocessing.Event()
     Finalize(None, ending.set, exitpriority=0)
     return ending
 
 
 class WorkerError(UserError):
-    """A worker process that is gone."""
+    """A worker process that was killed."""
 
     exit_status = 1
 
 
 @contextlib.contextmanager
 def needing_workers() -> Iterator[None]:
-    """Say what to do where a worker process has been ended.
+    """Replace torch's error about a killed worker process by one line with the remedy.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def needing_workers() -> Iterator[None]:
     ...     raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
     Traceback (most recent call last):
     ...
-    nearest_etf.torchport.training.data.worker.WorkerError: a worker process that reads images was ended ...
+    nearest_etf.torchport.training.data.worker.WorkerError: a worker process that reads images was killed ...
     """
     try:
         yield
@@ -78,6 +78,6 @@ def needing_workers() -> Iterator[None]:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise WorkerError(
-            f"a worker process that reads images was ended ({first_line(error)}), as by a system that runs out of "
-            "memory: try fewer --workers; etf-train --resume goes on from the last checkpoint"
+            f"a worker process that reads images was killed ({first_line(error)}), perhaps because memory ran "
+            "out: try fewer --workers; etf-train --resume continues from the last checkpoint"
         ) from error

@@ -31,7 +31,7 @@ class Judged:
     checkpoint : str
         "best", "last" or "recalibrated".
     split : str
-        Which images it is judged on.
+        The images on which it is judged.
     class_names : tuple of str
     confusion : Confusion
     """
@@ -49,7 +49,7 @@ class Judged:
 
 
 def confusion_figure(judged: Judged) -> Figure | None:
-    """Images by true and predicted class, coloured by their share of the true class; None of too many classes."""
+    """Images by true and predicted class, coloured by their share of the true class; None for too many classes."""
     if not judged.drawn:
         return None
     counts, names = judged.confusion.matrix(), [shortened(name, NAME) for name in judged.class_names]
@@ -83,7 +83,7 @@ def confusion_figure(judged: Judged) -> Figure | None:
 
 
 def class_table(results: Sequence[Judged]) -> Table:
-    """Accuracy of each class in per cent, a column per group; of many classes, those least accurate on average."""
+    """Accuracy of each class in per cent, a column per group; for many classes, the least accurate ones on average."""
     accuracies = np.stack([judged.confusion.accuracy for judged in results])  # (groups, K)
     classes = np.arange(accuracies.shape[1])
     if len(classes) > MOST_DRAWN:

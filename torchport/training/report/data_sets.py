@@ -1,4 +1,4 @@
-"""Runs gathered by the data that they are judged on: only what was measured on the same images is compared."""
+"""Runs grouped by evaluation data: only runs evaluated on the same images are compared."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..run.reading import Run
 from .groups import Group, group_runs
 from .labels import check_labels
 
-JUDGED = ("test", "val", "train")  # a run is judged on the first of these that its data have
+JUDGED = ("test", "val", "train")  # a run is judged on the first of these splits in its data
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DataSet:
     name : str
         Of the data.
     heading : str
-        The name, the number of classes, and what the runs are judged on; no two data sets of a report share it.
+        The name, the number of classes, and the images on which the runs are judged; unique in a report.
     groups : tuple of Group
     """
 
@@ -68,7 +68,7 @@ def data_sets(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[DataSet]:
 
 
 def not_compared(sets: Sequence[DataSet]) -> str:
-    """That runs on different data are not compared; empty for one data set.
+    """A sentence that different data sets are not compared; empty for one data set.
 
     >>> not_compared([])
     ''
@@ -80,10 +80,10 @@ def not_compared(sets: Sequence[DataSet]) -> str:
 
 
 def _keys(runs: Sequence[Run]) -> list[Any]:
-    """What is the same for runs that can be compared.
+    """A key for each run, equal for runs that can be compared.
 
-    The fingerprint of the images that they are judged on; but validation images that the seed drew differ from seed to
-    seed, so there it is their number, unless two runs of one seed were judged on different ones.
+    It holds the fingerprint of the images on which the run is judged. Validation images drawn by the seed differ from
+    seed to seed: there it holds their number, and the fingerprint only if two runs of one seed have different images.
     """
     kinds, exact = [], []
     for run in runs:
@@ -118,7 +118,7 @@ def _heading(run: Run) -> str:
 
 
 def _repeats(headings: Sequence[str]) -> list[int]:
-    """For each heading that stands for several data sets, which of them it is, from 1; else 0."""
+    """For each heading that several data sets share, its number among them, from 1; else 0."""
     return [
         headings[: i + 1].count(heading) if headings.count(heading) > 1 else 0 for i, heading in enumerate(headings)
     ]

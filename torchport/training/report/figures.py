@@ -22,7 +22,7 @@ PICTURE_WIDTH, PICTURE_HEIGHT = 11.0, 6.2  # inches, for each data set
 
 
 def curve_figures(groups: Sequence[Group], curves: Sequence[Curve]) -> Iterator[tuple[str, Figure]]:
-    """A figure for each curve for which there are values."""
+    """A figure for each curve that has values."""
     for curve in curves:
         figure = one_column(2.9)
         axes = figure.add_subplot()
@@ -34,7 +34,7 @@ def curve_figures(groups: Sequence[Group], curves: Sequence[Curve]) -> Iterator[
 def draw_curve(axes: Axes, groups: Sequence[Group], curve: Curve) -> bool:
     """Draw the median over seeds with the range, a line per group and split; returns whether there were values.
 
-    Of the held-out splits test is drawn, or val where a group has no test data: `LINES` has their line styles.
+    The held-out split drawn is test, or val for a group without test data; `LINES` has the line styles.
     """
     drawn = False
     for group, look in zip(groups, looks(groups), strict=True):
@@ -73,7 +73,7 @@ def draw_curve(axes: Axes, groups: Sequence[Group], curve: Curve) -> bool:
 
 
 def split_caption(groups: Sequence[Group]) -> str:
-    """What the line styles stand for, of the splits that are drawn.
+    """The meaning of the line styles of the drawn splits.
 
     >>> split_caption([])
     'solid on training data'
@@ -86,7 +86,7 @@ def split_caption(groups: Sequence[Group]) -> str:
 
 
 def picture(sets: Sequence[DataSet], captions: Sequence[str]) -> Figure:
-    """One picture that sums up: accuracy, loss, NC1–NC3 and the distance to the nearest ETF, of each data set."""
+    """A summary picture: accuracy, loss, NC1–NC3 and the distance to the nearest ETF, for each data set."""
     with mpl.rc_context(STYLE):
         named = [[look.label for look in looks(found.groups) if not look.label.startswith("_")] for found in sets]
         columns = [legend_columns(labels, PICTURE_WIDTH, size=10) for labels in named]

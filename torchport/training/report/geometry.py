@@ -18,7 +18,7 @@ from ..measurement import Measurement
 from .groups import Array
 from .style import DASHED, FAINT, INK, LINES, Look, legend, logarithmic, one_column
 
-MOST_NAMED = 30  # classes; names of more than that would cover each other
+MOST_NAMED = 30  # classes; more names would overlap
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """The label in the width of a figure."""
+        """The label, shortened to the width of a figure."""
         return shortened(self.label, 44)
 
     @property
@@ -175,7 +175,7 @@ def cosine_spread_figure(subjects: Sequence[Subject]) -> Figure:
 
 
 def singular_value_figure(subjects: Sequence[Subject]) -> Figure | None:
-    """Singular values of A for the heads that solve; None without one."""
+    """Singular values of A for the heads that solve; None without such a head."""
     figure = one_column(2.9)
     axes = figure.add_subplot()
     for subject in subjects:

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from ..run.reading import Run, epochs_to
+from ..run.reading import CHECKPOINTS, Run, epochs_to
 from ..run.settings import Settings
 from .labels import Value, plain_value, short_labels
 
@@ -44,7 +44,7 @@ class Group:
 
     @property
     def extent(self) -> str:
-        """How many seeds there are, and how many runs where these are more, as copies of a run are."""
+        """The number of seeds, and of runs if there are more (copies of a run)."""
         seeds = len({run.seed for run in self.runs})
         text = "one seed" if seeds == 1 else f"{seeds} seeds"
         return text if len(self.runs) == seeds else f"{len(self.runs)} runs of {text}"
@@ -84,8 +84,25 @@ class Group:
         measured = np.where(np.isnan(values), -1, np.arange(values.shape[1])).max(axis=1)
         return np.where(measured >= 0, values[np.arange(len(values)), measured], np.nan)
 
+    def result(self, metric: str) -> Array:
+        """A metric of each run's result, see `Run.result`, (runs,).
+
+        The metric of a last.pt that was not measured, of an unfinished run, is the last measured one.
+        """
+        values = np.array([run.result_row.get(metric, np.nan) for run in self.runs])
+        last = np.array([run.result == "last" for run in self.runs])
+        return np.where(np.isnan(values) & last, self.final(metric), values)
+
+    @property
+    def results(self) -> str:
+        """The checkpoints of the results, as in "best.pt (epochs 3–7)" or "best.pt (epoch 7), last.pt (epoch 9)"."""
+        epochs = defaultdict[str, set[int]](set)
+        for run in self.runs:
+            epochs[run.result].add(int(run.result_row["epoch"]))
+        return ", ".join(f"{name}.pt ({_epochs(epochs[name])})" for name in CHECKPOINTS if name in epochs)
+
     def epochs_to(self, train_accuracy: float) -> Array:
-        """First epoch at that training accuracy, (runs,); infinite for a run that never got there."""
+        """First epoch at that training accuracy, (runs,); infinite for a run that never reaches it."""
         reached = [epochs_to(run.rows, train_accuracy) for run in self.runs]
         return np.array([math.inf if epoch is None else epoch for epoch in reached])
 
@@ -99,7 +116,7 @@ class Group:
 def statistics(values: Array) -> dict[str, Array]:
     """`STATISTICS` over the first axis, leaving nan out."""
     with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # of epochs that no run measured: nan is the answer
+        warnings.simplefilter("ignore", RuntimeWarning)  # for epochs that no run measured the result is nan
         return {
             "median": np.nanmedian(values, axis=0),
             "mean": np.nanmean(values, axis=0),
@@ -110,7 +127,7 @@ def statistics(values: Array) -> dict[str, Array]:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
-    """Runs on the same data, grouped by the settings that alter results, but for the seed; in the order of `HEADS`."""
+    """Runs on the same data, grouped by the settings that alter results, except the seed; in the order of `HEADS`."""
     traits = _traits(runs)
     names = [name for name in dict.fromkeys(name for values in traits for name in values) if name != "head"]
     differing = [name for name in names if len({values.get(name) for values in traits}) > 1]
@@ -127,12 +144,11 @@ def group_runs(runs: Sequence[Run]) -> list[Group]:
 
 
 def _traits(runs: Sequence[Run]) -> list[dict[str, Value]]:
-    """By what runs are grouped. A setting that an earlier version lacked has its default.
+    """The traits by which runs are grouped: all settings that alter results, and the number of training images.
 
-    The default temperature is the number that it stands for, where another run has a number.
-
-    The number of training images is a trait, too; beside their fingerprint where runs of the same settings and seed
-    were trained on different ones.
+    * A setting that an earlier version lacked has its default.
+    * The default temperature becomes its number if another run has a number.
+    * The fingerprint of the training images is added if runs of the same settings and seed have different ones.
     """
     defaults = {field.name: field.default for field in fields(Settings)} | {"head": "run"}
     given = any(run.settings.get("temperature") is not None for run in runs)
@@ -140,7 +156,7 @@ def _traits(runs: Sequence[Run]) -> list[dict[str, Value]]:
     for run in runs:
         values = {name: plain_value(value) for name, value in (defaults | run.settings).items() if name not in NO_TRAIT}
         if given and values["temperature"] is None and run.class_names:
-            from ...heads.temperature import default_temperature  # and so torch, where it is needed
+            from ...heads.temperature import default_temperature  # imports torch: only if needed
 
             values["temperature"] = default_temperature(len(run.class_names))
         traits.append(values | {"training images": plain_value(run.config.get("data", {}).get("train_size"))})
@@ -160,6 +176,11 @@ def held_out_split(groups: Sequence[Group]) -> str | None:
     """The split that counts for all: "test" where any group has it, else "val", else None."""
     found = {group.held_out for group in groups}
     return next((split for split in HELD_OUT if split in found), None)
+
+
+def _epochs(found: set[int]) -> str:
+    low, high = min(found), max(found)
+    return f"epoch {low}" if low == high else f"epochs {low}–{high}"
 
 
 def _head_order(head: Value) -> int:

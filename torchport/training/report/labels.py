@@ -1,4 +1,4 @@
-"""Short labels for groups of runs: the fewest settings that tell them apart, or letters where those take too long.
+"""Short labels for groups of runs: the fewest settings that tell them apart, or letters if those are too long.
 
 `implicit · τ=5 · lr 0.1`, or `A · implicit` beside a table of all that differs.
 """
@@ -13,15 +13,8 @@ from ....common.text import listed, shortened, shown
 LONGEST = 40  # letters of a label that is made of settings
 MOST_SETTINGS = 3  # in a label
 SIGNS = {"temperature": "τ", "delta": "δ"}
-FIRST = (
-    "temperature",
-    "lr",
-    "backbone",
-    "loss",
-    "epochs",
-    "training images",
-)  # of several that tell runs apart as well
-SPEAKING = ("backbone", "loss", "optimizer", "precision")  # their values say what they are
+FIRST = ("temperature", "lr", "backbone", "loss", "epochs", "training images")  # preferred in labels, in this order
+SPEAKING = ("backbone", "loss", "optimizer", "precision")  # shown by their values, without their names
 
 Value = float | bool | str | None
 
@@ -123,7 +116,7 @@ def letters(index: int) -> str:
 
 
 def check_labels(labels: Sequence[str], present: Sequence[str]) -> list[str]:
-    """Labels that a user gave, in one line each, for groups that are called `present` without them.
+    """A user's labels, one line each, for groups whose default labels are `present`.
 
     Raises
     ------
@@ -140,10 +133,10 @@ def check_labels(labels: Sequence[str], present: Sequence[str]) -> list[str]:
         order = listed([shortened(label, LONGEST) for label in present])
         raise LabelError(
             f"--labels has {len(names)} of the {len(present)} names that the runs need: give one for each line of "
-            f"their tables, in this order: {order}"
+            f"the tables, in this order: {order}"
         )
     if "" in names:
-        raise LabelError("--labels has an empty name: give each a letter at least")
+        raise LabelError("--labels has an empty name: use at least one letter")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise LabelError(f"--labels has {twice!r} twice: give different names")
     return names

@@ -1,4 +1,4 @@
-"""What the page shows, gathered for its template `page.html.jinja`: words, tables, and figures as inline SVG."""
+"""The content of the page for its template `page.html.jinja`: sentences, tables, and figures as inline SVG."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what there is to see, figures, and tables with their captions."""
+    """A heading, an explanation, figures, and tables with their captions."""
 
     anchor: str
     heading: str
@@ -69,7 +69,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Subjects:
-    """What the folders of the typical runs hold beside the curves: geometry, results by class, what is missing."""
+    """Geometry and results by class of the typical runs, and notes on what is missing."""
 
     geometry: list[Subject]
     classes: list[Judged]
@@ -107,7 +107,7 @@ def write_page(
 
 
 def about(groups: Sequence[Group]) -> str:
-    """How many runs of what, how long."""
+    """One sentence: runs, groups, backbone, epochs."""
     runs = [run for group in groups for run in group.runs]
     count = f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}"
     labels = list(dict.fromkeys(group.label for group in groups))
@@ -119,7 +119,7 @@ def about(groups: Sequence[Group]) -> str:
 
 
 def page_part(found: DataSet, epochs: Sequence[int], prefix: str, figures_to: Path | None, log: Log) -> dict[str, Any]:
-    """What the template shows of one data set; without `prefix` it is the only one, and has no heading."""
+    """The variables of the template for one data set; without `prefix` it is the only one and has no heading."""
     groups = found.groups
     subjects = measured_subjects(groups, log)
     cards = zip(groups, looks(groups), strict=True)
@@ -139,7 +139,7 @@ def page_part(found: DataSet, epochs: Sequence[int], prefix: str, figures_to: Pa
 
 
 def measured_subjects(groups: Sequence[Group], log: Log) -> Subjects:
-    """The typical run of each group: geometry of its last checkpoint, its result class by class."""
+    """The typical run of each group: geometry of its last checkpoint, result by class."""
     found = Subjects([], [], [])
     for group, look in zip(groups, looks(groups), strict=True):
         run, label = group.typical, group.label
@@ -157,30 +157,30 @@ def measured_subjects(groups: Sequence[Group], log: Log) -> Subjects:
         confusion = result.confusion(result.held_out)
         if confusion is None:
             command = f"etf-measure {shlex.quote(shown(run.path))}"
-            found.missing.append(f"{label}: per-class accuracy was not counted by an earlier version; {command} does.")
+            found.missing.append(f"{label}: an earlier version did not count per-class accuracy; run {command}.")
         else:
             found.classes.append(Judged(label, run.result, result.held_out, names, confusion))
     return found
 
 
 def measured(run: Run, checkpoint: str, log: Log) -> Measurement:
-    """A checkpoint of a run as it was measured, or measured now; the run folder keeps it where it can."""
+    """The measurement of a checkpoint: the stored one, or a new one, which is stored if possible."""
     measurement = saved_measurement(run.path, checkpoint, log)
     if measurement is None:
-        from ..measure import measure  # with torch, which a report of measured runs does without
+        from ..measure import measure  # imports torch, which a report of measured runs does not need
 
         measurement = measure(run.path, checkpoint)
         try:
             save_measurement(run.path, checkpoint, measurement)
         except OSError as error:
-            log(f"{run.path}: the measurement is not kept ({error.strerror})")
+            log(f"{run.path}: the measurement cannot be stored ({error.strerror})")
     return measurement
 
 
 def page_sections(groups: Sequence[Group], subjects: Subjects, prefix: str, figures_to: Path | None) -> list[Section]:
     """The sections that have figures or tables, drawn."""
     lines = split_caption(groups)
-    left_out = f" Of the first {MOST_TOLD_APART} of {len(groups)}." if len(groups) > MOST_TOLD_APART else ""
+    left_out = f" Only the first {MOST_TOLD_APART} of {len(groups)} groups." if len(groups) > MOST_TOLD_APART else ""
 
     def each(name: str, draw: Callable[[Any], Figure | None], of: Sequence[Any]) -> Named:
         drawn = ((f"{name}-{i}", draw(subject)) for i, subject in enumerate(of[:MOST_TOLD_APART]))
@@ -208,7 +208,7 @@ def page_sections(groups: Sequence[Group], subjects: Subjects, prefix: str, figu
         (
             "geometry",
             "Geometry at the end",
-            f"Of the seed that ends nearest to the median accuracy. Margins: {lines}. Cosines: solid between class "
+            f"The seed whose final accuracy is nearest to the median. Margins: {lines}. Cosines: solid between class "
             "means, dashed between rows of W. Dotted vertical line: a simplex ETF.",
             distribution_figures(subjects.geometry),
         ),
@@ -221,15 +221,15 @@ def page_sections(groups: Sequence[Group], subjects: Subjects, prefix: str, figu
         (
             "means",
             "Class means",
-            "Seen along the nearest simplex ETF, turned so that its vertices show as a regular polygon or tetrahedron "
-            f"(dotted): what is off the outline is off the ETF.{left_out}",
+            "Projected so that the vertices of the nearest simplex ETF form a regular polygon or tetrahedron (dotted): "
+            f"deviations from the outline are deviations from the ETF.{left_out}",
             each("means", means_figure, subjects.geometry),
         ),
         (
             "solver",
             "Solver health",
-            "Certificate and conditioning of the problem as an implicit or tight-frame head solved it, epoch by epoch; "
-            "and the singular values of A in its last checkpoint.",
+            "Certificate and conditioning of the problem that an implicit or tight-frame head solves, by epoch; and "
+            "the singular values of A in its last checkpoint.",
             solver(),
         ),
     ]
@@ -250,23 +250,23 @@ def page_sections(groups: Sequence[Group], subjects: Subjects, prefix: str, figu
 
 
 def _remedy(run: Run, error: Exception) -> str:
-    """What measures a run whose data have moved; the page itself takes no --data."""
+    """The command that measures a run whose data have moved; etf-report has no --data."""
     return f" (etf-measure {shlex.quote(shown(run.path))} --data FOLDER)" if isinstance(error, DataError) else ""
 
 
 def classes_caption(results: Sequence[Judged]) -> str:
-    """What the figures by class are about."""
+    """The caption of the figures by class."""
     splits = dict.fromkeys(SPLIT_NAMES[judged.split] for judged in results)
     drawn = bool(results) and results[0].drawn
-    shades = "; shades are shares of the true class, red ones mistakes" if drawn else ""
+    shades = "; shade: share of the true class; red: mistakes" if drawn else ""
     return (
-        f"The result of the seed that ends nearest to the median accuracy, on {' or '.join(splits)} images: the "
-        f"checkpoint that training announced{shades}."
+        f"On {' or '.join(splits)} images, the result (the checkpoint that training announced) of the seed whose final "
+        f"accuracy is nearest to the median{shades}."
     )
 
 
 def inline_svg(name: str, figure: Figure, figures_to: Path | None) -> Markup:
-    """The figure as an SVG element whose ids no other figure shares."""
+    """The figure as an SVG element with unique ids."""
     buffer = io.StringIO()
     save(figure, buffer, "svg", metadata={"Date": None, "Creator": None})
     titles = [figure.get_suptitle(), *(axes.get_title(loc="left") or axes.get_title() for axes in figure.axes)]

@@ -1,6 +1,6 @@
-"""What the figures share: colours, line styles, sizes, legends.
+"""The common style of the figures: colours, line styles, sizes, legends.
 
-Colours are those of Okabe & Ito, told apart in every kind of colour vision and in grey.
+Colours are those of Okabe & Ito, distinguishable with every kind of colour vision and in grey.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: smaller, searchable, in the page's own font
 }
 WIDTH = 4.6  # inches: one column on a desktop, the whole width of a phone
-LETTER, LINE, HANDLE = 0.074, 0.165, 0.42  # inches: of a legend's letters on average, its lines, its samples of a line
+LETTER, LINE, HANDLE = 0.074, 0.165, 0.42  # inches in a legend: mean letter, line height, line sample
 LONGEST = 44  # letters in a legend or a title
 
 

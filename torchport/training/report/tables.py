@@ -16,7 +16,7 @@ from .labels import value_text
 Table = list[list[str]]  # a heading row, then one row per group
 
 ACCURACIES = ("train", "val", "test")
-COLLAPSE = (  # heading, metric at the end of training
+COLLAPSE = (  # heading, metric
     ("NC1", "train_nc1"),
     ("NC2 of W", "train_nc2"),
     ("NC2 of means", "train_nc2_means"),
@@ -31,7 +31,7 @@ LATEX = str.maketrans(
 
 
 class Best(str):
-    """A cell that holds the best median of its column; on the terminal and in CSV a cell like the others."""
+    """A cell with the best median of its column; plain on the terminal and in CSV."""
 
     best = True
 
@@ -53,21 +53,24 @@ def median_with_range(values: Array, percent: bool = False, infinite: str = "∞
 
 
 def summary(groups: Sequence[Group]) -> Table:
-    """What a reader asks first: accuracies, NC1–NC3 at the end, epochs to a training accuracy."""
+    """The first table of a report: the results that training announced, see `Run.result`.
+
+    Checkpoint and epoch, accuracies, NC1–NC3; then the epochs to a training accuracy, of all epochs.
+    """
     measured = {metric for group in groups for metric in group.metrics}
     splits = [split for split in ACCURACIES if f"{split}_accuracy" in measured]
-    heading = ["head", "seeds", *(f"{split} accuracy %" for split in splits), *(name for name, _ in COLLAPSE)]
-    heading += [f"epochs to {level:.0%}" for level in LEVELS]
+    heading = ["head", "seeds", "result", *(f"{split} accuracy %" for split in splits), *(name for name, _ in COLLAPSE)]
+    heading += [f"epochs to {100 * level:.0f} %" for level in LEVELS]
     rows = []
     for group in groups:
-        row = [group.label, str(len({run.seed for run in group.runs}))]
-        row += [median_with_range(group.final(f"{split}_accuracy"), percent=True) for split in splits]
-        row += [median_with_range(group.final(metric)) for _, metric in COLLAPSE]
+        row = [group.label, str(len({run.seed for run in group.runs})), group.results]
+        row += [median_with_range(group.result(f"{split}_accuracy"), percent=True) for split in splits]
+        row += [median_with_range(group.result(metric)) for _, metric in COLLAPSE]
         row += [median_with_range(group.epochs_to(level), infinite="never") for level in LEVELS]
         rows.append(row)
-    for i, split in enumerate(splits, start=2):
+    for i, split in enumerate(splits, start=3):
         if split != "train":
-            mark_best(rows, i, [group.final(f"{split}_accuracy") for group in groups])
+            mark_best(rows, i, [group.result(f"{split}_accuracy") for group in groups])
     return [heading, *rows]
 
 
@@ -82,7 +85,7 @@ def mark_best(rows: Table, column: int, values: Sequence[Array]) -> None:
 
 
 def accuracy_at(groups: Sequence[Group], epochs: Sequence[int]) -> Table:
-    """The paper's table: top-1 after so many epochs, in per cent, median with range.
+    """The paper's table: top-1 accuracy at given epochs, in per cent, median with range.
 
     On test data where any run has it, else on validation data, else on training data.
     """
@@ -140,7 +143,7 @@ def settings_table(groups: Sequence[Group]) -> Table:
 
 
 def provenance_table(groups: Sequence[Group]) -> Table:
-    """Where each run was made, a row each."""
+    """The provenance of each run, a row each."""
     rows = []
     for run in (run for group in groups for run in group.runs):
         made = run.config.get("provenance", {})

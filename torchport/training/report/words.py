@@ -1,4 +1,4 @@
-"""A comparison in words: when each head learned, how far it collapsed, which head is ahead."""
+"""A comparison in sentences: when each head learned, how far it collapsed, which head is ahead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..measurement import SPLIT_NAMES
 from .data_sets import DataSet, not_compared
 from .groups import Group, held_out_split
 from .labels import phrase
-from .tables import LEVELS, as_text, median_with_range, number, summary
+from .tables import LEVELS, as_text, median_with_range, number, percentage, summary
 
 MOST_RANKED = 8  # groups that a ranking names
 TOLERANCES = (0.01, 0.02, 0.05, 0.1, 0.2)  # within which class means and classifier are called collapsed
@@ -21,22 +21,23 @@ TOLERANCES = (0.01, 0.02, 0.05, 0.1, 0.2)  # within which class means and classi
 def verdict(group: Group) -> str:
     """Training and held-out accuracy of a group, and its collapse."""
     runs = len(group.runs)
-    learned = "never 95 % of the training images right"
+    learned = "never 95 % training accuracy"
     for level in sorted(LEVELS, reverse=True):
         to_level = group.epochs_to(level)
         reached = to_level[np.isfinite(to_level)]
         if len(reached):
-            learned = f"{level:.0%} of the training images right from epoch {median_with_range(reached)}"
+            learned = f"{100 * level:.0f} % training accuracy from epoch {median_with_range(reached)}"
             learned += "" if len(reached) == runs else f", in {len(reached)} of {runs} runs only"
             break
+    result = ""
     if group.held_out:
-        share = median_with_range(group.final(f"{group.held_out}_accuracy"), percent=True)
-        learned += f"; {share} % of the {SPLIT_NAMES[group.held_out]} images at the end"
-    return f"{learned} ({group.extent}). {_collapse(group)}{_stale(group)}"
+        result = median_with_range(group.result(f"{group.held_out}_accuracy"), percent=True)
+        result = f"; {SPLIT_NAMES[group.held_out]} accuracy {result} % with {group.results}"
+    return f"{learned} ({group.extent}){result}. {_collapse(group)}{_stale(group)}"
 
 
 def _stale(group: Group) -> str:
-    """That figures "at the end" are from before the last epoch, where later ones are missing or no numbers."""
+    """A note if the metrics "at the end" are older than the last epoch, because later ones are missing or nan."""
     measured = ~np.isnan(group.values("train_accuracy"))  # (runs, E)
     last = [int(group.epochs[row].max()) for row in measured if row.any()]
     reached = [int(run.rows[-1]["epoch"]) for run, row in zip(group.runs, measured, strict=True) if row.any()]
@@ -45,22 +46,25 @@ def _stale(group: Group) -> str:
 
 
 def _collapse(group: Group) -> str:
-    """How near to a simplex ETF class means and classifier came, and from when on; nc2 and nc3 are relative."""
+    """How close class means and classifier are to a simplex ETF, and since which epoch; nc2 and nc3 are relative."""
     worst = np.maximum(group.over_seeds("train_nc2_means")["median"], group.over_seeds("train_nc3")["median"])
     epochs, worst = group.epochs[~np.isnan(worst)], worst[~np.isnan(worst)]
     if len(worst) == 0:
         return "Neural collapse was not measured."
-    ends = {"NC1": group.final("train_nc1"), "CDNV": group.final("train_cdnv")}  # which sees spread off the means' span
+    ends = {
+        "NC1": group.final("train_nc1"),
+        "CDNV": group.final("train_cdnv"),
+    }  # CDNV includes spread outside the span of the means
     medians = {name: float(np.median(values)) for name, values in ends.items()}
     spread = " and ".join(f"{name} at {number(value)}" for name, value in medians.items() if not math.isnan(value))
     spread = f", with {spread}" if spread else ""
-    if "train_etf_distance_means" not in group.metrics:  # which is absent exactly where there is no simplex ETF
-        return f"No simplex ETF has so many classes in so few features: NC2 and NC3 cannot reach zero{spread}."
+    if "train_etf_distance_means" not in group.metrics:  # absent if and only if there is no simplex ETF
+        return f"No simplex ETF exists for so many classes in so few dimensions: NC2 and NC3 cannot reach zero{spread}."
     reached = [tolerance for tolerance in TOLERANCES if worst[-1] <= tolerance]
     if not reached:
         return (
-            f"Not collapsed to within {TOLERANCES[-1]:g} yet: class means and classifier end {worst[-1]:.2g} "
-            f"from a common simplex ETF{spread}."
+            f"Not collapsed to within {TOLERANCES[-1]:g} yet: the distance of class means and classifier from a common "
+            f"simplex ETF is {worst[-1]:.2g} at the end{spread}."
         )
     outside = np.flatnonzero(worst > reached[0])
     since = epochs[outside[-1] + 1] if len(outside) else epochs[0]
@@ -79,7 +83,7 @@ def comparison(groups: Sequence[Group]) -> str:
         if min(medians) < math.inf:
             order = sorted(zip(medians, (group.label for group in groups), strict=True))
             epochs = _ranking([f"{label} ({number(epoch)})" for epoch, label in order])
-            first = f"Median epochs to {level:.0%} training accuracy: {epochs}."
+            first = f"Median epochs to {100 * level:.0f} % training accuracy: {epochs}."
             break
     else:
         first = "No head reached 95 % training accuracy."
@@ -87,12 +91,14 @@ def comparison(groups: Sequence[Group]) -> str:
     if split is None:
         return first
     scores = [
-        (float(np.median(final[~np.isnan(final)])), group.label)
+        (float(np.median(found[~np.isnan(found)])), group.label)
         for group in groups
-        if not np.isnan(final := group.final(f"{split}_accuracy")).all()
+        if not np.isnan(found := group.result(f"{split}_accuracy")).all()
     ]
-    ranked = _ranking([f"{label} ({score:.2%})" for score, label in sorted(scores, key=lambda pair: -pair[0])])
-    return f"{first} Median {SPLIT_NAMES[split]} accuracy: {ranked}."
+    ranked = _ranking(
+        [f"{label} ({percentage(score)} %)" for score, label in sorted(scores, key=lambda pair: -pair[0])]
+    )
+    return f"{first} Median {SPLIT_NAMES[split]} accuracy of the results: {ranked}."
 
 
 def _ranking(entries: Sequence[str]) -> str:
@@ -101,24 +107,24 @@ def _ranking(entries: Sequence[str]) -> str:
 
 
 def differences(group: Group) -> str:
-    """The settings of a group that other groups have otherwise, as in "lr 0.1, no gradient"."""
+    """The settings in which a group differs from others, as in "lr 0.1, no gradient"."""
     return ", ".join(phrase(name, value) for name, value in group.differing.items())
 
 
-def _says_all(group: Group) -> bool:
-    """Whether the label names all that differs."""
+def _names_all_differences(group: Group) -> bool:
+    """Whether the label names all settings that differ."""
     return all(phrase(name, value) in group.label.split(" · ") for name, value in group.differing.items())
 
 
 def printed(sets: Sequence[DataSet]) -> str:
-    """What the command prints: of each data set a table, verdicts and comparison."""
+    """The command's output: a table, verdicts and a comparison for each data set."""
     lines = []
     for found in sets:
         lines += [found.heading, ""] if len(sets) > 1 else []
         lines += [as_text(summary(found.groups)), ""]
         lines += [f"{group.label}: {verdict(group)}" for group in found.groups]
         lines += [comparison(found.groups)] if len(found.groups) > 1 else []
-        labelled = [group for group in found.groups if differences(group) and not _says_all(group)]
+        labelled = [group for group in found.groups if differences(group) and not _names_all_differences(group)]
         lines += ["", "Settings in which they differ:"] if labelled else []
         lines += [f"{group.label}: {differences(group)}" for group in labelled]
         lines += [""] if len(sets) > 1 else []

@@ -1,4 +1,4 @@
-"""Reports on disk: the page or the picture, and the tables."""
+"""Write reports: the page or the picture, and the tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 class ReportError(UserError):
-    """A report that cannot be written where it was asked for."""
+    """A report that cannot be written to its target."""
 
 
 def check_target(target: Path) -> None:
@@ -33,7 +33,7 @@ def check_target(target: Path) -> None:
     Raises
     ------
     ReportError
-        If it has another ending, or lies in a folder that does not exist.
+        If it has another ending, or its folder does not exist.
     """
     if target.suffix not in (".html", *PICTURES):
         raise ReportError(f"{target}: expected a file that ends in .html, .png, .svg or .pdf")
@@ -55,11 +55,11 @@ def write_report(
     sets : sequence of DataSet
     target : path
     epochs : sequence of int
-        Of the accuracy table; none: of each data set `default_epochs`.
+        Epochs of the accuracy table; empty: `default_epochs` of each data set.
     figures_to : path, optional
         With a page: a folder for each figure as SVG and PNG.
     log : callable
-        Takes notes about measurements that had to be made again.
+        Called with lines about measurements that are repeated.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def write_report(
 
 
 def _caption(found: DataSet) -> str:
-    """Data, seeds and device below a picture."""
+    """The caption of a picture: data, seeds and device."""
     from .figures import split_caption
 
     first, most = found.groups[0].runs[0], max(found.groups, key=lambda group: len(group.runs))
@@ -93,8 +93,8 @@ def _caption(found: DataSet) -> str:
 def write_tables(sets: Sequence[DataSet], folder: Path, epochs: Sequence[int]) -> list[Path]:
     """Write every metric over seeds as CSV, and the summary and accuracy tables as Markdown, CSV and LaTeX.
 
-    The settings in which groups differ are a third table, if there are any. Of several data sets each has a folder of
-    its own inside `folder`.
+    The settings in which groups differ, if any, are a third table. With several data sets, each has its own folder
+    inside `folder`.
     """
     if len(sets) > 1:
         places = [folder / f"{i}-{_file_name(found.name)}" for i, found in enumerate(sets, start=1)]

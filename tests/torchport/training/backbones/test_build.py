@@ -1,4 +1,4 @@
-"""Every backbone by its name: features of the stated size, negative only where `features` is "signed"."""
+"""Every backbone by its name: features of the stated size, negative only if `features` is "signed"."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def torchvision(monkeypatch: pytest.MonkeyPatch) -> dict[str, nn.Module]:
-    """Stands in for torchvision; to be filled with networks by name."""
+    """A stand-in for torchvision, to be filled with networks by name."""
     networks: dict[str, nn.Module] = {}
     models = SimpleNamespace(list_models=lambda module: list(networks), get_model=networks.__getitem__)
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=models))
@@ -57,7 +57,7 @@ def test_foreign_networks_that_do_not_fit_are_refused(torchvision: dict[str, nn.
         ("tinny", (2, 2, 3), "did you mean 'tiny'"),
         ("tiny", (2, 2, 1), "3 channels, not 1"),
         ("tiny", (4, 2, 3), "does not take images of 4×2 pixels: mat1 and mat2"),
-        ("maps", (2, 2, 3), r"makes \(2, 4, 2, 2\) of two images: expected features"),
+        ("maps", (2, 2, 3), r"returns \(2, 4, 2, 2\) for two images: expected features"),
         ("none", (2, 2, 3), "no linear classifier"),
     ):
         with pytest.raises(SettingsError, match=complaint):
@@ -70,7 +70,7 @@ def tiny() -> nn.Sequential:
 
 @pytest.fixture
 def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, torch.Tensor]]:
-    """Stands in for timm and torchvision, whose weights come from a file; with `offline`, they come from nowhere."""
+    """A stand-in for timm and torchvision, whose weights come from a file, or with `offline` are not available."""
     torch.manual_seed(5)
     stored = tiny().state_dict()
     torch.save(stored, tmp_path / "cache.pth")
@@ -142,7 +142,7 @@ def test_pretrained_weights_of_a_library(name: str, pretrained: Callable[[str], 
         assert torch.equal(backbone.state_dict()[key], stored[key])
     pretrained("offline")
     with pytest.raises(
-        SettingsError, match=r"could not be had \(\[Errno -2\] Name or service not known\): .*--weights FILE"
+        SettingsError, match=r"cannot be loaded \(\[Errno -2\] Name or service not known\): .*--weights FILE"
     ):
         start_weights(backbone, settings, channels=3)
 
@@ -160,7 +160,7 @@ def test_wrong_tags_and_networks_are_named(pretrained: Callable[[str], dict[str,
             network_view(settings)
 
 
-def test_a_network_s_own_view_is_taken_with_its_weights(
+def test_pretrained_weights_bring_their_preprocessing(
     pretrained: Callable[[str], dict[str, torch.Tensor]],
 ) -> None:
     of_timm = View(288, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic", 0.95)

@@ -1,4 +1,4 @@
-"""Backbones by a function of one's own, from a file or a package."""
+"""Backbones from a user's function, in a file or a package."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_function_in_a_package() -> None:
     assert build_backbone(settings, (2, 2, 3)).num_features == 12
 
 
-def test_a_network_says_which_images_it_is_for(file: Path) -> None:
+def test_a_network_s_attributes_set_its_preprocessing(file: Path) -> None:
     before = torch.get_rng_state()
     view = network_view(Settings(backbone=f"{file}:described"))
     assert view == View(40, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5), "bicubic", 1.0)
@@ -95,14 +95,14 @@ def test_a_view_of_grey_images_averages_the_colours() -> None:
         ("net.py:large", "net.py has no function large"),
         ("net.py:value", "net.py has no function value"),
         ("net.py:broken", r"broken\(\) failed \(KeyError: 'no weights'\)"),
-        ("net.py:nothing", r"nothing\(\) made a int, expected a torch.nn.Module"),
-        ("net.py:maps", r"makes \(2, 4, 9, 9\) of two images: expected features"),
+        ("net.py:nothing", r"nothing\(\) returned a int, expected a torch.nn.Module"),
+        ("net.py:maps", r"returns \(2, 4, 9, 9\) for two images: expected features"),
         ("bad.py:small", "bad.py cannot be imported .*NameError"),
         ("no.such.package:make", "no.such.package cannot be imported"),
         ("torch.nn:Nonsense", "torch.nn has no function Nonsense"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_a_line(
+def test_unusable_functions_are_refused_in_one_line(
     file: Path, monkeypatch: pytest.MonkeyPatch, spec: str, complaint: str
 ) -> None:
     (file.parent / "bad.py").write_text("nonsense\n")
@@ -112,7 +112,7 @@ def test_what_cannot_be_used_is_refused_in_a_line(
     assert "\n" not in str(refused.value)
 
 
-def test_settings_of_ones_own_backbones(file: Path) -> None:
+def test_settings_of_own_backbones(file: Path) -> None:
     for backbone in ("net.py", "small-cnnn", ":f", "net.py:"):
         with pytest.raises(SettingsError, match="unknown backbone"):
             Settings(backbone=backbone)

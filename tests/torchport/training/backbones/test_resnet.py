@@ -1,4 +1,4 @@
-"""Residual networks on CPUs: the shortcut that works around a fault in oneDNN."""
+"""Residual networks on CPUs: the shortcut that works around a defect in oneDNN."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_a_narrow_shortcut_is_a_strided_convolution(in_channels: int) -> None:
 
 
 def test_narrow_networks_train_in_channels_last_memory() -> None:
-    """oneDNN wrote out of bounds here, which killed the process, so this test needs one of its own."""
+    """oneDNN wrote out of bounds here, which killed the process: the test runs in a separate one."""
     script = (
         "import torch; from nearest_etf.torchport.training.backbones.resnet import ResNet;"
         "net = ResNet('resnet18', width=8);"

@@ -1,4 +1,4 @@
-"""Batches from the device: order, augmentation, processes, and where a run can go on."""
+"""Batches from the device: order, augmentation, processes, resuming."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_rotation_turns_about_the_middle() -> None:
 
 
 @pytest.mark.parametrize("start", [1, 3])
-def test_an_epoch_goes_on_at_any_step(start: int) -> None:
+def test_an_epoch_resumes_at_any_step(start: int) -> None:
     loader = DeviceLoader(SPLIT, 8, mean=(0,) * 3, std=(1,) * 3, device=CPU, augmentation=FULL)
     assert_same(list(loader.epoch(5))[start:], list(loader.epoch(5, start)))
 
@@ -103,7 +103,7 @@ def test_half_of_the_images_are_mirrored_and_keep_their_labels() -> None:
 
 
 def test_impossible_batches_are_refused() -> None:
-    with pytest.raises(DataError, match="batch of 41 is more than the 40 images"):
+    with pytest.raises(DataError, match="batch_size is 41, but there are 40 images"):
         raw_loader(batch_size=41)
     with pytest.raises(DataError, match="3 processes do not divide the batch size 8"):
         raw_loader(world_size=3)

@@ -1,4 +1,4 @@
-"""Official files that are missing: fetched and checked, or asked for by name."""
+"""Missing official files: downloaded and checked, or named in the error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTENT = random.Random(0).randbytes(300_000)
 
 
 def visible(folder: Path) -> list[str]:
-    """Names in a folder, but for the lock."""
+    """Names in a folder, except the lock."""
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
@@ -36,7 +36,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def source(tmp_path: Path) -> Iterator[Source]:
-    """An archive with folder/data.bin in it, on a server of its own."""
+    """An archive with folder/data.bin in it, on a local server."""
     site = tmp_path / "site"
     site.mkdir()
     with tarfile.open(site / "data.tar.gz", "w:gz") as archive:
@@ -83,7 +83,7 @@ def tar(path: Path, *members: tuple[str, bytes | str]) -> Path:
     return path
 
 
-def test_an_archive_writes_nothing_outside_its_folder_nor_what_was_not_asked_for(tmp_path: Path) -> None:
+def test_an_archive_writes_only_requested_files_in_its_folder(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     archive = tar(
         tmp_path / "evil.tar.gz",
@@ -121,7 +121,7 @@ def test_an_archive_that_ends_early_leaves_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("point", ["copyfileobj", "replace"])
-def test_unpacking_that_is_killed_begins_anew(tmp_path: Path, source: Source, point: str) -> None:
+def test_killed_unpacking_is_repeated(tmp_path: Path, source: Source, point: str) -> None:
     root, where = tmp_path / "cache", {"copyfileobj": "shutil", "replace": "os"}[point]
     if point == "copyfileobj":
         killed = "file.write(content.read(1000)); file.flush(); os._exit(9)"
@@ -139,7 +139,7 @@ def test_unpacking_that_is_killed_begins_anew(tmp_path: Path, source: Source, po
     assert (fetch("set", source, root) / "data.bin").read_bytes() == CONTENT
 
 
-def test_a_file_that_changed_after_it_was_fetched_is_noticed(tmp_path: Path, source: Source) -> None:
+def test_a_file_changed_after_the_download_is_refused(tmp_path: Path, source: Source) -> None:
     folder = fetch("set", source, tmp_path / "cache")
     changed = bytearray(CONTENT)
     changed[1234] ^= 1
@@ -150,13 +150,13 @@ def test_a_file_that_changed_after_it_was_fetched_is_noticed(tmp_path: Path, sou
     assert (fetch("set", source, tmp_path / "cache") / "data.bin").read_bytes() == CONTENT
 
 
-def test_a_file_that_somebody_put_there_needs_no_sum(tmp_path: Path, source: Source) -> None:
+def test_a_file_of_the_user_needs_no_sum(tmp_path: Path, source: Source) -> None:
     (tmp_path / "cache" / "folder").mkdir(parents=True)
     (tmp_path / "cache" / "folder" / "data.bin").write_bytes(b"mine")
     assert (fetch("set", source, tmp_path / "cache") / "data.bin").read_bytes() == b"mine"
 
 
-def test_sums_that_are_damaged_are_named(tmp_path: Path, source: Source) -> None:
+def test_damaged_sums_are_named(tmp_path: Path, source: Source) -> None:
     folder = fetch("set", source, tmp_path / "cache")
     for damaged in (b"abc\n", b"\xff\xfe\n"):
         (folder / "SHA256SUMS").write_bytes(damaged)
@@ -182,7 +182,7 @@ def test_processes_that_fill_one_cache_wait_for_one_another(tmp_path: Path, sour
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
-    """Makes the server answer with ranges of bytes, and notes which ones it was asked for."""
+    """Let the server answer range requests, and record them."""
     asked: list[str | None] = []
 
     def answer(server: Quiet) -> None:
@@ -201,9 +201,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
     return asked
 
 
-def test_a_download_that_broke_off_goes_on(tmp_path: Path, source: Source, asked: list[str | None]) -> None:
+def test_an_interrupted_download_continues(tmp_path: Path, source: Source, asked: list[str | None]) -> None:
     root = tmp_path / "cache"
-    with pytest.raises(DataError, match="trying again goes on where it stopped"):
+    with pytest.raises(DataError, match="another attempt continues the download"):
         fetch("set", source, root)
     kept = (root / "data.tar.gz.part").stat().st_size
     assert kept > 100_000
@@ -217,7 +217,7 @@ def part_of_a_download(root: Path, content: bytes) -> None:
     (root / "data.tar.gz.part").write_bytes(content)
 
 
-def test_a_part_that_lacks_nothing_is_taken(tmp_path: Path, source: Source, asked: list[str | None]) -> None:
+def test_a_complete_part_is_accepted(tmp_path: Path, source: Source, asked: list[str | None]) -> None:
     part_of_a_download(tmp_path / "cache", (tmp_path / "site" / "data.tar.gz").read_bytes())
     assert (fetch("set", source, tmp_path / "cache") / "data.bin").is_file()
     assert len(asked) == 1
@@ -237,7 +237,7 @@ def test_a_server_without_ranges_sends_the_whole_file(tmp_path: Path, source: So
     assert (fetch("set", source, tmp_path / "cache") / "data.bin").read_bytes() == CONTENT
 
 
-def test_offline_it_says_which_file_to_put_where(tmp_path: Path) -> None:
+def test_offline_the_error_names_the_file_and_its_place(tmp_path: Path) -> None:
     source = Source("folder", ("data.bin",), (("http://127.0.0.1:9/data.tar.gz", "0" * 32),))
     with pytest.raises(DataError, match=r"put it at .*/cache/data\.tar\.gz") as refused:
         fetch("set", source, tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""What a run keeps of its data, and how it notices that they have changed."""
+"""The record of a run's data, and the detection of changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def data(count: int = 6, classes: tuple[str, ...] = ("cat", "dog"), held_out: in
     return ImageData("greys", split(count), split(held_out) if held_out else None, None, classes, (0.0,), (1.0,))
 
 
-def test_the_same_data_are_no_change() -> None:
+def test_equal_data_are_not_a_change() -> None:
     assert compare_data(recorded(data()), recorded(data())) == ""
 
 
@@ -35,8 +35,8 @@ def test_the_same_data_are_no_change() -> None:
         (data(count=4), "greys has changed since the run was trained: other training images (4, 6 then)"),
         (
             data(held_out=2),
-            "greys has changed since the run was trained: other validation images (2, 0 then); held-out images may be "
-            "ones that it was trained on",
+            "greys has changed since the run was trained: other validation images (2, 0 then); held-out images may include "
+            "images that it was trained on",
         ),
     ],
 )
@@ -65,7 +65,7 @@ def test_without_fingerprints_classes_are_compared() -> None:
         compare_data(old, recorded(data(classes=("cat", "dog", "emu"))))
 
 
-def test_a_folder_s_place_is_kept_and_no_part_of_its_fingerprint(tmp_path: Path) -> None:
+def test_a_folder_s_location_is_recorded_outside_its_fingerprint(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "photos" / name).mkdir(parents=True)
         Image.new("RGB", (9, 9)).save(tmp_path / "photos" / name / "0.png")

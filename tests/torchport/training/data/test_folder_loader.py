@@ -113,7 +113,7 @@ def test_a_strict_loader_ends_at_a_broken_file_in_one_line(split: FolderSplit, w
         list(loader.epoch(1) if training else loader.ordered())
 
 
-def test_data_that_are_gone_end_a_run(split: FolderSplit) -> None:
+def test_missing_data_end_a_run(split: FolderSplit) -> None:
     loader = loader_of(split, workers=0)
     for path in split.paths[:5]:
         path.unlink(missing_ok=True)
@@ -125,7 +125,7 @@ def test_data_that_are_gone_end_a_run(split: FolderSplit) -> None:
         list(loader.ordered())
 
 
-def test_batches_are_the_same_where_shared_memory_is_small(split: FolderSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_the_same_with_little_shared_memory(split: FolderSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = split.take(np.array([0, 1, 3, 4, 5, 6, 7, 8]))
     expected = [list(loader_of(whole, workers=2).epoch(1)), list(loader_of(whole, workers=2).ordered(3))]
     space = SimpleNamespace(free=2**40)
@@ -138,7 +138,7 @@ def test_batches_are_the_same_where_shared_memory_is_small(split: FolderSplit, m
     assert_same(list(loader.ordered(3)), expected[1])
 
 
-def test_where_shared_memory_is_no_folder_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_memory_that_is_not_a_folder_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_loader, "SHARED_MEMORY", "/nowhere")
     assert shared_memory_holds(2**50)
 

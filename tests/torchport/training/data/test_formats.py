@@ -1,4 +1,4 @@
-"""Readers of official file formats, against damaged and foreign files."""
+"""Readers of official file formats refuse damaged and foreign files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], bytes, str]] = {
     "short idx header": (read_idx, bytes([0, 0, 8, 3, 0]), "header of 16 bytes"),
     "short idx": (read_idx, idx_bytes(np.zeros((3, 4), np.uint8))[:-1], r"\(3, 4\), 12 bytes"),
     "short gzip": (read_idx, gzip.compress(idx_bytes(np.zeros(1000, np.uint8)))[:-9], "damaged.*an idx file, whole"),
-    "gzip of more than it promises": (
+    "gzip longer than its header states": (
         read_idx,
         gzip.compress(idx_bytes(np.zeros(2, np.uint8)) + bytes(10**6)),
         r"\(2,\), 2 bytes, found more",
@@ -62,7 +62,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path, case: str, capsys
     assert capsys.readouterr().out == ""
 
 
-def test_labels_have_to_fit_images(tmp_path: Path) -> None:
+def test_labels_must_match_images(tmp_path: Path) -> None:
     (tmp_path / "images").write_bytes(idx_bytes(np.zeros((2, 5, 5), np.uint8)))
     (tmp_path / "labels").write_bytes(idx_bytes(np.zeros(3, np.uint8)))
     with pytest.raises(DataError, match=r"labels holds \(3,\) labels: expected one for each of 2"):

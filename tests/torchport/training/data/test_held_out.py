@@ -36,7 +36,7 @@ def test_shares_of_unequal_classes(fraction: float, expected: list[int]) -> None
         np.testing.assert_array_equal(split.labels, data.train.labels[numbers])
 
 
-def test_each_image_is_as_likely_as_another_of_its_class() -> None:
+def test_all_images_of_a_class_are_equally_likely() -> None:
     data = numbered(10, 20)
     held_out = [hold_out(data, 0.3, seed).val for seed in range(400)]
     counts = np.bincount(np.concatenate([split.images.ravel() for split in held_out if isinstance(split, Split)]))

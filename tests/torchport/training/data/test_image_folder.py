@@ -96,11 +96,13 @@ def test_a_broken_image_and_a_foreign_class_are_named(tmp_path: Path) -> None:
     Image.fromarray(np.full((30, 30), 40000, np.uint16)).save(tmp_path / "val" / "a" / "0.png")
     assert validation(load_data(str(tmp_path))).images[0][0, 0].tolist() == [156] * 3, "40000 / 257"
     (tmp_path / "val" / "c").mkdir()
-    with pytest.raises(DataError, match=r"c is a class that .*train does not have"):
+    with pytest.raises(DataError, match=r"c is a class that .*train lacks"):
         load_data(str(tmp_path))
     (tmp_path / "train" / "c").mkdir()
     (tmp_path / "train" / "c" / "notes.txt").write_text("no image")
-    with pytest.raises(DataError, match=r"train/c holds no images \(looked for \.avif, .*; 1 file is no .*: 1 \.txt\)"):
+    with pytest.raises(
+        DataError, match=r"train/c holds no images \(looked for \.avif, .*; 1 file has no .*: 1 \.txt\)"
+    ):
         load_data(str(tmp_path))
 
 
@@ -125,7 +127,7 @@ def test_splits_of_every_layout(tmp_path: Path, splits: tuple[str, ...], sizes: 
     assert len({split.fingerprint() for split in data.splits().values()}) == len(sizes)
 
 
-def test_held_out_images_of_a_folder_are_others_than_those_for_training(tmp_path: Path) -> None:
+def test_held_out_and_training_images_of_a_folder_are_disjoint(tmp_path: Path) -> None:
     root = image_folder(tmp_path, splits=("train", "test"), count=10)
     data = training_data(Settings(data=str(root), image_size=16, val_fraction=0.3))
     assert isinstance(data.train, FolderSplit)
@@ -142,23 +144,23 @@ def test_folders_that_cannot_be_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has a validation split: val_fraction = 0\.2 is for data sets without one"):
         training_data(Settings(data=str(root), val_fraction=0.2))
     flat = image_folder(tmp_path / "flat", splits=(".",), count=1)
-    with pytest.raises(DataError, match=r"class 'a' has a single training image.*add images.*or val_fraction = 0"):
+    with pytest.raises(DataError, match=r"class 'a' has a single training image.*add images.*or set val_fraction = 0"):
         training_data(Settings(data=str(flat)))
 
 
-def test_what_is_left_out_of_a_folder_is_reported(tmp_path: Path) -> None:
+def test_skipped_files_of_a_folder_are_reported(tmp_path: Path) -> None:
     image_folder(tmp_path, splits=("train", "val"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_data(str(tmp_path))
     for name in ("train/a/x.heic", "val/b/y.HEIC", "val/b/Thumbs.db"):
         (tmp_path / name).touch()
-    with pytest.warns(UserWarning, match=r": 3 files are no images by their names: 2 \.heic, 1 \.db$"):
+    with pytest.warns(UserWarning, match=r": 3 files have no known image suffix: 2 \.heic, 1 \.db$"):
         load_data(str(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore:.*linked folder")
-def test_links_in_a_folder_are_followed_but_never_round_and_round(tmp_path: Path) -> None:
+def test_links_in_a_folder_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     root, elsewhere = image_folder(tmp_path / "data", splits=("train",)), tmp_path / "elsewhere"
     elsewhere.mkdir()
     Image.new("RGB", (9, 9)).save(elsewhere / "far.png")
@@ -173,7 +175,7 @@ def test_links_in_a_folder_are_followed_but_never_round_and_round(tmp_path: Path
     assert len(data.train.fingerprint()) == 64
 
 
-def test_a_file_name_that_is_no_text_and_a_link_to_nowhere_have_fingerprints(tmp_path: Path) -> None:
+def test_undecodable_names_and_broken_links_have_fingerprints(tmp_path: Path) -> None:
     root = image_folder(tmp_path, splits=("train",))
     plain = load_data(str(root)).train.fingerprint()
     (root / "train" / "a" / "0.png").rename(os.fsdecode(bytes(root / "train" / "a") + b"/0\xff.png"))
@@ -181,7 +183,7 @@ def test_a_file_name_that_is_no_text_and_a_link_to_nowhere_have_fingerprints(tmp
     assert load_data(str(root)).train.fingerprint() != plain
 
 
-def test_readable_images_are_those_that_an_evaluation_takes(tmp_path: Path) -> None:
+def test_readable_images_are_those_of_an_evaluation(tmp_path: Path) -> None:
     split = load_data(str(image_folder(tmp_path))).train
     assert isinstance(split, FolderSplit)
     chosen = np.array([1, 2, 6])
@@ -198,7 +200,7 @@ def test_readable_images_are_those_that_an_evaluation_takes(tmp_path: Path) -> N
     assert (index.tolist(), images.shape, labels.tolist()) == ([1, 2, 6], (3, 8, 8, 1), digits.labels[chosen].tolist())
 
 
-def test_the_transform_is_recorded_and_is_what_images_are_read_by(tmp_path: Path) -> None:
+def test_images_are_read_with_the_recorded_transform(tmp_path: Path) -> None:
     data = load_data(str(image_folder(tmp_path)), image_size=16)
     assert data.preprocessing()["transform"] == PhotoTransform(16, 16).to_dict()
     assert isinstance(data.train, FolderSplit)

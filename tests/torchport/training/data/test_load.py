@@ -123,7 +123,7 @@ def test_python_cifar_files_have_to_be_complete_and_of_their_kind(tmp_path: Path
     with pytest.raises(DataError, match=r"cifar100: .*test is missing: expected train, test there"):
         load_data("cifar100", root=tmp_path)
     (folder / "test").write_bytes(python_batch(colour_images(2, 32), b"fine_labels"))
-    with pytest.raises(DataError, match=r"train is no CIFAR python file: .* as many 'fine_labels'"):
+    with pytest.raises(DataError, match=r"train is not a CIFAR python file: .* as many 'fine_labels'"):
         load_data("cifar100", root=tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_thinning_and_label_noise_spare_validation_images() -> None:
         training_data(Settings(data="digits", val_fraction=0.25, samples_per_class=130))
 
 
-def test_what_a_run_folder_records_of_the_data() -> None:
+def test_the_record_of_the_data_in_a_run_folder() -> None:
     recorded = training_data(Settings(data="digits", val_fraction=0.1)).to_dict()
     assert [recorded[f"{name}_size"] for name in ("train", "val", "test")] == [1294, 143, 360]
     assert len({recorded[f"{name}_sha256"] for name in ("train", "val", "test")}) == 3

@@ -1,4 +1,4 @@
-"""mixup, cutmix and changes of colour against their formulas written out, and the same at any step of any epoch."""
+"""mixup, cutmix and colour jitter against their explicit formulas, and equal when resumed at any step."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_boxes_have_their_share_inside_and_are_cut_off_at_the_edge() -> None:
 
 
 @pytest.mark.parametrize("amount", [0.4, 1.5])
-def test_colours_change_as_pillow_changes_them(amount: float) -> None:
+def test_colour_changes_equal_those_of_pillow(amount: float) -> None:
     ((x, y),) = batches(1)
     ((changed, labels),) = mixing(color_jitter=amount)([(x, y)], 7)
     assert torch.equal(labels, y)
@@ -102,7 +102,7 @@ def test_grey_images_stay_grey() -> None:
     assert not torch.equal(changed, images)
 
 
-def test_an_epoch_goes_on_at_any_step() -> None:
+def test_an_epoch_resumes_at_any_step() -> None:
     full = mixing(mixup=0.8, cutmix=1.0, color_jitter=0.4)
     whole = list(full(batches(), 5))
     rest = list(full(batches()[2:], 5, start=2))
@@ -136,7 +136,7 @@ def test_nothing_is_touched_by_default() -> None:
         assert labels is y
 
 
-def test_soft_labels_need_a_loss_that_takes_them() -> None:
+def test_soft_labels_need_a_loss_for_soft_labels() -> None:
     for loss in ("dot-regression", "ntce"):
         with pytest.raises(SettingsError, match="mixup and cutmix make soft labels"):
             Settings(loss=loss, mixup=0.2)

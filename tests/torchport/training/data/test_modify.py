@@ -1,4 +1,4 @@
-"""Fewer images, imbalanced classes and wrong labels, by the seed."""
+"""Fewer images, imbalanced classes and wrong labels, drawn with the seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The official files themselves, where `NEAREST_ETF_DATA` points to them."""
+"""The official files, if `NEAREST_ETF_DATA` points to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Worker processes outlive the signals of their group, and end with the process that began them."""
+"""Worker processes ignore the signals of their group, and end with the process that started them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders as etf-train and etf-measure leave them, written here in no time."""
+"""Run folders as etf-train and etf-measure write them, made quickly."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _write_run(
     counted: bool = True,
     **settings: object,
 ) -> Path:
-    """A run folder as etf-train leaves it: metrics that collapse, the faster the later the head stands in HEADS."""
+    """A run folder as etf-train writes it: metrics collapse faster for later heads in HEADS."""
     run = folder / f"{head}-seed{seed}{''.join(map(str, settings.values()))}"
     run.mkdir(parents=True)
     rng = np.random.default_rng([seed, HEADS.index(head)])

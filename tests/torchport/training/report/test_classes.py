@@ -1,4 +1,4 @@
-"""Class by class on the page: matrices of few classes, tables of many, a line where nothing was counted."""
+"""Results by class on the page: matrices of few classes, tables of many, a note if nothing was counted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("\"a\" & 'b'", "<script>", "two\nlines", "x" * 200, "猫と犬", "$x$",
 
 
 def judged(num_classes: int, names: tuple[str, ...] | None = None) -> Judged:
-    """Every class k right k times, and once taken for the next one; class 0 never right."""
+    """Every class k is correct k times and confused once with the next one; class 0 is never correct."""
     pairs = [[k, k, k] for k in range(1, num_classes)] + [[k, k + 1, 1] for k in range(num_classes - 1)]
     names = names or tuple(f"class {k}" for k in range(num_classes))
     return Judged("implicit", "best", "test", names, Confusion(np.array(pairs), num_classes))
@@ -49,22 +49,24 @@ def test_tables() -> None:
     assert mistakes_table(judged(3))[1] == ["class 0", "class 1", "1", "100.00"]
 
 
-def test_a_run_measured_by_an_earlier_version_says_how_to_count(write_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_note_gives_the_command_that_counts_an_older_measurement(
+    write_run: Callable[..., Path], tmp_path: Path
+) -> None:
     runs = [write_run(tmp_path / name, "learned", 0, counted=name == "new") for name in ("new", "old one")]
     new, old = (measured_subjects(group_runs([read_run(run)]), print) for run in runs)
     assert [found.label for found in new.classes] == ["learned"]
     assert new.missing == []
     assert old.classes == []
     assert old.missing == [
-        "learned: per-class accuracy was not counted by an earlier version; "
-        f"etf-measure '{tmp_path}/old one/learned-seed0' does."
+        "learned: an earlier version did not count per-class accuracy; "
+        f"run etf-measure '{tmp_path}/old one/learned-seed0'."
     ]
     assert len(old.geometry) == 1
 
 
 @pytest.mark.parametrize("count", [8, MOST_TOLD_APART, MOST_TOLD_APART + 1])
 def test_looks_of_many_groups(write_run: Callable[..., Path], tmp_path: Path, count: int) -> None:
-    """Told apart by colour and marker; of too many, heads are."""
+    """Groups differ by colour and marker; too many groups differ by head."""
     runs = [write_run(tmp_path / str(i), ("learned", "fixed")[i % 2], 0, epochs=1, lr=float(i)) for i in range(count)]
     found = looks(group_runs([read_run(run) for run in runs]))
     shown = [look.label for look in found if not look.label.startswith("_")]

@@ -1,4 +1,4 @@
-"""Runs on other images or classes stand apart: in tables, on the page, in the picture; and are never ranked."""
+"""Runs on different images or classes are separate in tables, page and picture, and are never ranked."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def record(test: str = "t", train: str = "x", **other: Any) -> dict[str, Any]:
     return {"test_size": 20, "test_sha256": test, "train_size": 80, "train_sha256": train, **other}
 
 
-def test_the_images_that_judge_decide(write_run: Write, tmp_path: Path) -> None:
-    """Other test images, or other classes, are other data; another place, or other training images, are not."""
+def test_evaluation_images_define_the_data_set(write_run: Write, tmp_path: Path) -> None:
+    """Other test images or classes are other data; another location or other training images are not."""
     first = write_run(tmp_path / "0", "learned", 0, data=record())
     moved = write_run(tmp_path / "1", "implicit", 0, data=record(name="elsewhere"))
     fewer = write_run(tmp_path / "2", "implicit", 0, data=record(train="y", train_size=40), samples_per_class=10)
@@ -51,8 +51,8 @@ def test_the_images_that_judge_decide(write_run: Write, tmp_path: Path) -> None:
     ]
 
 
-def test_validation_images_that_the_seed_drew_are_compared_over_seeds(write_run: Write, tmp_path: Path) -> None:
-    """But not where runs of one seed were judged on different ones."""
+def test_validation_images_drawn_by_the_seed_are_one_data_set(write_run: Write, tmp_path: Path) -> None:
+    """Unless runs of one seed were judged on different images."""
 
     def drawn(folder: str, head: str, seed: int, sha: str) -> Path:
         data = {"val_size": 20, "val_sha256": sha, "train_size": 80, "train_sha256": sha}
@@ -66,7 +66,7 @@ def test_validation_images_that_the_seed_drew_are_compared_over_seeds(write_run:
 
 
 def test_same_settings_and_seed_on_changed_training_images(write_run: Write, tmp_path: Path) -> None:
-    """They are no two seeds of one group."""
+    """They are not two seeds of one group."""
     runs = [write_run(tmp_path / sha, "fixed", 0, data=record(train=sha)) for sha in ("abcdef12", "123456ab")]
     (found,) = sets_of(*runs)
     assert sorted(group.label for group in found.groups) == [
@@ -75,7 +75,7 @@ def test_same_settings_and_seed_on_changed_training_images(write_run: Write, tmp
     ]
 
 
-def test_what_alters_no_results_tells_nothing_apart(write_run: Write, tmp_path: Path) -> None:
+def test_settings_that_alter_no_results_do_not_separate_groups(write_run: Write, tmp_path: Path) -> None:
     """Workers, and a setting at its default that an earlier version did not record."""
     runs = [write_run(tmp_path / str(i), "fixed", i, workers=i, data=record()) for i in (0, 1)]
     default = write_run(tmp_path / "2", "fixed", 2, delta=Settings().delta, data=record())
@@ -113,7 +113,7 @@ def test_the_command_ranks_nothing_across_data(
     text = target.read_text(encoding="utf-8")
     assert text.count('<h2 class="data"') == 2
     assert text.count("<b>") == 2  # in the tables of the two runs that are compared
-    assert "Median test accuracy: implicit (" in text
+    assert "Median test accuracy of the results: implicit (" in text
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     assert "a/b: 5 classes" in (tmp_path / "report.svg").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ def test_tables(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([*runs, "--aggregate", str(tmp_path / "tables"), "--at", "3", "6"]) == 0
     printed = capsys.readouterr().out
     assert all(head in printed for head in HEADS)
-    assert "epochs to 95%" in printed
+    assert "epochs to 95 %" in printed
     rows = list(csv.DictReader((tmp_path / "tables/metrics.csv").open()))
     (row,) = [r for r in rows if (r["head"], r["epoch"], r["metric"]) == ("fixed", "2", "train_nc1")]
     group = group_runs([read_run(run) for run in runs])[1]
@@ -49,7 +49,7 @@ assert "torch" not in sys.modules
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
 
 
-def test_bad_use_is_one_line(
+def test_usage_errors_are_one_line(
     write_run: Callable[..., Path], runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = write_run(tmp_path, "fixed", 0)
@@ -57,7 +57,7 @@ def test_bad_use_is_one_line(
     empty = write_run(tmp_path, "fixed", 1)
     (empty / "metrics.jsonl").write_text("")
     for arguments, message in (
-        ([str(tmp_path)], "no run folder"),
+        ([str(tmp_path)], "is not a run folder"),
         ([str(broken)], "is damaged"),
         ([str(empty)], "no metrics yet"),
         ([runs[0], "--to", str(tmp_path / "report.docx")], "ends in .html"),

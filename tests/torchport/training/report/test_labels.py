@@ -1,4 +1,4 @@
-"""Labels: the shortest that tell groups apart, letters where those are long, a user's own."""
+"""Labels: the shortest that tell groups apart, letters if those are long, a user's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nearest_etf.torchport.training.run.reading import read_run
 HOSTILE = ["two\nlines", "\x1b[31mred", "a\udcffb", "x" * 200, "猫と犬", "<script>", ""]
 
 
-def test_a_label_names_no_more_than_it_needs() -> None:
+def test_a_label_names_only_the_settings_it_needs() -> None:
     grid = list(itertools.product(["learned", "implicit"], [5.0, 20.0], [0.1, 0.01]))
     settings = [{"momentum": lr * 9, "lr": lr, "temperature": tau, "gradient": True} for _, tau, lr in grid]
     labels = short_labels([head for head, _, _ in grid], settings)
@@ -61,7 +61,7 @@ def test_labels_that_do_not_fit_are_refused(labels: list[str], found: str) -> No
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_any_name_is_shown_in_a_line_of_its_width(name: str) -> None:
+def test_any_name_is_shown_on_one_aligned_line(name: str) -> None:
     text = shown(name)
     assert text
     assert "\n" not in text
@@ -81,7 +81,7 @@ def test_the_default_temperature_and_the_same_number_are_one_group(
     assert labels == ["implicit · τ=5", f"implicit · τ={default_temperature(4):g}"]
 
 
-def test_copies_of_a_run_are_no_further_seeds(write_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_copies_of_a_run_do_not_count_as_seeds(write_run: Callable[..., Path], tmp_path: Path) -> None:
     copies = [read_run(write_run(tmp_path / name, "fixed", 0)) for name in "ab"]
     (group,) = group_runs(copies)
     assert group.extent == "2 runs of one seed"

@@ -31,7 +31,7 @@ def page(runs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class _Collector(HTMLParser):
-    """Elements that could reach outside the file, ids, and elements that are not closed where they should be."""
+    """External references, ids, and elements that are not closed properly."""
 
     VOID = ("meta", "link")
 
@@ -66,7 +66,7 @@ class _Collector(HTMLParser):
 
 
 def collected(page: Path) -> _Collector:
-    """A page, parsed: it reaches nowhere outside, ids are unique and elements closed."""
+    """A parsed page, checked for external references, duplicate ids and unclosed elements."""
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>\n<html lang=")
     collector = _Collector()
@@ -87,8 +87,8 @@ def test_page_is_self_contained(page: Path) -> None:
     assert len(list((page.parent / "figures").iterdir())) == 2 * collector.figures
 
 
-def test_page_escapes_what_it_is_given(write_run: Callable[..., Path], tmp_path: Path) -> None:
-    """Names of runs, settings, classes and data sets are text, whatever they hold."""
+def test_page_escapes_all_names(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    """Names of runs, settings, classes and data sets are plain text, whatever they contain."""
     hostile = """<script>alert("a")</script> & '$x^2$"""
     run = write_run(tmp_path / "a & <b>", "implicit", 0, epochs=2)
     config = json.loads((run / "config.json").read_text())
@@ -119,7 +119,7 @@ def test_any_set_of_splits(splits: tuple[str, ...], write_run: Callable[..., Pat
 
 
 def test_runs_of_version_0_1_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They are read, measured again where the kept measurement has the old format, and drawn."""
+    """They are read, measured again if the stored measurement has the old format, and drawn."""
     heads = ("fixed", "implicit")
     for head in heads:
         shutil.copytree(OLD_RUNS / f"{head}-run", tmp_path / head)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nearest_etf.torchport.training.progress import result_line
 from nearest_etf.torchport.training.report.groups import Group, group_runs
 from nearest_etf.torchport.training.report.tables import Best, accuracy_at, as_latex, as_markdown, as_text, summary
 from nearest_etf.torchport.training.report.words import comparison, verdict
@@ -77,7 +78,7 @@ def test_the_best_held_out_median_is_marked(runs: list[str]) -> None:
     assert not any(isinstance(cell, Best) for row in summary(groups[:1]) for cell in row)  # of one group there is none
 
 
-def test_words_say_what_the_numbers_do(runs: list[str]) -> None:
+def test_sentences_agree_with_the_numbers(runs: list[str]) -> None:
     learned, _, implicit = groups = groups_of(runs)
     assert "never 95 %" not in verdict(implicit)
     assert re.search(r"collapsed to within 0\.01 of a common simplex ETF since epoch \d", verdict(implicit))
@@ -86,14 +87,14 @@ def test_words_say_what_the_numbers_do(runs: list[str]) -> None:
     assert len(summary(groups)) == 4
 
 
-def test_no_simplex_etf_is_spoken_of_where_none_exists(write_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_verdicts_without_a_simplex_etf(write_run: Callable[..., Path], tmp_path: Path) -> None:
     """For K > d+1 the distances to the nearest ETF are undefined, and absent from a run's rows."""
     run = write_run(tmp_path, "learned", 0)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [{name: value for name, value in row.items() if "etf_distance" not in name} for row in rows]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     (group,) = groups_of([run])
-    assert "No simplex ETF has so many classes in so few features" in verdict(group)
+    assert "No simplex ETF exists for so many classes in so few dimensions" in verdict(group)
     assert "NC1 at" in verdict(group)
     assert "collapsed" not in verdict(group)
 
@@ -114,7 +115,7 @@ def test_any_set_of_splits(
     write_run: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
-    """Tables have an accuracy column per split; words and the typical run go by test data, else validation data."""
+    """Tables have an accuracy column per split; sentences and the typical run use test data, else validation data."""
     runs = [write_run(tmp_path, head, seed, splits=splits) for head in HEADS for seed in (0, 1, 2)]
     groups = groups_of(runs)
     assert [cell for cell in summary(groups)[0] if "accuracy" in cell] == [f"{split} accuracy %" for split in splits]
@@ -123,11 +124,41 @@ def test_any_set_of_splits(
     ends = groups[0].final(f"{held_out or 'train'}_accuracy")
     assert groups[0].typical.seed == int(np.argsort(ends)[1])
     if word:
-        assert f"% of the {word} images at the end" in verdict(groups[0])
-        assert f"Median {word} accuracy: implicit" in comparison(groups)
+        assert f"; {word} accuracy " in verdict(groups[0])
+        assert f"Median {word} accuracy of the results: implicit" in comparison(groups)
     else:
-        assert "images at the end" not in verdict(groups[0])
+        assert ";" not in verdict(groups[0])
         assert comparison(groups).endswith("training accuracy: implicit (4), fixed (6), learned (never).")
+
+
+def test_the_summary_has_the_announced_results(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, head, seed, splits=("train", "val", "test")) for head in HEADS for seed in (0, 1)]
+    lines = (runs[0] / "metrics.jsonl").read_text().splitlines()
+    best = json.loads(lines[2]) | {"val_accuracy": 0.999, "test_accuracy": 0.75, "train_nc1": 0.5}
+    (runs[0] / "metrics.jsonl").write_text("\n".join([*lines[:2], json.dumps(best), *lines[3:], ""]))
+    for run in runs[:3]:
+        (run / "best.pt").touch()
+    exact = {"train_accuracy": 1.0, "val_accuracy": 1.0, "test_accuracy": 0.9, "train_nc1": 0.25}
+    for run in runs[4:]:
+        (run / "recalibrated.pt").touch()
+        (run / "recalibrated.json").write_text(json.dumps({"epoch": 6, "running": {}, "exact": exact}))
+    found = groups_of(runs)
+    heading, *rows = summary(found)
+    assert [row[heading.index("result")] for row in rows] == [
+        "best.pt (epochs 3–6)",
+        "best.pt (epoch 6), last.pt (epoch 6)",
+        "recalibrated.pt (epoch 6)",
+    ]
+    assert rows[2][heading.index("test accuracy %")] == Best("90.00")
+    assert rows[2][heading.index("NC1")] == "0.25"
+    assert "test accuracy 90.00 % with recalibrated.pt (epoch 6)" in verdict(found[2])
+    for run in runs:  # one run: the numbers of its last printed line
+        (one,) = groups_of([run])
+        row = dict(zip(*summary([one]), strict=True))
+        announced = "  ".join(f"{split} {row[f'{split} accuracy %']} %" for split in ("train", "val", "test"))
+        line = result_line(read_run(run))
+        assert line.startswith(f"result: {row['result'][:-1]}")
+        assert line.endswith(announced)
 
 
 def test_heads_have_one_order(write_run: Callable[..., Path], tmp_path: Path) -> None:

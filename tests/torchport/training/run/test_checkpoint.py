@@ -16,7 +16,7 @@ from nearest_etf.torchport.training.run.checkpoint import (
 )
 
 
-def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
+def test_a_checkpoint_is_read_as_written(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.pt", {"epoch": 3, "model": {"weight": torch.ones(2)}})
     loaded = load_checkpoint(tmp_path / "last.pt")
     assert loaded["epoch"] == 3
@@ -56,7 +56,7 @@ def test_other_files_of_torch_are_refused(tmp_path: Path, contents: object) -> N
         load_checkpoint(tmp_path / "other.pt")
 
 
-def test_one_changed_bit_is_noticed(tmp_path: Path) -> None:
+def test_one_changed_bit_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"epoch": 3, "model": {"weight": torch.arange(4.0)}})
     data = path.read_bytes()
@@ -93,7 +93,7 @@ def test_weights_of_an_unsealed_checkpoint_are_checked_by_their_crc(tmp_path: Pa
             load_checkpoint(tmp_path / "none.pt")
 
 
-def test_what_a_run_goes_on_from_has_all_that_it_needs(tmp_path: Path) -> None:
+def test_resuming_requires_a_complete_checkpoint(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "last.pt", {"epoch": 3, "model": {}})
     with pytest.raises(CheckpointError, match=r"last\.pt is damaged \(\w+ is missing\)"):
         load_checkpoint(tmp_path / "last.pt", resuming=True)

@@ -1,4 +1,4 @@
-"""What a value of `data` means: a data set, one mistyped, or a folder, from any working directory."""
+"""The meaning of a value of `data`: a data set, a mistyped one, or a folder, from any working directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nearest_etf.torchport.training.run.settings import DATA_SETS, Settings, Set
 
 
 @pytest.mark.parametrize("value", ["photos", "my images", "images", "./digits", "data/cifar10", "~/pictures", "/x/y"])
-def test_what_is_no_data_set_s_name_means_a_folder(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_values_than_data_sets_name_folders(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = data_folder(value)
     assert folder is not None
@@ -24,7 +24,7 @@ def test_what_is_no_data_set_s_name_means_a_folder(value: str, tmp_path: Path, m
 
 
 @pytest.mark.parametrize(("value", "meant"), [("cifar11", "cifar10"), ("digit", "digits"), ("image-net", "imagenet")])
-def test_what_is_nearly_a_data_set_s_name_is_answered_with_it(
+def test_a_mistyped_data_set_is_answered_with_its_name(
     value: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -35,21 +35,27 @@ def test_what_is_nearly_a_data_set_s_name_is_answered_with_it(
 
 
 @pytest.mark.parametrize("name", DATA_SETS)
-def test_data_sets_go_before_folders_of_their_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_sets_take_precedence_over_folders_of_their_names(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
     assert data_folder(name) is None
     assert located(Settings(data=name)).data == name
 
 
-def test_a_folder_s_place_is_absolute_and_may_be_another_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_s_location_is_absolute_and_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = located(Settings(data="photos"))
     assert settings.data == str(tmp_path / "photos")
     assert located(settings, "moved/photos").data == str(tmp_path / "moved" / "photos")
-    with pytest.raises(SettingsError, match="data is 'moved', but names the new place of an image folder: digits is"):
+    with pytest.raises(
+        SettingsError, match="data is 'moved', but has to be the new location of an image folder: digits is"
+    ):
         located(Settings(data="digits"), "moved")
-    with pytest.raises(SettingsError, match="data is 'digits', but names the new place of an image folder: digits is"):
+    with pytest.raises(
+        SettingsError, match="data is 'digits', but has to be the new location of an image folder: digits is"
+    ):
         located(settings, "digits")
 
 

@@ -1,4 +1,4 @@
-"""What a run folder accepts, and what stays in it."""
+"""What a run folder accepts, and what it keeps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def test_a_line_cut_short_is_forgotten(folder: RunFolder) -> None:
+def test_a_truncated_last_line_is_dropped(folder: RunFolder) -> None:
     with open(folder.path / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"epoch": 4})[:-2])
     with pytest.warns(UserWarning, match="line 4 was cut short"):
@@ -56,7 +56,7 @@ def test_rows_that_have_changed_are_refused_with_the_line(folder: RunFolder, cha
         read_rows(folder.path)
 
 
-def test_a_changed_config_is_noticed_and_a_meant_change_is_possible(folder: RunFolder) -> None:
+def test_a_changed_config_is_refused_unless_its_seal_is_removed(folder: RunFolder) -> None:
     file = folder.path / "config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, "seal": config["seal"]}))  # another layout
@@ -85,7 +85,7 @@ def test_the_constructor_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_is_taken_over_only_on_request(folder: RunFolder, tmp_path: Path) -> None:
+def test_a_folder_is_resumed_or_overwritten_only_on_request(folder: RunFolder, tmp_path: Path) -> None:
     folder.lock.release()
     with pytest.raises(SettingsError, match="exists: choose another --output"):
         RunFolder(folder.path, TINY)
@@ -100,13 +100,13 @@ def test_a_folder_is_taken_over_only_on_request(folder: RunFolder, tmp_path: Pat
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     for resume, overwrite in ((True, False), (False, True)):
-        with pytest.raises(RunError, match="mine is no run folder: it has no config"):
+        with pytest.raises(RunError, match="mine is not a run folder: it has no config"):
             RunFolder(tmp_path / "mine", TINY, resume=resume, overwrite=overwrite)
 
 
-def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
+def test_a_file_is_not_a_run_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         RunFolder(tmp_path / "file", TINY, overwrite=True)
 
 
@@ -148,11 +148,13 @@ def test_nothing_is_deleted_before_the_new_run_has_a_checkpoint(folder: RunFolde
         ({"data": "/photos", "image_size": 224}, {"data": "/photos", "image_size": 64}, ["image_size"]),
     ],
 )
-def test_what_a_resumed_run_may_change(before: dict[str, object], after: dict[str, object], refused: list[str]) -> None:
+def test_settings_that_a_resumed_run_may_change(
+    before: dict[str, object], after: dict[str, object], refused: list[str]
+) -> None:
     assert sorted(refused_changes(settings_from(before), settings_from(after))) == refused
 
 
-def test_a_run_that_was_set_aside_goes_once_a_resumed_one_has_a_checkpoint(tmp_path: Path) -> None:
+def test_a_run_set_aside_is_deleted_after_the_checkpoint_of_a_resumed_one(tmp_path: Path) -> None:
     aside = tmp_path / "run.replaced"
     for folder in (tmp_path / "run", aside):
         with RunFolder(folder, Settings()) as written:
@@ -165,7 +167,7 @@ def test_a_run_that_was_set_aside_goes_once_a_resumed_one_has_a_checkpoint(tmp_p
     assert not aside.exists()
 
 
-def test_an_overwriting_run_that_was_killed_before_it_began_is_begun_again(tmp_path: Path) -> None:
+def test_an_overwriting_run_killed_before_it_began_starts_again(tmp_path: Path) -> None:
     aside = tmp_path / "run.replaced"
     with RunFolder(aside, Settings()) as written:
         written.begin()
@@ -176,7 +178,7 @@ def test_an_overwriting_run_that_was_killed_before_it_began_is_begun_again(tmp_p
     assert not aside.exists()
 
 
-def test_a_folder_of_that_name_that_holds_no_run_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_the_name_set_aside_but_without_a_run_is_untouched(tmp_path: Path) -> None:
     (tmp_path / "run.replaced").mkdir()
     (tmp_path / "run.replaced" / "notes.txt").write_text("mine")
     with RunFolder(tmp_path / "run", Settings(), overwrite=True) as folder:

@@ -35,7 +35,7 @@ def test_an_old_run_is_read(head: str) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_an_old_model_computes_what_it_did(head: str) -> None:
+def test_an_old_model_gives_its_old_results(head: str) -> None:
     run = read_run(FIXTURES / f"{head}-run")
     model, settings = load_model(run, "last")
     data = training_data(settings)
@@ -59,9 +59,7 @@ def test_an_old_recalibrated_model_is_loaded() -> None:
 
 
 @pytest.mark.parametrize("head", ["fixed", "implicit"])
-def test_a_finished_old_run_has_nothing_left_to_do(
-    head: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_old_run_is_complete(head: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = shutil.copytree(FIXTURES / f"{head}-run", tmp_path / "run")
     before = {name: (run / name).read_bytes() for name in ("last.pt", "best.pt", "config.json")}
     rows = read_run(run).rows
@@ -74,7 +72,7 @@ def test_a_finished_old_run_has_nothing_left_to_do(
     assert (run / "recalibrated.pt").exists() == (head == "implicit")
 
 
-def test_an_old_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_old_run_resumes(tmp_path: Path) -> None:
     """From the middle: an old checkpoint of the first epoch has the format of the one of the last epoch."""
     run = shutil.copytree(FIXTURES / "implicit-run", tmp_path / "run")
     saved = torch.load(run / "last.pt", weights_only=True)

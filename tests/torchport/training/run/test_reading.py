@@ -1,4 +1,4 @@
-"""A run folder, read: its properties, and what is refused."""
+"""Reading a run folder: its properties, and errors."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ def test_damaged_and_newer_runs_are_refused(tmp_path: Path, config: Any, rows: A
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "file"])
-def test_what_is_no_run_folder(tmp_path: Path, name: str) -> None:
+def test_other_paths_are_not_run_folders(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=rf"{name} is no run folder: it has no config\.json"):
+    with pytest.raises(RunError, match=rf"{name} is not a run folder: it has no config\.json"):
         read_run(tmp_path / name, need_rows=False)
 
 
@@ -108,7 +108,7 @@ def recalibrated(path: Path, exact: dict[str, float], epoch: int | None = 3) -> 
         (0.5, 1.0, "best", "chosen on validation data: 75.00 %, with exact class means 50.00 %"),
     ],
 )
-def test_exact_class_means_stand_for_a_run_where_they_are_better_on_validation_data(
+def test_exact_class_means_are_the_result_if_better_on_validation_data(
     tmp_path: Path, val: float, test: float, result: str, reason: str
 ) -> None:
     path = write_run(tmp_path / "run", checkpoints=("best", "last", "recalibrated"))
@@ -140,10 +140,10 @@ def test_a_recalibration_of_version_0_1_0_is_never_the_result(tmp_path: Path) ->
     run = read_run(path)
     assert (run.result, run.reason, run.exact) == ("best", "chosen on validation data", {"val_accuracy": 1.0})
     (path / "recalibrated.json").write_text("{}")
-    with pytest.raises(RunError, match=r"recalibrated\.json is damaged .*expected the figures of a recalibration"):
+    with pytest.raises(RunError, match=r"recalibrated\.json is damaged .*expected the metrics of a recalibration"):
         read_run(path)
 
 
-def test_an_image_folder_is_called_by_its_own_name(tmp_path: Path) -> None:
+def test_an_image_folder_is_named_without_its_path(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run", {**CONFIG, "data": {"name": "/home/somebody/photos"}}))
     assert run.data_name == "photos"

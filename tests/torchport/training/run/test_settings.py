@@ -1,4 +1,4 @@
-"""Settings and recipes: what is accepted, and how the rest is refused."""
+"""Settings and recipes: accepted values, and errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_method_of_the_layer_can_be_chosen() -> None:
         ({"backbone": "resnet19"}, "did you mean 'resnet18'"),
         ({"optimizer": "adamv"}, "unknown optimizer 'adamv': did you mean 'adam"),
         ({"optimiser": "adamv"}, "unknown optimizer 'adamv': did you mean 'adam"),
-        ({"optimiser": "sgd", "optimizer": "sgd"}, "'optimiser' is the old name of 'optimizer': give only 'optimizer'"),
+        ({"optimiser": "sgd", "optimizer": "sgd"}, "'optimiser' is the old name of 'optimizer': use only 'optimizer'"),
         ({"val_fraction": "some"}, "val_fraction is 'some', but has to be of type float"),
         ({"val_fraction": 0.95}, "val_fraction is 0.95, but has to be at most 0.9"),
         ({"val_fraction": -0.1}, "val_fraction is -0.1, but has to be at least 0"),
@@ -63,7 +63,7 @@ def test_wrong_settings_are_refused(values: dict[str, object], complaint: str) -
         settings_from(values)
 
 
-def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+def test_a_recipe_of_the_user(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text('data = "digits"\nlr = 1\n')
     assert load_recipe(str(recipe)) == Settings(recipe="mine", data="digits", lr=1.0)
