@@ -1,7 +1,7 @@
-# Every target sets up what it needs: a virtual environment in .venv, made anew only when the requirements change.
+# Every target creates what it needs: a virtual environment in .venv, rebuilt only when the requirements change.
 PYTHON ?= python3
 BIN := .venv/bin
-# An editable install links the package file by file: it is made again when one of these comes or goes.
+# An editable install links every file of the package: it is repeated when a file is added or removed.
 SOURCES := $(sort $(shell find root common reference torchport export -type f -not -name '*.pyc'))
 
 .PHONY: help setup demo verify test test-oldest test-integrations test-faults faults-of-files faults-of-commands lint bench docs release clean
@@ -20,7 +20,7 @@ setup: .venv/ready  ## install everything into .venv
 	touch $@
 
 DEMO := runs/demo
-demo: setup     ## verify, train three heads, measure, export, check, predict: about a minute
+demo: setup     ## verify, train three heads, report, export, check, predict: about a minute
 	$(BIN)/etf-verify
 	$(BIN)/etf-train sweep digits --heads learned fixed implicit --seeds 3 --output $(DEMO) --overwrite
 	$(BIN)/etf-report $(DEMO)/*-seed* --to $(DEMO)/report.html $(DEMO)/report.png
@@ -28,16 +28,16 @@ demo: setup     ## verify, train three heads, measure, export, check, predict: a
 	$(BIN)/etf-predict $(DEMO)/model.onnx $(DEMO)/model-samples --score --format csv > $(DEMO)/predictions.csv
 	@printf '\nmade in %s:\n' $(DEMO); cd $(DEMO) && ls -1 */config.json */metrics.csv */last.pt *.onnx *.json *.csv *.png *.html
 
-test: lint      ## formatting, lint, types, and all tests, in as many processes as there are cores (at most four)
+test: lint      ## formatting, lint, types, and all tests, in one process per core (at most four)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-test-oldest:    ## all tests with the oldest versions that pyproject.toml admits, in build/oldest (see .ci/oldest.py for PINS)
+test-oldest:    ## all tests with the oldest versions that pyproject.toml allows, in build/oldest (see .ci/oldest.py for PINS)
 	OMP_NUM_THREADS=1 $(PYTHON) .ci/oldest.py $(PINS)
 
-test-integrations:  ## tests beside timm and torchvision, in build/integrations: 6 GB (see .ci/integrations.py)
+test-integrations:  ## tests with timm and torchvision, in build/integrations: 6 GB (see .ci/integrations.py)
 	OMP_NUM_THREADS=1 $(PYTHON) .ci/integrations.py
 
-test-faults: setup  ## odd files, kills, full disks, odd command lines, long runs: in full, into tests/faults/results
+test-faults: setup  ## all fault tests: files, kills, full disks, command lines, long runs; into tests/faults/results
 	$(MAKE) -j 2 faults-of-files faults-of-commands
 
 faults-of-files:
@@ -74,10 +74,10 @@ docs: setup     ## the site, into build/docs, with warnings as errors
 	$(BIN)/sphinx-build -W --keep-going -n -q -j auto -b html docs build/docs
 	@printf 'made build/docs/index.html\n'
 
-release:        ## build what would be published into dist/, the same bytes from the same commit, and check it
+release:        ## build wheel and sdist into dist/, reproducibly, and check them
 	$(PYTHON) -m venv build/release
 	build/release/bin/pip install --quiet --disable-pip-version-check build
 	build/release/bin/python .ci/release.py dist
 
-clean:          ## remove what the targets made, runs/ excepted
+clean:          ## remove the outputs of the targets, except runs/
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -3,11 +3,14 @@
     python benchmarks/accuracy.py                                        the table, (512, 100)
     python benchmarks/accuracy.py --sizes 512x100 64x64 --markdown accuracy.md
 
-A has singular values spread evenly, on a logarithmic scale, over [1/κ, 1]. Two relative errors each: of the polar
-factor, and of the gradient for a random cotangent. What no method can do better is in the first column: the exact
-answer for A with its entries rounded once more, that is, moved at random by half a unit in the last place. A star
-says that the method had to be replaced by singular values. "stale" is "eigh" started from the eigenbasis of a
-problem 1e-4 away, as in the successive steps of a training run.
+The singular values of A are evenly spaced on a logarithmic scale over [1/κ, 1]. Each cell has two relative errors: of
+the polar factor, and of the gradient for a random cotangent.
+
+- "rounding of A" is a floor for every method: the errors of the exact solution for A with random relative changes of
+  its entries by up to half a unit in the last place.
+- "stale" is "eigh", started from the eigenbasis of a problem at distance 1e-4, as in successive training steps; "anew"
+  means that this basis was rejected.
+- A star marks a fallback to singular values.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ EPS = torch.finfo(torch.float32).eps
 
 
 def conditioned(d: int, m: int, condition: float, generator: torch.Generator) -> Tensor:
-    """A (d, m) in float64, with entries that float32 holds exactly."""
+    """A (d, m) in float64, with entries that are exact in float32."""
     left = torch.linalg.qr(torch.randn(d, m, dtype=torch.float64, generator=generator))[0]
     right = torch.linalg.qr(torch.randn(m, m, dtype=torch.float64, generator=generator))[0]
     sigma = torch.logspace(0, -float(np.log10(condition)), m, dtype=torch.float64)
@@ -79,7 +82,7 @@ def line(d: int, m: int, condition: float) -> list[str]:
 
 
 def table(d: int, m: int, conditions: list[float]) -> str:
-    """Markdown: a row for each condition number, in each cell the error of the factor and of the gradient."""
+    """Markdown: one row per condition number; each cell has the errors of the factor and of the gradient."""
     heading = ["κ", "rounding of A", *METHODS, "stale", "autograd through SVD"]
     rows = [heading, ["---"] * len(heading), *(line(d, m, condition) for condition in conditions)]
     return f"({d}, {m})\n\n" + "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n"
@@ -90,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--sizes", nargs="+", default=["512x100"], help="dxm [512x100]")
     parser.add_argument("--conditions", nargs="+", type=float, default=CONDITIONS, help="κ of A")
-    parser.add_argument("--markdown", help="write the tables here as well")
+    parser.add_argument("--markdown", help="also write the tables to this file")
     options = parser.parse_args()
     tables = []
     for size in options.sizes:

@@ -1,19 +1,18 @@
-"""Many small problems at once: forward and backward of 1,000 nearest ETFs of (64, 10), float32, on the CPU.
+"""A batch of small problems: forward and backward of 1,000 nearest ETFs of (64, 10), float32, on the CPU.
 
     python benchmarks/batched.py --quick
     python benchmarks/batched.py --threads 1 --json batched.json
 
-Contestants take turns in one process; ratios are to the first one in the same turn: median, least and greatest. Errors
+Contestants take turns in one process. Ratios are to the first one in the same turn: median, least and greatest. Errors
 are relative, over the whole batch, against autograd through singular values in float64. Cases:
 
     proximal    `nearest_etf(H, U0)`, the paper's form, as in a training step: the polar factor of A (d, K)
     first       `nearest_etf(H, formulation="gauge-free")`: the polar factor of A (d, K−1)
-    square      `polar(A)` of A (K, K), the case that RoMa solves by itself
+    square      `polar(A)` of A (K, K), which RoMa solves directly
 
-RoMa (github.com/naver/roma, its licence excludes commercial use) has a differentiable orthogonal Procrustes for batches
-of square matrices, `roma.procrustes`; a QR decomposition brings the other cases into that form. It takes part where it
-is installed. "LAPACK alone" is the batched eigendecomposition, in float64, of the Gram matrices: what no change of ours
-could save.
+RoMa (github.com/naver/roma; its licence excludes commercial use) has a differentiable orthogonal Procrustes for batches
+of square matrices, `roma.procrustes`; a QR decomposition reduces the other cases to it. It is measured if installed.
+"LAPACK alone" is the batched eigendecomposition of the Gram matrices in float64, a floor for our method.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Row:
 
 
 def linear_term(case: str, H: Tensor, U0: Tensor) -> Tensor:
-    """A (n, d, m), the matrices whose polar factors are asked for."""
+    """The matrices A (n, d, m), whose polar factors solve the problems."""
     if case == "square":
         return H
     scale = 2.0 / math.sqrt(H.shape[-1] - 1)
@@ -72,7 +71,7 @@ def linear_term(case: str, H: Tensor, U0: Tensor) -> Tensor:
 
 
 def by_polar_factor(case: str, factor: Callable[[Tensor], Tensor]) -> Function:
-    """The frames from somebody else's polar factor."""
+    """A function to the frames, by another implementation of the polar factor."""
 
     def frames(H: Tensor, U0: Tensor) -> Tensor:
         X = factor(linear_term(case, H, U0))
@@ -130,7 +129,7 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 
 def measure(case: str, problems: int, d: int, K: int, rounds: int) -> list[Row]:
-    """All contestants in turn, the first round being a warm-up."""
+    """Measure all contestants in turn; the first round is a warm-up."""
     d = K if case == "square" else d
     generator = torch.Generator().manual_seed(0)
     H, U0, G = torch.randn(3, problems, d, K, generator=generator)
@@ -174,7 +173,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="100 problems, five rounds")
-    parser.add_argument("--json", help="write all rows here")
+    parser.add_argument("--json", help="write all rows to this file")
     options = parser.parse_args(arguments)
     d, _, K = options.size.partition("x")
     if not (d.isdigit() and K.isdigit() and int(d) >= int(K) >= 2):

@@ -3,8 +3,8 @@
     python benchmarks/export.py                      ResNet-18 with the CIFAR stem, 32×32
     python benchmarks/export.py --json speed.json
 
-Each round calls every contender once, so that a machine that slows down slows them all; the medians of the
-rounds are compared with PyTorch's in the same setting. Weights are random: they do not change the time.
+Each round calls every contender once, so that changes of the machine's speed affect them all. Ratios compare the
+medians over rounds with PyTorch's in the same setting. Weights are random, since they do not change the time.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def torch_call(model: torch.nn.Module) -> Call:
 
 
 def contenders(folder: Path, threads: int, compiled: bool) -> dict[str, Call]:
-    """What is timed, by name."""
+    """The measured functions, by name."""
     torch.manual_seed(0)
     model = Classifier(ResNet("resnet18"), ImplicitETFHead(512, 10)).eval()
     calls = {"torch eager": torch_call(model)}
@@ -62,17 +62,17 @@ def contenders(folder: Path, threads: int, compiled: bool) -> dict[str, Call]:
                 std=STD,
                 precision=precision,  # type: ignore[arg-type]
                 calibration_images=calibration,
-                bound=Bound(logits=None, agreement=0.0),  # with random weights all logits are close together
+                bound=Bound(logits=None, agreement=0.0),  # the logits of random weights are close to each other
             )
         calls[f"onnxruntime {precision}"] = OnnxClassifier(path, threads=threads).predict
     return calls
 
 
 def measure(calls: dict[str, Call], batch_size: int, rounds: int) -> dict[str, float]:
-    """Median milliseconds of each contender over rounds in which they take turns."""
+    """Median milliseconds of each contender; they take turns in each round."""
     images = np.random.default_rng(1).integers(0, 256, (batch_size, 32, 32, 3), np.uint8)
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for round_ in range(-3, rounds):  # three rounds to warm up
+    for round_ in range(-3, rounds):  # three warm-up rounds
         for name, call in calls.items():
             start = time.perf_counter()
             call(images)

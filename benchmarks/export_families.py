@@ -1,10 +1,10 @@
-"""Which families of timm's networks export: one small model of each, with random weights, in float32 and float16.
+"""Export of timm's families of networks: one small model of each, with random weights, in float32 or float16.
 
     python benchmarks/export_families.py [--models vit_tiny_patch16_224 …] [--precision fp32]
 
-Each is exported by `export_onnx` with a learned head, which checks it against PyTorch at batch 1, 7 and 64, and the
-file is deleted again. Needs timm (and so torchvision); networks are made without their classifiers, as
-`etf-train --backbone timm:NAME` does. The table names those that are refused, with the reason.
+`export_onnx` exports each with a learned head, checks it against PyTorch at batch 1, 7 and 64, and the file is deleted.
+The table has the reasons of refusals. Needs timm (and so torchvision); networks have no classifier, as in
+`etf-train --backbone timm:NAME`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from nearest_etf.export import ExportError, export_onnx
 from nearest_etf.torchport import Classifier, LearnedHead
 
-# One small network of each file of timm.models, where there is a small one.
+# One small network of each file of timm.models, if there is a small one.
 MODELS = (
     "botnet26t_256 caformer_s18 cait_xxs24_224 coat_lite_tiny coatnet_pico_rw_224 "
     "convit_tiny convmixer_768_32 convnext_atto convnextv2_atto crossvit_tiny_240 cspresnet50 darknet53 "
@@ -43,7 +43,7 @@ MODELS = (
 
 
 def tried(name: str, precision: Literal["fp32", "fp16", "int8"]) -> str:
-    """How the export of a network ends: "exported", or the reason why not."""
+    """The result of the export of a network: "exported", or the reason of the refusal."""
     import timm
 
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def tried(name: str, precision: Literal["fp32", "fp16", "int8"]) -> str:
 
 
 def main() -> None:
-    """Print the table, a row as soon as it is known."""
+    """Print the table row by row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=MODELS.split(), metavar="NAME")
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")

@@ -4,14 +4,19 @@
     python benchmarks/layer.py --json layer.json --plot layer.png
     python benchmarks/layer.py --device cuda --sizes 512x100 2048x1000 10000x10000
 
-Contestants: ours by each method; autograd through torch.linalg.svd; SciPy's polar factor (forward only); and the
-paper's own way, Pymanopt's trust region with the dense declarative backward of Gould et al. 2021 (proposition 4.5),
-written here with every structure that it offers exploited but the constraints' Jacobian kept as a matrix. Errors are
-relative, of the ETF `U M` and of the gradient, against singular values in float64. Ratios are to the first contestant
-of the same turn: median, least and greatest. Phases:
+Contestants:
 
-    cold        one problem, from nothing
-    training    the problems of consecutive steps of a training run, after `--after` steps of it
+- ours, by each method;
+- autograd through torch.linalg.svd;
+- SciPy's polar factor (forward only);
+- the paper's method: Pymanopt's trust region with the dense declarative backward of Gould et al. 2021 (proposition
+  4.5), implemented here with all its structure, except that the Jacobian of the constraints is a dense matrix.
+
+Errors are relative, of the ETF `U M` and of the gradient, against singular values in float64. Ratios are to the first
+contestant in the same turn: median, least and greatest. Phases:
+
+    cold        one problem, without a warm start
+    training    the problems of consecutive steps of a training run, after `--after` steps
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ DELTA = 1e-3
 SIZES = ["512x10", "512x100", "512x200", "2048x200", "2048x1000", "4096x4096", "10000x10000"]
 OURS = ("auto", "svd", "eigh", "matmul")
 BLAS = ThreadpoolController()
-TRUST_REGION_UNKNOWNS = 51_200  # beyond, the dense Jacobian of the constraints outgrows this machine
+TRUST_REGION_UNKNOWNS = 51_200  # largest d·K for the dense Jacobian of the constraints: 1 GB at (512, 100)
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def linear_term(H: Tensor, U0: Tensor) -> Tensor:
     return (2.0 / (H.shape[1] - 1) ** 0.5) * centred(H) + DELTA * U0
 
 
-Answer = tuple[Tensor, Tensor | None]  # the frame, and the class means' gradient where there is one
+Answer = tuple[Tensor, Tensor | None]  # the frame, and the gradient of the class means if computed
 
 
 def ours(problem: Problem, method: str, basis: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -112,7 +117,7 @@ def autograd_svd(problem: Problem) -> Answer:
 
 def scipy_polar(problem: Problem) -> Answer:
     A = linear_term(problem.H, problem.U0).numpy()
-    # On small problems OpenBLAS loses more by a second thread than it gains.
+    # On small problems a second thread makes OpenBLAS slower.
     with BLAS.limit(limits={"blas": 1} if A.size < 10**6 else None):
         return torch.from_numpy(scipy.linalg.polar(A)[0]), None
 
@@ -134,7 +139,7 @@ def trust_region_dense(problem: Problem) -> Answer:
     solver = pymanopt.optimizers.TrustRegions(verbosity=0, min_gradient_norm=1e-8, max_time=600)
     U = solver.run(task, initial_point=problem.U0.double().numpy()).point
 
-    # KKT: (I_d ⊗ P) Y + Jᵀλ = G, J Y = 0; the answer's class-means part is 2/√(K−1) Y M.
+    # KKT: (I_d ⊗ P) Y + Jᵀλ = G, J Y = 0; the gradient of the class means is 2/√(K−1) Y M.
     P = 0.5 * (U.T @ A + A.T @ U)
     inverse = np.linalg.inv(P)
     i, j = np.triu_indices(K)
@@ -152,7 +157,7 @@ def trust_region_dense(problem: Problem) -> Answer:
 
 
 def contestants(d: int, K: int, device: str, slow: bool) -> dict[str, Callable[[Problem], Any]]:
-    """Those that can run at this size, by name."""
+    """The contestants that can run at this size, by name."""
     run: dict[str, Callable[[Problem], Any]] = {f"ours: {method}": partial(ours, method=method) for method in OURS}
     run["autograd through SVD"] = autograd_svd
     if device == "cpu":
@@ -175,12 +180,12 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 
 def products_floor(d: int, K: int, device: str) -> float:
-    """Milliseconds that the products of "matmul" alone would take, at the rate of a large product on this device."""
+    """Milliseconds for only the products of "matmul", at the rate of a large product on this device."""
     B = torch.randn(4096, 4096, device=device)
     rate = 2 * 4096**3 / min(timed(lambda: B @ B, device)[0] for _ in range(3))  # operations per millisecond
     steps = len(COEFFICIENTS[torch.float32])
-    forward = steps * (4 * d * K**2 + 2 * K**3) + 2 * d * K**2  # X ← X p(XᵀX), and the look at the result
-    backward = steps * 14 * K**3 + 8 * d * K**2 + 2 * K**3  # seven products a step; UᵀA, UᵀG, the normal part
+    forward = steps * (4 * d * K**2 + 2 * K**3) + 2 * d * K**2  # X ← X p(XᵀX), and the check of the result
+    backward = steps * 14 * K**3 + 8 * d * K**2 + 2 * K**3  # seven products per step; UᵀA, UᵀG, the normal part
     return (forward + backward) / rate
 
 
@@ -190,8 +195,8 @@ def errors(answer: Any, wanted: tuple[Tensor, Tensor]) -> tuple[float, float | N
 
 
 def timed(function: Callable[[], Any], device: str, once: bool = False) -> tuple[float, Any]:
-    """Milliseconds of a call, and its result: the median of calls that fill 20 ms, after one that is not counted."""
-    time.sleep(0.1)  # until the threads of another library's BLAS (SciPy's, after its turn) have stopped spinning
+    """Milliseconds of a call, the median over at least 20 ms of calls after a warm-up, and its result."""
+    time.sleep(0.1)  # the threads of another library's BLAS (SciPy's, after its turn) stop spinning
     result = None if once else function()
     calls: list[float] = []
     while not calls or (sum(calls) < 20 and not once):
@@ -206,7 +211,7 @@ def timed(function: Callable[[], Any], device: str, once: bool = False) -> tuple
 
 
 def training_problems(d: int, K: int, after: int, count: int) -> list[Problem]:
-    """What consecutive steps of a training run ask of the layer: K clusters of points, an MLP, batches of 256."""
+    """The problems of consecutive steps of a training run: K clusters of points, an MLP, batches of 256."""
     from nearest_etf.torchport import ImplicitETFHead
 
     torch.manual_seed(0)
@@ -229,7 +234,7 @@ def training_problems(d: int, K: int, after: int, count: int) -> list[Problem]:
 
 
 def cold_rows(problem: Problem, condition: float, options: argparse.Namespace) -> Iterator[Row]:
-    """All contestants on one problem, in turn."""
+    """Measure all contestants in turn on one problem."""
     problem = Problem(*(x.to(options.device) for x in vars(problem).values()))
     d, K = problem.H.shape
     wanted = truth(problem)
@@ -248,7 +253,7 @@ def cold_rows(problem: Problem, condition: float, options: argparse.Namespace) -
 
 
 def training_rows(problems: list[Problem]) -> Iterator[Row]:
-    """Problems in a row: ours with a warm start, as a head would be in training, ours without, and autograd."""
+    """Successive problems: ours with a warm start, as for a head in training, ours without, and autograd."""
     _, _, basis = ours(problems[0], "eigh")
     names = ("ours: warm start", "ours: eigh", "autograd through SVD")
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -300,7 +305,7 @@ def row(
 
 
 def peak_bytes(name: str, d: int, K: int, condition: float, options: argparse.Namespace) -> int:
-    """The most memory that one forward + backward takes beyond its inputs: on the CPU in a process of its own."""
+    """The peak memory of one forward + backward beyond its inputs; on the CPU measured in a child process."""
     if options.device == "cuda":
         problem = Problem(*(x.cuda() for x in vars(synthetic(d, K, condition)).values()))
         torch.cuda.reset_peak_memory_stats()
@@ -309,14 +314,14 @@ def peak_bytes(name: str, d: int, K: int, condition: float, options: argparse.Na
         return torch.cuda.max_memory_allocated() - before
     probe = [sys.executable, __file__, "--probe", name, "--sizes", f"{d}x{K}", "--conditions", str(condition)]
     probe += ["--threads", str(options.threads)]
-    # Freed blocks go back to the system at once, so that what is counted is memory in use.
+    # The allocator returns freed blocks at once, so that only memory in use counts.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     return int(subprocess.run(probe, check=True, capture_output=True, text=True, env=environment).stdout)
 
 
 def probe(name: str, d: int, K: int, condition: float) -> int:
-    """In a fresh process: how far one run raises the high-water mark of resident memory."""
-    contestants(24, 8, "cpu", slow=True)[name](synthetic(24, 8, condition))  # libraries load now, not later
+    """In a child process: the rise of the high-water mark of resident memory by one run."""
+    contestants(24, 8, "cpu", slow=True)[name](synthetic(24, 8, condition))  # loads the libraries
     problem = synthetic(d, K, condition)
     before = current_bytes()
     contestants(d, K, "cpu", slow=True)[name](problem)
@@ -324,14 +329,14 @@ def probe(name: str, d: int, K: int, condition: float) -> int:
 
 
 def current_bytes() -> int:
-    """Resident memory, after the allocator has given back what it can and the high-water mark was reset to it."""
+    """Resident memory, after the allocator has returned free memory and the high-water mark has been reset."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return status_bytes("VmRSS")
 
 
 def status_bytes(field: str) -> int:
-    """What Linux knows about this process' memory."""
+    """A field of /proc/self/status, in bytes (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
@@ -345,13 +350,13 @@ def all_rows(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def condition_number(problem: Problem) -> float:
-    """κ of A; the made-up problems are told apart by that of H."""
+    """κ of A (synthetic problems are labelled by κ of H instead)."""
     sigma = torch.linalg.svdvals(linear_term(problem.H.double(), problem.U0.double()))
     return float(sigma[0] / sigma[-1])
 
 
 def plot(rows: list[Row], path: str) -> None:
-    """Time and peak memory against K: a colour for each contestant, a line style for each number of features."""
+    """Plot time and peak memory against K: one colour per contestant, one line style per number of features."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -387,13 +392,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", default=SIZES[:5], help=f"dxK, default {' '.join(SIZES[:5])}")
     parser.add_argument("--conditions", nargs="+", type=float, default=[10.0, 1e3, 1e6], help="κ of the class means")
     parser.add_argument("--runs", type=int, default=7, help="timed runs of each contestant")
-    parser.add_argument("--after", type=int, default=700, help="steps before those of phase training; 0 leaves it out")
+    parser.add_argument(
+        "--after", type=int, default=700, help="steps before the measured ones of phase training; 0: no such phase"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="two small sizes, one condition number, no slow peer")
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave peak memory out")
-    parser.add_argument("--json", help="write all rows here")
-    parser.add_argument("--plot", help="write a picture here")
+    parser.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
+    parser.add_argument("--json", help="write all rows to this file")
+    parser.add_argument("--plot", help="write a picture to this file")
     parser.add_argument("--probe", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.quick:

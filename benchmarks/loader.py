@@ -1,12 +1,15 @@
-"""Training images per second of the device-resident loader, against worker processes with a transform per image.
+"""Training images per second of the device-resident loader, and of worker processes with a transform per image.
 
     python benchmarks/loader.py
     python benchmarks/loader.py --workers 4 8 16 --json loader.json
 
-All mirror, pad, crop and normalise images of CIFAR's size, and hand over float32 batches. The peers hold the images
-in memory too; "usual" pads, crops and mirrors each image as it comes, "tuned" keeps them padded and in planes and does
-the least that can be done for one image, and "torchvision" is `transforms.v2` on tensors, where it is installed.
-Contestants take turns of whole epochs; a ratio is against a peer's best number of workers.
+All contestants mirror, pad, crop and normalise images of CIFAR's size in memory, and return float32 batches. Peers:
+
+- "usual" pads, crops and mirrors each image when it is read;
+- "tuned" stores padded planes, and has the least work per image;
+- "torchvision" is `transforms.v2` on tensors, measured if torchvision is installed.
+
+Contestants take turns of whole epochs. Ratios are to the best number of workers of a peer.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant; images per second in each of its turns."""
+    """One contestant; images per second over its turns."""
 
     contestant: str
     workers: int
@@ -50,7 +53,7 @@ class Row:
 
 
 class PerImage(Dataset[tuple[Tensor, int]]):
-    """What the peers share: the images, in the worker processes' memory."""
+    """The base class of the peers: images in the memory of the worker processes."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
@@ -68,11 +71,11 @@ class PerImage(Dataset[tuple[Tensor, int]]):
 
 
 class Usual(PerImage):
-    """Each image is padded, cropped, mirrored, turned to float and normalised on its own."""
+    """Each image is padded, cropped, mirrored, converted to float and normalised separately."""
 
     def image(self, index: int) -> Tensor:
         padded = np.pad(self.split.images[index], ((PADDING, PADDING), (PADDING, PADDING), (0, 0)))
-        top, left = np.random.randint(0, 2 * PADDING + 1, 2)  # noqa: NPY002 - what such pipelines do
+        top, left = np.random.randint(0, 2 * PADDING + 1, 2)  # noqa: NPY002 - as in such pipelines
         crop = padded[top : top + 32, left : left + 32]
         if np.random.random() < 0.5:  # noqa: NPY002
             crop = crop[:, ::-1]
@@ -81,7 +84,7 @@ class Usual(PerImage):
 
 
 class Tuned(PerImage):
-    """Padded planes from the start, Python's quick random numbers, and two arithmetic operations."""
+    """Padded planes, made once; Python's fast random numbers; two arithmetic operations per image."""
 
     def __init__(self, split: Split) -> None:
         super().__init__(split)
@@ -100,7 +103,7 @@ class Tuned(PerImage):
 
 
 class Torchvision(PerImage):
-    """`torchvision.transforms.v2` on uint8 tensors, its quickest way."""
+    """`torchvision.transforms.v2` on uint8 tensors, its fastest form."""
 
     def __init__(self, split: Split) -> None:
         super().__init__(split)
@@ -114,7 +117,7 @@ class Torchvision(PerImage):
 
 
 def from_workers(data: PerImage, batch_size: int, workers: int, device: torch.device) -> Batches:
-    """Epochs of batches on the device, by processes that stay alive from one epoch to the next."""
+    """Epochs of batches on the device, from worker processes that persist between epochs."""
     pinned = device.type == "cuda"
     loader = DataLoader(
         data,
@@ -134,7 +137,7 @@ def from_workers(data: PerImage, batch_size: int, workers: int, device: torch.de
 
 
 def images_per_second(batches: Batches, device: torch.device) -> float:
-    """Over as many epochs as take a second."""
+    """The rate over whole epochs, for at least one second."""
     began, images = time.perf_counter(), 0
     while True:
         for batch, _ in batches():
@@ -146,7 +149,7 @@ def images_per_second(batches: Batches, device: torch.device) -> float:
 
 
 def measure(options: argparse.Namespace, device: torch.device) -> list[Row]:
-    """All contestants in turn, after a first round in which processes start and memory is touched."""
+    """Measure all contestants in turn; in the first round, which is not counted, processes start."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (options.images, 32, 32, 3), dtype=np.uint8)
     split = Split(pixels, rng.integers(0, 10, options.images))
@@ -171,10 +174,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--images", type=int, default=20000)
     parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--workers", type=int, nargs="+", default=[available_cores()], help="numbers of workers to try")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[available_cores()], help="numbers of workers to measure"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed turns of each contestant")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", help="write all rows here")
+    parser.add_argument("--json", help="write all rows to this file")
     options = parser.parse_args(arguments)
     if min(options.workers) < 1:
         parser.error(f"--workers {min(options.workers)}: expected at least 1")

@@ -1,12 +1,12 @@
-"""Cost of the metrics of neural collapse: the streaming meter against accumulation sample by sample in dictionaries.
+"""Cost of the metrics of neural collapse: the streaming meter, and accumulation sample by sample in dictionaries.
 
     python benchmarks/metrics.py                     # 50,000 × 512 features, K = 100: a minute on two cores
     python benchmarks/metrics.py --samples 5000 --repeats 5
 
 The peer is the common implementation since Zhu et al. 2021, arXiv 2105.02375, written here from its description: a
-dictionary of class sums filled one sample at a time, then a column times a row per sample for Σ_W. (The paper's own
-scripts fill the same dictionary, and keep all features beside it to form Σ_W class by class.)
-Both compute NC1, NC2 of the class means and NC3, from the same batches, in the same process; the figures must agree.
+dictionary of class sums, filled sample by sample, then an outer product per sample for Σ_W. (The paper's own scripts
+fill the same dictionary, but store all features to compute Σ_W class by class.) Both compute NC1, NC2 of the class
+means and NC3, from the same batches, in the same process; their results must agree.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def make_data(samples: int, num_features: int, num_classes: int, batch_size: int
 
 
 def one_pass(batches: Batches, weight: Tensor) -> NeuralCollapseMeter:
-    """The meter after its first pass, for W (K, d)."""
+    """The meter after its first pass, for the size of W (K, d)."""
     K, d = weight.shape
     meter = NeuralCollapseMeter(num_features=d, num_classes=K)
     for features, labels in batches:
@@ -52,7 +52,7 @@ def with_meter(batches: Batches, weight: Tensor) -> Figures:
 
 
 def with_both_passes(batches: Batches, weight: Tensor) -> Figures:
-    """Ours, with the second pass for NC4 and the cosine margins, which the peer leaves out."""
+    """Ours, with the second pass for NC4 and the cosine margins, which the peer does not compute."""
     second = one_pass(batches, weight).second_pass(weight)
     for features, labels in batches:
         second.update(features, labels)
@@ -79,7 +79,7 @@ def with_dictionaries(batches: Batches, weight: Tensor) -> Figures:
     sigma_w /= sum(counts.values())
     stacked = torch.stack([means[y] for y in sorted(means)])
     H = stacked - stacked.mean(0)
-    sigma_b = H.double().T @ H.double() / K  # in float32 its pseudo-inverse makes NC1 negative
+    sigma_b = H.double().T @ H.double() / K  # in float32 the pseudo-inverse can make NC1 negative
     nc1 = torch.trace(sigma_w.double() @ torch.linalg.pinv(sigma_b, rtol=1e-8, hermitian=True)) / K
     return float(nc1), _error(H @ H.T), _error(weight @ H.T)
 
@@ -100,7 +100,7 @@ def timed(method: Callable[[Batches, Tensor], Figures], data: tuple[Batches, Ten
 
 
 def peak_memory(method: Callable[[Batches, Tensor], Figures], data: tuple[Batches, Tensor]) -> float:
-    """Largest rise of resident memory during a call, in bytes (Linux; after a call that warmed up)."""
+    """Largest rise of resident memory during a call, in bytes (Linux; after a warm-up call)."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     method(*data)

@@ -2,13 +2,14 @@
 
     python benchmarks/solver.py                 all sizes, about five minutes on two cores
     python benchmarks/solver.py --quick         small sizes only, seconds
-    python benchmarks/solver.py --threads 1     on a machine that others use too: threads that wait for a core spin
+    python benchmarks/solver.py --threads 1     on a shared machine, where waiting threads would spin
     python benchmarks/solver.py --json solver.json
 
-All solvers have the same problem (P), start U₀ (the previous step's solution) and tolerance on the Riemannian
-gradient; they run in turn, round after round, and ratios are taken within a round. Peers: Pymanopt's TrustRegions
-(NumPy backend, polar retraction, exact derivatives of the same linear cost) and geoopt's Riemannian Adam (torch,
-Stiefel manifold), which takes at most ADAM_STEPS steps, and is left out at K = 1000.
+All solvers have the same problem (P), start U₀ (the previous step's solution) and tolerance on the Riemannian gradient.
+They take turns in each round, and ratios are taken within a round. Peers:
+
+- Pymanopt's TrustRegions: NumPy backend, polar retraction, exact derivatives of the same linear cost;
+- geoopt's Riemannian Adam: torch, Stiefel manifold, at most ADAM_STEPS steps, not at K = 1000.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ ADAM_STEPS = 500
 
 
 def training_problem(d: int, K: int, seed: int) -> tuple[Array, Array]:
-    """Class means H of a step late in training (α = 1e-2) and the previous step's frame U₀, both (d, K)."""
+    """Class means H of a late training step (α = 1e-2), and the previous step's frame U₀, both (d, K)."""
     rng = np.random.default_rng(seed)
     running, batch = rng.standard_normal((2, d, K))
     before = running / np.linalg.norm(running)
@@ -107,7 +108,7 @@ def solvers(H: Array, U0: Array) -> dict[str, Callable[[], tuple[Array, int]]]:
 
 
 def measure(d: int, K: int, rounds: int) -> list[dict[str, Any]]:
-    """Times of each solver over the rounds, its gap, and the ratio of Pymanopt's time to its own."""
+    """Times of each solver over the rounds, its worst gap, and the ratio of Pymanopt's time to its own."""
     times: dict[str, list[float]] = {}
     facts: dict[str, dict[str, Any]] = {}
     for turn in range(rounds):
@@ -115,15 +116,15 @@ def measure(d: int, K: int, rounds: int) -> list[dict[str, Any]]:
         oracle = nearest_etf(H, U0, DELTA, method="svd")
         A, best = oracle.linear_term, float(oracle.singular_values.sum())
         for name, solve in solvers(H, U0).items():
-            if name.startswith("geoopt") and (turn >= 1 or K >= 1000):  # hundreds of steps, a second each at K = 1000
+            if name.startswith("geoopt") and (turn >= 1 or K >= 1000):  # hundreds of steps, 1 s each at K = 1000
                 continue
-            time.sleep(0.1)  # until the threads of another library's BLAS have stopped spinning
+            time.sleep(0.1)  # the threads of another library's BLAS stop spinning
             repeats = 1 if K >= 1000 or name.startswith("geoopt") else 6
             stamps = [time.perf_counter()]
             for _ in range(repeats):
                 frame, iterations = solve()
                 stamps.append(time.perf_counter())
-            laps = np.diff(stamps)[-5:]  # the first of six only loads caches and code
+            laps = np.diff(stamps)[-5:]  # the first of six is a warm-up
             times.setdefault(name, []).append(float(np.median(laps)))
             gap = (best - float(np.vdot(frame, A))) / best
             worst = max(gap, facts.get(name, {}).get("gap", -1.0))
@@ -155,9 +156,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="leave (2048, 1000) out")
     parser.add_argument("--threads", type=int, default=available_cores(), help="of BLAS and torch [all cores]")
     parser.add_argument("--rounds", type=int, default=7, help="problems per size [7]; 3 at the largest size")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)  # geoopt's
+    torch.set_num_threads(options.threads)  # for geoopt
     with threadpool_limits(options.threads):
         rows = table(options.quick, options.rounds)
     if options.json is not None:
@@ -166,7 +167,7 @@ def main() -> None:
 
 
 def table(quick: bool, rounds: int) -> list[dict[str, Any]]:
-    """Print a line per size and solver, and return the figures."""
+    """Print one line per size and solver, and return the rows."""
     rows = []
     print(
         f"{'(d, K)':>12}  {'solver':22}  {'median ms':>10}  {'min … max':>21}  steps  {'gap/‖A‖_*':>9}  pymanopt / it"

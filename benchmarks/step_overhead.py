@@ -1,13 +1,12 @@
-"""What the implicit head adds to a training step over the fixed head, with its exact gradient and without; and how
-long a step of each head alone takes, beside the learned one's.
+"""Overhead of the implicit head in a training step over the fixed head, with and without its exact gradient.
 
     python benchmarks/step_overhead.py --quick
     python benchmarks/step_overhead.py --json overhead.json --plot overhead.png
     python benchmarks/step_overhead.py --device cuda --cases resnet50:1000:256:224 resnet18:100:256:32
 
-A step is forward, backward and an SGD update on random images; all heads take their steps in turn, in one process,
-each on a backbone of its own. A case is backbone:classes:batch:pixels. `layer ms` is the head's own forward and
-backward on features alone, which is what the difference of two long steps should come to, with less noise.
+A step is forward, backward and an SGD update on random images. The heads take turns in one process, each with its own
+backbone. A case is backbone:classes:batch:pixels. `layer ms` is the forward and backward of the head alone, on
+features, with less noise than the difference of two long steps. `to learned` is its ratio to the learned head's.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def heads(num_features: int, num_classes: int) -> dict[str, Head]:
 
 
 def training_step(model: Classifier[Any], images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
-    """Forward, backward and update; in bfloat16 where there is a GPU."""
+    """Forward, backward and update; in bfloat16 on a GPU."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     device = images.device.type
 
@@ -90,7 +89,7 @@ def milliseconds(step: Callable[[], None], device: str) -> float:
 
 
 def measure(case: str, device: str, runs: int) -> list[Row]:
-    """All heads in turn, the first round being a warm-up: it holds the first step, which is solved differently."""
+    """Measure all heads in turn; the first round is a warm-up, whose step is solved differently from all others."""
     name, *numbers = case.split(":")
     num_classes, batch, pixels = (int(n) for n in numbers)
     torch.manual_seed(0)
@@ -133,7 +132,7 @@ def measure(case: str, device: str, runs: int) -> list[Row]:
 
 
 def plot(rows: list[Row], path: str) -> None:
-    """The layer's share of a step, a bar for each head and case."""
+    """Plot the layer's share of a step, one bar per head and case."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -159,8 +158,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="one small case, three runs")
-    parser.add_argument("--json", help="write all rows here")
-    parser.add_argument("--plot", help="write a picture here")
+    parser.add_argument("--json", help="write all rows to this file")
+    parser.add_argument("--plot", help="write a picture to this file")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
@@ -181,7 +180,7 @@ def main() -> None:
     for case in options.cases:
         for r in measure(case, options.device, options.runs):
             rows.append(r)
-            times = f"{r.step_ms:10.1f}{100 * r.overhead:9.1f}%{r.layer_ms:10.2f}{100 * r.layer_overhead:10.2f}%"
+            times = f"{r.step_ms:10.1f}{100 * r.overhead:8.1f} %{r.layer_ms:10.2f}{100 * r.layer_overhead:9.2f} %"
             times += f"{r.layer_to_learned:11.2f}x"
             print(f"{r.case:26}{r.head:26}{times}", flush=True)
     if options.json:

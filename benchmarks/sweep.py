@@ -1,12 +1,16 @@
-"""Random problems of every kind, by every solver, each answer checked: value, frame, certificate and gradient.
+"""Random problems of every kind, solved by every solver; orthonormality, gap, ETF and gradient are checked.
 
     python benchmarks/sweep.py                        31,000 problems, about ten minutes on one core
     python benchmarks/sweep.py --problems 1000        the first thousand of them
     python benchmarks/sweep.py --only 17              one of them, with all its figures
 
-Shapes up to d = 300, K = 60; full rank with condition numbers up to 1e10, rank-deficient, batches without some classes,
-equal class means, antipodal proximal points U₀ = −U*; scales 1e±150 in float64 and 1e±15 in float32. Solved by the
-reference's trust region and singular values, and by the methods of torchport. Seed and index determine a problem.
+- Shapes: up to d = 300, K = 60.
+- Kinds: full rank with condition numbers up to 1e10, rank-deficient, batches without some classes, equal class means,
+  antipodal proximal points U₀ = −U*.
+- Scales: 1, 1e±150 in float64, 1e±15 in float32.
+- Solvers: the reference's trust region and singular values, and the methods of torchport.
+
+Seed and index determine a problem.
 """
 
 from __future__ import annotations
@@ -68,7 +72,7 @@ class Problem:
 
 
 def draw(seed: int, index: int) -> Problem:
-    """The problem of that index."""
+    """The problem with this seed and index."""
     rng = np.random.default_rng([seed, index])
     K = int(np.exp(rng.uniform(np.log(2), np.log(61))))
     formulation: Literal["paper", "gauge-free"] = "paper" if rng.random() < 0.5 else "gauge-free"
@@ -89,10 +93,10 @@ def draw(seed: int, index: int) -> Problem:
     elif kind == "equal means":
         H[:, :-1][:, rng.random(K - 1) < 0.3] = H[:, :1]
         H = centred(H)
-        if rng.random() < 0.3:  # all of them; at scale 1, or else their rounding outweighs a proximal term
+        if rng.random() < 0.3:  # all means; at scale 1, since at others their rounding exceeds a proximal term
             H, scale = np.tile(H[:, :1], K), 0
     U0, delta = None, 10 ** rng.uniform(-4, 1)
-    if kind == "antipodal":  # weaker than the class means, or stronger: in between A loses its rank
+    if kind == "antipodal":  # A = U*(P − δ I) is singular only if δ is an eigenvalue of P
         U0 = -nearest_etf(H, method="svd", formulation=formulation).frame
     elif kind != "absent classes" and rng.random() < 0.6:
         near = H + 0.1 * rng.standard_normal((d, K)) / math.sqrt(d * K)
@@ -104,14 +108,14 @@ def draw(seed: int, index: int) -> Problem:
 
 @dataclass(frozen=True)
 class Truth:
-    """The oracle's answer in float64, by singular values, and how well it is determined."""
+    """The solution in float64 by singular values, and its condition."""
 
     solution: NearestETF
     etf: Array  # U M (d, K)
-    row_space: Array  # (K, r) of A, as columns of the frame: only there has the gradient to be the same
-    condition: float  # errors of H and U₀, relative to their norms, times this are errors of the frame
-    class_means_bar: Array | None  # H̄ (d, K); None where it has no digits to compare
-    length: float  # of H̄, or a hundredth of what its formula's terms are long, where they cancel
+    row_space: Array  # (K, r) of A, as columns of the frame; gradients are compared only there
+    condition: float  # error of the frame over the relative errors of H and U₀
+    class_means_bar: Array | None  # H̄ (d, K); None if it is too ill-conditioned for a comparison
+    length: float  # norm of H̄; at least a hundredth of the norm of its formula's terms, which can cancel
 
     @classmethod
     def of(cls, problem: Problem) -> Truth:
@@ -123,15 +127,15 @@ class Truth:
         if S.shape[1]:
             terms = 2 / math.sqrt(K - 1) * safe_frobenius(problem.class_means) + solution.delta * math.sqrt(K)
             condition = terms / sigma
-        else:  # all frames are solutions; the start decides, or rounding where H is not exactly zero
+        else:  # all frames are solutions; the start decides, or rounding if H is not exactly zero
             condition = math.inf if problem.class_means.any() else 1.0
         taken = S if problem.formulation == "paper" else np.column_stack([S, np.ones(K)])
-        if taken.shape[1] < K:  # what A leaves open is completed from the initial frame, which determines it thus well
+        if taken.shape[1] < K:  # the null space of A is completed from the initial frame, with this condition
             N = null_space(taken.T)
             open_part = solution.initial @ N - solution.frame @ S @ (S.T @ (solution.frame.T @ (solution.initial @ N)))
             condition /= max(float(svdvals(open_part)[-1]), 1e-300)
         bar, length = None, 1.0
-        # With a proximal point that leaves a direction open torchport takes that direction as constant.
+        # If A with a proximal point is singular, torchport takes the completion of the frame as constant.
         if problem.dtype == "float64" and condition < 1e5 and (R is None or problem.proximal is None):
             bar = nearest_etf_vjp(solution, problem.cotangent)[0] @ S @ S.T
             if S.shape[1]:
@@ -140,17 +144,17 @@ class Truth:
         return cls(solution, centred(solution.frame), S, condition, bar, length)
 
     def figures(self, problem: Problem, frame: Array, gradient: Array | None = None) -> dict[str, tuple[float, float]]:
-        """Each check's figure and its bound; a figure that is not finite fails."""
-        # The reference solves in float64 whatever the dtype is. Its trust region stops at a gradient of 1e-13 ‖A‖_F.
+        """The figure and the bound of each check; a figure that is not finite fails."""
+        # The reference solves in float64 for every dtype. Its trust region stops at a gradient of 1e-13 ‖A‖_F.
         eps = EPS[problem.dtype if gradient is not None else "float64"]
         K, A = frame.shape[1], self.solution.linear_term
         gram = np.eye(K) if problem.formulation == "paper" else centring(K)
         X = frame @ centred_basis(K) if self.solution.gauge_free else frame
         best = float(self.solution.singular_values.sum())
         found = {
-            # Entries rounded to eps/2 leave eps √K; the rest is head-room for the rounding of products.
+            # Rounding the entries gives eps √K; the rest allows for the rounding of products.
             "orthonormality": (float(np.linalg.norm(frame.T @ frame - gram)), max(1e-12, 20 * eps * math.sqrt(K))),
-            # Linear in the frame, so its rounding enters as it is.
+            # Linear in the frame, so there is no factor for its rounding.
             "gap": (abs(best - float(np.vdot(X, A))) / best if best > 0 else 0.0, max(1e-12, 20 * eps)),
         }
         bound = max(1e-12, 20 * eps) * self.condition
@@ -165,7 +169,7 @@ class Truth:
 
 
 def by_torch(problem: Problem, method: str) -> tuple[Array, Array, int]:
-    """Frame, gradient of the class means, and fallbacks of a method of torchport."""
+    """Frame, gradient of the class means, and number of fallbacks of a method of torchport."""
     dtype = getattr(torch, problem.dtype)
     H = torch.tensor(problem.class_means, dtype=dtype, requires_grad=True)
     U0 = None if problem.proximal is None else torch.tensor(problem.proximal, dtype=dtype, requires_grad=True)
@@ -179,7 +183,7 @@ def by_torch(problem: Problem, method: str) -> tuple[Array, Array, int]:
 
 
 def answers(problem: Problem) -> Iterator[tuple[str, Callable[[], tuple[Array, Array | None, int]]]]:
-    """Every solver's name, and its frame, gradient and fallbacks for the problem."""
+    """The name of every solver, and a function to its frame, gradient and fallbacks for the problem."""
 
     def reference(method: Literal["trust-region", "svd"]) -> Callable[[], tuple[Array, None, int]]:
         def answer() -> tuple[Array, None, int]:
@@ -208,7 +212,7 @@ class Tally:
     compared: Counter[str] = field(default_factory=Counter)
 
     def add(self, figures: dict[str, tuple[float, float]], fallbacks: int) -> list[str]:
-        """Count one answer; the lines that say where it fails."""
+        """Count one answer; returns a line for each failed check."""
         self.problems += 1
         self.fallbacks += fallbacks
         wrong = []
@@ -225,21 +229,21 @@ class Tally:
 
 @dataclass
 class Sweep:
-    """What a sweep found."""
+    """The results of a sweep."""
 
     tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)  # by solver and dtype
     kinds: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
 
     def check(self, problem: Problem) -> None:
-        """Solve a problem by every solver and count what comes out."""
+        """Solve a problem by every solver, and count the results."""
         truth = Truth.of(problem)
         self.kinds[problem.kind] += 1
         for solver, answer in answers(problem):
             tally = self.tallies.setdefault((solver, problem.dtype), Tally())
             try:
                 frame, gradient, fallbacks = answer()
-            except Exception as error:  # whatever a solver raises for a solvable problem is a failure of that solver
+            except Exception as error:  # every problem is solvable, so any error is a failure of the solver
                 tally.problems += 1
                 tally.failures += 1
                 wrong = [f"{type(error).__name__}: {error}"]
@@ -248,7 +252,7 @@ class Sweep:
             self.failures += [f"{problem.name}: {solver}: {line}" for line in wrong]
 
     def table(self) -> str:
-        """Worst figures that pass, and their largest share of the bound."""
+        """The worst figures that pass, and the largest ratios to the bounds."""
         lines = [f"{'solver':18}  {'dtype':7}  {'problems':>8}  {'stepped in':>10}  {'failed':>6}"]
         lines[0] += "".join(f"  {check + ' (of bound)':>25}" for check in CHECKS)
         for (solver, dtype), tally in sorted(self.tallies.items()):
@@ -262,10 +266,10 @@ class Sweep:
 
 
 def sweep(problems: int, seed: int = 0, *, first: int = 0, progress: bool = False) -> Sweep:
-    """Check that many problems, from the index `first` on."""
+    """Check `problems` problems, from the index `first` on."""
     found = Sweep()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ill-conditioned problems and methods that fall back are the point
+        warnings.simplefilter("ignore")  # of ill-conditioned problems and of fallbacks, which are intended here
         bar = tqdm(range(first, first + problems), unit="problem", disable=not progress)
         for index in bar:
             found.check(draw(seed, index))
@@ -275,10 +279,10 @@ def sweep(problems: int, seed: int = 0, *, first: int = 0, progress: bool = Fals
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", type=int, default=31_000, help="how many [31000]")
+    parser.add_argument("--problems", type=int, default=31_000, help="number of problems [31000]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, metavar="INDEX", help="this problem alone")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON too")
+    parser.add_argument("--only", type=int, metavar="INDEX", help="only this problem")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)  # small problems
     if options.only is not None:

@@ -1,13 +1,14 @@
-"""Training images per second of whole steps: ours against a plain float32 loop fed by worker processes.
+"""Training images per second of whole steps: our loop, and a plain float32 loop with worker processes.
 
     python benchmarks/training.py --quick              under a minute on two CPU cores
     python benchmarks/training.py --device cuda --json training.json
 
 Both train ResNet-18 with the stem for small images, the implicit head, SGD and the same augmentation, on images of
-CIFAR's size. Ours is what `etf-train` does: batches that live on the device, bfloat16, channels last, torch.compile.
-The plain loop is eager, in float32 as PyTorch comes (on GPUs its convolutions use TF32; a second one does without),
-and its workers augment image by image. They take turns, an epoch each; the first turn, in which ours is compiled, is
-not counted.
+CIFAR's size. They take turns of one epoch; the first turn, with the compilation, is not counted.
+
+- Ours is the loop of `etf-train`: batches on the device, bfloat16, channels last, torch.compile.
+- The plain loop is eager, in float32 with PyTorch's defaults, and its workers augment image by image. On GPUs these
+  defaults include TF32 in convolutions; there, a second plain loop runs without TF32.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ Turn = Callable[[], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant; training images per second in each of its turns."""
+    """One contestant; training images per second over its turns."""
 
     contestant: str
     median: float
@@ -56,7 +57,7 @@ class Row:
 
 
 def ours(data: ImageData, settings: Settings, device: torch.device) -> Turn:
-    """An epoch as `training.train` does it, without metrics and checkpoints."""
+    """An epoch of `training.train`, without metrics and checkpoints."""
     loader = make_loader(data.train, data, settings, device=device)
     model = build_model(settings, data.image_shape, CLASSES).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -80,7 +81,7 @@ def ours(data: ImageData, settings: Settings, device: torch.device) -> Turn:
 
 
 def plain(data: ImageData, settings: Settings, device: torch.device, workers: int, tf32: bool) -> Turn:
-    """An epoch as most scripts have it."""
+    """An epoch of a plain PyTorch script."""
     assert isinstance(data.train, Split)
     batches = from_workers(Usual(data.train), settings.batch_size, workers, device)
     model = build_model(settings, data.image_shape, CLASSES).to(device)
@@ -100,13 +101,13 @@ def plain(data: ImageData, settings: Settings, device: torch.device, workers: in
 
 
 def check(model: Classifier[Any]) -> None:
-    """Wait for the device, once in a turn; a rate of steps that compute nothing would mean nothing."""
+    """Wait for the device once per turn, and refuse a rate of steps with weights that are not finite."""
     if not all(p.isfinite().all() for p in model.parameters()):
         raise SystemExit("training.py: the weights are not finite")
 
 
 def measure(options: argparse.Namespace) -> list[Row]:
-    """All contestants, in turn."""
+    """Measure all contestants in turn."""
     device, images = torch.device(options.device), options.batch_size * options.steps
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
@@ -145,9 +146,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=5, help="timed turns of each contestant")
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes of the plain loop's loader")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16", help="of ours")
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out of ours")
-    parser.add_argument("--quick", action="store_true", help="a narrow network, few steps, nothing compiled")
-    parser.add_argument("--json", help="write all rows here")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="run ours without torch.compile")
+    parser.add_argument("--quick", action="store_true", help="a narrow network, few steps, no torch.compile")
+    parser.add_argument("--json", help="write all rows to this file")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")

@@ -3,8 +3,8 @@
     python examples/accelerate_loop.py
     accelerate launch --num_processes 2 examples/accelerate_loop.py --epochs 6
 
-`prepare`, gradient accumulation, bfloat16, and a checkpoint from which training goes on with the same bits. Nothing of
-the head is special but the labels, model(images, labels). Needs `pip install 'nearest-etf[train]' accelerate`.
+The loop has `prepare`, gradient accumulation, bfloat16, and a checkpoint from which training continues with the same
+bits. The head needs only the labels: model(images, labels). Needs `pip install 'nearest-etf[train]' accelerate`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ held_out = torch.arange(len(labels)) % 5 == 0
 
 
 class Training:
-    """Accelerator, model, optimizer and batches, prepared."""
+    """Accelerator, and prepared model, optimizer and batches."""
 
     def __init__(self) -> None:
         on_cpu = not torch.cuda.is_available()
@@ -51,7 +51,7 @@ class Training:
         self.model, self.optimizer, self.batches = self.accelerator.prepare(model, optimizer, batches)
 
     def epoch(self) -> None:
-        """Every microbatch moves the class means; every second one is a step of the optimizer."""
+        """Every microbatch updates the class means; every second one is a step of the optimizer."""
         self.model.train()
         for x, y in self.batches:
             with self.accelerator.accumulate(self.model):
@@ -70,9 +70,9 @@ for _ in range(1, options.epochs):
 with torch.no_grad():
     predicted = straight.model.eval()(images[held_out].to(straight.accelerator.device)).argmax(1).cpu()
 accuracy = float((predicted == labels[held_out]).float().mean())
-straight.accelerator.print(f"test accuracy {accuracy:.1%}")
+straight.accelerator.print(f"test accuracy {100 * accuracy:.1f} %")
 
-# Everything anew, brought to where the first training was after one epoch.
+# A new model, with the state of the first training after one epoch.
 resumed = Training()
 resumed.accelerator.load_state(str(folder / "after-one"))
 for _ in range(1, options.epochs):

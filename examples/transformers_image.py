@@ -3,8 +3,8 @@
     python examples/transformers_image.py
     python examples/transformers_image.py --steps 200
 
-The network is small, with random weights. A pretrained one takes its place by
-model.backbone = AutoModel.from_pretrained(NAME), with the configuration AutoConfig.from_pretrained(NAME) above.
+The network is small and has random weights. To use a pretrained one, replace the configuration by
+AutoConfig.from_pretrained(NAME), and set model.backbone = AutoModel.from_pretrained(NAME).
 Needs `pip install 'nearest-etf[train]' transformers accelerate`.
 """
 
@@ -32,7 +32,7 @@ torch.manual_seed(0)
 
 
 class Digits(Dataset[dict[str, torch.Tensor]]):
-    """Entries by the names of the model's arguments."""
+    """Images and labels under the names of the model's arguments."""
 
     def __init__(self, held_out: bool) -> None:
         digits = load_digits()
@@ -60,7 +60,7 @@ model = ETFForClassification(ETFConfig(vit, num_labels=10, head="implicit", pool
 
 
 def accuracy_of(found: Any) -> dict[str, float]:
-    """Of logits (N, K) and labels (N,)."""
+    """The accuracy of logits (N, K) for labels (N,)."""
     return {"accuracy": float((found.predictions.argmax(1) == found.label_ids).mean())}
 
 
@@ -87,10 +87,12 @@ trainer = Trainer(
 trainer.train()
 accuracy = trainer.evaluate()["eval_accuracy"]
 
-# config.json and model.safetensors, with all that the head needs to go on.
+# config.json and model.safetensors, with the full state of the head for further training.
 model.save_pretrained(folder)
 loaded = ETFForClassification.from_pretrained(folder)
 images = Digits(held_out=True).images
 with torch.no_grad():
     same = torch.equal(loaded.eval()(pixel_values=images).logits, model.cpu().eval()(pixel_values=images).logits)
-print(f"accuracy {accuracy:.1%} after {int(loaded.head.running.steps)} steps; loaded to the same logits: {same}")
+print(
+    f"accuracy {100 * accuracy:.1f} % after {int(loaded.head.running.steps)} steps; loaded to the same logits: {same}"
+)

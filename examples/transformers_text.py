@@ -1,10 +1,10 @@
-"""The nearest-ETF head on text: a small BERT that tells languages apart, seconds on a CPU.
+"""The nearest-ETF head on text: a small BERT that distinguishes languages, seconds on a CPU.
 
     python examples/transformers_text.py
     python examples/transformers_text.py --head learned
 
-Nothing of the head is about images. The sentences are made here, of short lists of frequent words, and every byte is a
-token; the loop is plain PyTorch. Needs `pip install 'nearest-etf[train]' transformers`.
+The head does not depend on images. The sentences are random sequences of frequent words, and every byte is a token. The
+loop is plain PyTorch. Needs `pip install 'nearest-etf[train]' transformers`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ drawn = random.Random(0)
 
 
 def sentences(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens (N, T), zero where a sentence has ended, the mask of the others (N, T), and labels (N,)."""
+    """Tokens (N, T), padded with zeros, their mask (N, T), and labels (N,)."""
     labels = torch.arange(count) % len(WORDS)
     tokens = torch.zeros(count, 48, dtype=torch.int64)
     for row, label in enumerate(labels.tolist()):
@@ -74,4 +74,6 @@ accuracy = float((predicted == test_labels).float().mean())
 collapse = measure_collapse(
     model, [({"input_ids": test_tokens, "attention_mask": test_mask}, test_labels)], classifier="head"
 )
-print(f"accuracy {accuracy:.1%} on {len(test_labels)} sentences; NC1 {collapse.nc1:.3g}, NC2 {collapse.nc2:.3g}")
+print(
+    f"accuracy {100 * accuracy:.1f} % on {len(test_labels)} sentences; NC1 {collapse.nc1:.3g}, NC2 {collapse.nc2:.3g}"
+)

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 examples/two_processes.py
 
-The head sums class means over all processes, so that each solves the same problem; DistributedDataParallel sees to the
-gradients. Nothing else is special.
+The head sums class means over all processes, so that each solves the same problem. DistributedDataParallel averages the
+gradients. The rest of the loop is that of one process.
 """
 
 from __future__ import annotations
@@ -47,5 +47,5 @@ frames: list[torch.Tensor] = [torch.empty_like(model.head.frame) for _ in range(
 dist.all_gather(frames, model.head.frame)
 if rank == 0:
     apart = max(float((frame - frames[0]).abs().max()) for frame in frames)
-    print(f"{processes} processes: test accuracy {accuracy:.1%}; frames differ by {apart:.0e}", flush=True)
+    print(f"{processes} processes: test accuracy {100 * accuracy:.1f} %; frames differ by {apart:.0e}", flush=True)
 dist.destroy_process_group()

@@ -1,10 +1,10 @@
-"""The nearest-ETF head on a network of your own, in a training loop of your own: seconds on a CPU.
+"""The nearest-ETF head on your own network, in your own training loop: seconds on a CPU.
 
     python examples/your_own_backbone.py
-    python examples/your_own_backbone.py --backbone torchvision:resnet18     # where torchvision is installed
-    python examples/your_own_backbone.py --backbone timm:convnext_atto       # where timm is installed
+    python examples/your_own_backbone.py --backbone torchvision:resnet18     # needs torchvision
+    python examples/your_own_backbone.py --backbone timm:convnext_atto       # needs timm
 
-From top to bottom: the data, a backbone with the head on it, a few epochs, saving and loading, predicting.
+From top to bottom: data, a backbone with the head, a few epochs, saving and loading, prediction.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ test_images, test_labels = images[held_out].to(device), labels[held_out].to(devi
 
 
 def make_backbone() -> nn.Module:
-    """Any module from images (N, C, H, W) to features (N, d) will do."""
+    """A module from images (N, C, H, W) to features (N, d)."""
     network: Any
     if library == "torchvision":
         import torchvision
 
         network = torchvision.models.get_model(name)  # or with weights="DEFAULT"
-        network.fc = nn.Identity()  # takes the classifier off a ResNet; a MobileNet's is network.classifier[-1]
+        network.fc = nn.Identity()  # removes the classifier of a ResNet; a MobileNet's is network.classifier[-1]
     elif library == "timm":
         import timm
 
@@ -59,36 +59,36 @@ def make_backbone() -> nn.Module:
 
 
 def make_model() -> Classifier[ImplicitETFHead]:
-    """The head needs to know d, the number of features, and K, the number of classes; d may be found by trying."""
+    """Backbone and head. The head needs the number of features d, here from a first forward, and of classes K."""
     backbone = make_backbone().to(device).eval()
     d = backbone(test_images[:2]).shape[1]
     return Classifier(backbone, ImplicitETFHead(num_features=d, num_classes=10)).to(device)
 
 
-# Training, with any optimizer. The ETF heads have no parameters, so only the backbone's are learned.
+# Training, with any optimizer. ETF heads have no parameters, so only those of the backbone are learned.
 model = make_model()
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 for epoch in range(options.epochs):
     model.train()
     for index in torch.randperm(len(train_labels), device=device).split(64):
-        # Under autocast the backbone computes in bfloat16; the head still solves for its classifier in float32.
+        # Under autocast the backbone computes in bfloat16; the head solves for its classifier in float32.
         with torch.autocast(device, dtype=torch.bfloat16):
-            logits = model(train_images[index], train_labels[index])  # labels: the head moves its class means
+            logits = model(train_images[index], train_labels[index])  # labels: the head updates its class means
             loss = F.cross_entropy(logits, train_labels[index])
         optimizer.zero_grad()
         loss.backward()  # through the nearest simplex ETF, exactly
         optimizer.step()
     print(f"epoch {epoch + 1}: loss {loss.item():.3f}")
 
-# A state_dict holds all of the head: class means, the last solution, W and b.
+# A state_dict contains the full state of the head: class means, the last solution, W and b.
 with tempfile.TemporaryDirectory() as folder:
     torch.save(model.state_dict(), Path(folder) / "model.pt")
     loaded = make_model()
     loaded.load_state_dict(torch.load(Path(folder) / "model.pt", weights_only=True))
 
-# Prediction: without labels, in eval mode, by the stored classifier W h + b.
+# Prediction: without labels, in eval mode, with the stored classifier W h + b.
 with torch.no_grad():
     predicted = loaded.eval()(test_images).argmax(dim=1)
 accuracy = float((predicted == test_labels).float().mean())
 cosines = (loaded.head.weight @ loaded.head.weight.T)[~torch.eye(10, dtype=torch.bool, device=device)]
-print(f"test accuracy {accuracy:.1%}; cosines between the classes' weights {cosines.min():.4f} … {cosines.max():.4f}")
+print(f"test accuracy {100 * accuracy:.1f} %; cosines between class weights {cosines.min():.4f} … {cosines.max():.4f}")

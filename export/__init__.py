@@ -1,10 +1,10 @@
-"""From a trained classifier to one checked ONNX file that runs without torch.
+"""Export of a trained classifier to one checked ONNX file that runs without torch.
 
     export_onnx(model, "model.onnx", …)           freeze, check against PyTorch, write (torch, onnx, onnxruntime)
-    check_onnx(model, "model.onnx", images, …)    the same check, on demand
-    OnnxClassifier("model.onnx")                  classify (numpy and onnxruntime alone)
+    check_onnx(model, "model.onnx", images, …)    repeat the check
+    OnnxClassifier("model.onnx")                  classify (numpy and onnxruntime only)
 
-The names load on first use, so that a deployment imports nothing that it does not need.
+The names are imported on first use, so that a deployment needs only numpy and onnxruntime.
 """
 
 from __future__ import annotations

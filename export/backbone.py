@@ -1,8 +1,10 @@
-"""The backbone as a graph: tried out in PyTorch, exported by torch for any batch size, and cleared of what would fail.
+"""The backbone as an ONNX graph: run in PyTorch, exported by torch for any batch size, and checked for known faults.
 
-torch.export follows a forward in one of two ways. The default one runs it, so that `len(images)` and
-`int(images.shape[0])` are numbers by the time they are used and the batch size is baked in; the strict one reads its
-bytecode, which is slower and follows less of Python, but keeps these symbolic. It is the second try.
+torch.export traces a forward in one of two modes, which are tried in this order:
+
+- the default mode runs it, so that `len(images)` and `int(images.shape[0])` become constants of the graph, and the
+  batch size with them;
+- the strict mode reads its bytecode: it is slower and supports less of Python, but keeps these sizes symbolic.
 """
 
 from __future__ import annotations
@@ -30,16 +32,16 @@ from .freeze import Frozen
 from .graph import OPSET, strip
 
 ANY_BATCH = (
-    "its forward has to accept any batch size: write x.flatten(1) or x.reshape(x.shape[0], -1), with no number of "
-    "images and no loop over them"
+    "its forward has to accept any batch size: write x.flatten(1) or x.reshape(x.shape[0], -1), without a fixed "
+    "number of images and without a loop over them"
 )
 DRAWS = {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"}
 DRAWS |= {"RandomUniformLike"}
-RANDOM = "the backbone is random in eval mode: dropout in a forward has to ask for it, F.dropout(x, p, self.training)"
+RANDOM = "the backbone is random in eval mode: in a forward, write dropout as F.dropout(x, p, self.training)"
 
 
 class _FourDimensions(TorchFunctionMode):
-    """Attention over more than four dimensions, which torch's exporter lacks, with the first ones taken together."""
+    """Attention in more than four dimensions, which torch's exporter lacks, with the first ones flattened."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -52,8 +54,8 @@ class _FourDimensions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Single(nn.Module):
-    """A backbone whose features, of another floating-point type, are taken in float32."""
+class _Float32Features(nn.Module):
+    """A backbone with its features converted to float32."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -69,13 +71,16 @@ def backbone_model(frozen: Frozen, image_shape: tuple[int, int, int], opset: int
     Raises
     ------
     ExportError
-        If the backbone does not run on such images, has another number of features than the head, cannot be
-        exported, only works for one batch size, is random in eval mode, or mixes the images of a batch.
+        If the backbone
+
+        - fails on images of this shape, or has another number of features than the head;
+        - cannot be exported, or only for one batch size;
+        - is random in eval mode, mixes the images of a batch, or computes in bfloat16.
     """
     height, width, channels = image_shape
     sample = torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
     features = _tried(frozen.backbone, sample, frozen.num_features)
-    backbone = frozen.backbone if features.dtype == torch.float32 else _Single(frozen.backbone).eval()
+    backbone = frozen.backbone if features.dtype == torch.float32 else _Float32Features(frozen.backbone).eval()
     model, reason = _exported(backbone, sample, opset, strict=False)
     if reason == ANY_BATCH:
         model, _ = _exported(backbone, sample, opset, strict=True)
@@ -83,13 +88,13 @@ def backbone_model(frozen: Frozen, image_shape: tuple[int, int, int], opset: int
         raise ExportError(f"the backbone cannot be exported: {reason}")
     found = {entry.domain: entry.version for entry in model.opset_import}.get("")
     if found != opset:
-        raise ExportError(f"torch exports this backbone in opset {found}: expected {opset}; leave opset out, or update")
+        raise ExportError(
+            f"torch exports this backbone in opset {found}: expected {opset}; leave opset out, or update torch"
+        )
     if any(node.op_type in DRAWS for node in model.graph.node):
         raise ExportError(RANDOM)
     if _has_bfloat16(model):
-        raise ExportError(
-            "the backbone computes in bfloat16, whatever its weights: leave autocast and .bfloat16() out of its forward"
-        )
+        raise ExportError("the forward of the backbone computes in bfloat16: leave autocast and .bfloat16() out of it")
     _name_squeezed_axes(model)
     strip(model)
     return onnx.compose.add_prefix(model, "backbone/")
@@ -97,40 +102,40 @@ def backbone_model(frozen: Frozen, image_shape: tuple[int, int, int], opset: int
 
 @torch.no_grad()
 def _tried(backbone: nn.Module, sample: Tensor, num_features: int) -> Tensor:
-    """The features of two images in PyTorch, which have to be each image's own."""
+    """The features of two images in PyTorch, after checking that each image's features depend on this image only."""
     mixes = False
     try:
-        features = backbone(sample.clone())  # clones, for a forward that works in place
+        features = backbone(sample.clone())  # cloned, because a forward may change its input in place
     except Exception as error:
         raise ExportError(
             f"the backbone fails on images of shape (N, C, H, W) = {tuple(sample.shape)}: {first_line(error)}"
         ) from error
     if not isinstance(features, Tensor):
         raise ExportError(
-            f"the backbone gives a {type(features).__name__} for 2 images: expected a tensor of features "
-            f"(2, {num_features}); wrap it in a module that returns these alone"
+            f"the backbone returns a {type(features).__name__} for 2 images: expected a tensor of features "
+            f"(2, {num_features}); wrap it in a module that returns only these"
         )
     if features.shape != (2, num_features) or not features.is_floating_point():
         raise ExportError(
-            f"the backbone gives {tuple(features.shape)} {str(features.dtype).removeprefix('torch.')} for 2 images: "
+            f"the backbone returns {tuple(features.shape)} {str(features.dtype).removeprefix('torch.')} for 2 images: "
             f"expected features (2, {num_features})"
         )
     tolerance = 1e-2 * features.abs().max()
     if (backbone(sample.clone()) - features).abs().max() > tolerance:
         raise ExportError(RANDOM)
-    with contextlib.suppress(Exception):  # as after .squeeze(): the file may take one image where PyTorch does not
+    with contextlib.suppress(Exception):  # after .squeeze(), PyTorch may fail on one image where the file does not
         alone = backbone(sample[:1].clone()).reshape(num_features)
-        mixes = bool((alone - features[0]).abs().max() > tolerance)  # not if one of them is not finite
+        mixes = bool((alone - features[0]).abs().max() > tolerance)  # False if a feature is not finite
     if mixes:
         raise ExportError(
             "the backbone's features of an image change with the other images of its batch (batch statistics?): "
-            "expected features that are each image's own in eval mode"
+            "expected features that depend on this image only in eval mode"
         )
     return features
 
 
 def _exported(backbone: nn.Module, sample: Tensor, opset: int, *, strict: bool) -> tuple[onnx.ModelProto | None, str]:
-    """The backbone as a graph for any batch size, or why there is none."""
+    """The backbone as a graph for any batch size; or None, and the reason of the failure."""
     shapes = ({0: torch.export.Dim("N")},)
     try:
         with _quiet(), _FourDimensions():
@@ -157,19 +162,19 @@ def _exported(backbone: nn.Module, sample: Tensor, opset: int, *, strict: bool) 
 
 
 def reason_of(error: BaseException) -> str:
-    """Why torch did not export a backbone, from its error and the causes of that."""
+    """Why torch did not export a backbone, from its error and the chain of causes."""
     causes = [error]
     while cause := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(cause)
     text = " ".join(str(cause) for cause in causes)
     if missing := re.search(r"No ONNX function found for <OpOverload\(op='(?:aten\.)?_*([^']+)'", text):
-        return f"ONNX has no form of {missing[1]}, which its forward calls"
+        return f"its forward calls {missing[1]}, which has no ONNX form"
     if "data-dependent" in text or "DataDependent" in text:
-        return "its forward has to be free of branches on tensor values (an if on a sum, .item())"
+        return "its forward must not branch on tensor values (an if on a sum, .item())"
     if "Constraints violated" in text or "specialized" in text:
         return ANY_BATCH
     root = re.sub(r"\x1b\[[\d;]*m", "", first_line(causes[-1]))
-    return f"torch.export does not follow its forward ({type(causes[-1]).__name__}: {root})"
+    return f"torch.export cannot trace its forward ({type(causes[-1]).__name__}: {root})"
 
 
 def _has_bfloat16(model: onnx.ModelProto) -> bool:
@@ -178,7 +183,7 @@ def _has_bfloat16(model: onnx.ModelProto) -> bool:
 
 
 def _name_squeezed_axes(model: onnx.ModelProto) -> None:
-    """Give every Squeeze without axes those that have length 1 for any batch, so that a batch of one is not dropped."""
+    """Name the axes of every Squeeze that has none: the axes of length 1 for any batch, without the batch axis."""
     squeezes = [node for node in model.graph.node if node.op_type == "Squeeze" and not any(node.input[1:])]
     if not squeezes:
         return
@@ -193,7 +198,7 @@ def _name_squeezed_axes(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings, no log and nothing on standard error inside this context."""
+    """Suppress warnings, logs and standard error."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,13 +1,13 @@
-"""One factor on the logits, so that probabilities are as large as the share of right answers.
+"""Temperature scaling: one factor on the logits, so that the probabilities match the accuracy.
 
-Source: Guo, Pleiss, Sun & Weinberger 2017, arXiv 1706.04599, section 4.2, temperature scaling: the factor s = 1/T > 0
+Source: Guo, Pleiss, Sun & Weinberger 2017, arXiv 1706.04599, section 4.2. The factor s = 1/T > 0
 minimises the negative log-likelihood of held-out labels y under softmax(s z),
 
     NLL(s) = mean of  log Σ_k exp(s z_k) − s z_y,     NLL′(s) = mean of  Σ_k p_k z_k − z_y,
     NLL″(s) = mean of  Σ_k p_k z_k² − (Σ_k p_k z_k)²  ≥ 0,
 
-which is convex in s. Labels and cosines do not change. A head with ‖h‖ = τ and unit rows needs it most: with a small τ
-even a sure answer has a small probability.
+which is convex in s. Labels and cosines do not change. Heads with ‖h‖ = τ and unit rows need it most: τ bounds their
+largest probability, so that they are underconfident for a small τ.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from scipy.special import logsumexp, softmax
 
 from .errors import ExportError, InputError
 
-BINS = 15  # as in the paper
+BINS = 15  # of the calibration error, as in the paper
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A factor on the logits and what it changes, on the images that it was fitted on.
+    """A factor on the logits, and its effect on the images that it was fitted on.
 
     Attributes
     ----------
@@ -36,18 +36,18 @@ class Calibration:
         Multiplies the logits: 1/T of the paper.
     images : int
     bounded : bool
-        Whether every image was classified correctly. Then no finite factor minimises the loss, and the factor stands
-        where the mean loss is what N right answers and one guess would have, log(K)/(N+1).
+        Whether every image was classified correctly. Then no finite factor minimises the loss, and the factor is the
+        one with the mean loss of N correct predictions and one guess, log(K)/(N+1).
     nll_before, nll_after : float
         Mean negative log-likelihood, in nats.
     ece_before, ece_after : float
         Expected calibration error, 0…1.
     split : str
-        Where the images come from, if that is known.
+        The split that the images come from; empty if unknown.
 
     Examples
     --------
-    >>> found = fit_calibration([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]], [0, 0, 0, 1])  # too sure of itself
+    >>> found = fit_calibration([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [4.0, 0.0]], [0, 0, 0, 1])  # overconfident
     >>> found.factor < 1, found.images, found.nll_after < found.nll_before
     (True, 4, True)
     """
@@ -62,16 +62,16 @@ class Calibration:
     split: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, rounded for JSON; the factor is exact."""
+        """Plain values for JSON, rounded except for the factor."""
         return {name: round(x, 6) if name[:3] in ("nll", "ece") else x for name, x in asdict(self).items()}
 
     def __str__(self) -> str:
         images = " ".join(f"{self.images} {self.split} images".split())
         if self.bounded:
-            images += ", which are all right, so that the factor is bounded: as if one more had been guessed"
+            images += ", all of them classified correctly: the factor is bounded, as if one more image were a guess"
         return (
             f"calibration   logits × {self.factor:.4g}, fitted on {images}\n"
-            f"                error {self.ece_before:.2%} before, {self.ece_after:.2%} after; "
+            f"                error {100 * self.ece_before:.2f} % before, {100 * self.ece_after:.2f} % after; "
             f"NLL {self.nll_before:.4f}, {self.nll_after:.4f}"
         )
 
@@ -87,32 +87,32 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Calibration:
     Raises
     ------
     InputError
-        If shapes do not fit, or values are out of range.
+        If shapes disagree, or values are out of range.
     ExportError
-        If no positive factor is better than equal probabilities: the logits say nothing about the labels.
+        If no positive factor has a smaller loss than equal probabilities.
 
     Examples
     --------
     >>> logits = [[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]]
-    >>> found = fit_calibration(logits, [0, 0, 0, 1])  # right three times out of four: p should be 0.75
+    >>> found = fit_calibration(logits, [0, 0, 0, 1])  # accuracy 0.75, so p should be 0.75
     >>> round(float(1 / (1 + np.exp(-2 * found.factor))), 6)
     0.75
     """
     z, y = _valid(logits, labels)
     N, K = z.shape
-    z = z - z[np.arange(N), y][:, None]  # the true class's logit is 0, others are ahead of it by z
+    z = z - z[np.arange(N), y][:, None]  # relative to the logit of the true class
     if z.mean() >= 0:  # NLL′(0)
         raise ExportError(
             f"a factor on the logits cannot calibrate this classifier: on {N} images it is no better than guessing"
         )
-    ties = np.log((z == 0).sum(axis=1)).mean()  # the infimum of the NLL where no logit is ahead of the true one
+    ties = np.log((z == 0).sum(axis=1)).mean()  # the infimum of the NLL if no logit exceeds that of the true class
     bounded = bool(z.max() <= 0)
     if bounded:
         target = ties + (np.log(K) - ties) / (N + 1)
         factor = _root(z, lambda nll, slope, _: (nll - target, slope), sign=-1)
     else:
         factor = _root(z, lambda _, slope, curvature: (slope, curvature), sign=1)
-    ahead = np.argmax(z, axis=1)
+    predicted = np.argmax(z, axis=1)
     before, after = softmax(z, axis=1), softmax(factor * z, axis=1)
     return Calibration(
         factor=factor,
@@ -120,16 +120,16 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Calibration:
         bounded=bounded,
         nll_before=_derivatives(z, 1.0)[0],
         nll_after=_derivatives(z, factor)[0],
-        ece_before=calibration_error(before.max(axis=1), ahead == y),
-        ece_after=calibration_error(after.max(axis=1), ahead == y),
+        ece_before=calibration_error(before.max(axis=1), predicted == y),
+        ece_after=calibration_error(after.max(axis=1), predicted == y),
     )
 
 
 def calibration_error(confidences: ArrayLike, right: ArrayLike) -> float:
-    """The expected calibration error, of the largest probabilities (N,) and whether that class is right (N,).
+    """The expected calibration error (ECE), from the largest probabilities (N,) and the correctness of the labels (N,).
 
     `ECE = Σ_m |B_m|/N · |acc(B_m) − conf(B_m)|` over 15 bins `B_m` of equal width, ((m−1)/15, m/15] (Guo et al. 2017,
-    eq. 3): the mean distance between how sure answers are and how often they are right.
+    eq. 3): the mean distance between confidence and accuracy.
 
     >>> round(calibration_error([0.9, 0.9, 0.9, 0.9], [True, True, True, False]), 6)
     0.15
@@ -141,12 +141,12 @@ def calibration_error(confidences: ArrayLike, right: ArrayLike) -> float:
 
 
 def checked_factor(calibration: Calibration | float | None) -> float | None:
-    """The factor of a calibration, or one that was given as a number.
+    """The factor of a calibration; a number is the factor itself.
 
     Raises
     ------
     ExportError
-        If it is not positive and finite.
+        If the factor is not positive and finite.
     """
     factor = calibration.factor if isinstance(calibration, Calibration) else calibration
     if factor is None:
@@ -157,7 +157,7 @@ def checked_factor(calibration: Calibration | float | None) -> float | None:
 
 
 def _derivatives(z: Array, s: float) -> tuple[float, float, float]:
-    """NLL, NLL′ and NLL″ at s, of logits relative to the true class's."""
+    """NLL, NLL′ and NLL″ at s, for logits z relative to that of the true class."""
     p = softmax(s * z, axis=1)
     mean = (p * z).sum(axis=1)
     variance = (p * np.square(z - mean[:, None])).sum(axis=1)
@@ -167,7 +167,7 @@ def _derivatives(z: Array, s: float) -> tuple[float, float, float]:
 def _root(z: Array, function: Any, sign: int) -> float:
     """The positive root of a monotone function of (NLL, NLL′, NLL″), which returns its value and slope.
 
-    `sign` is 1 where it increases. The bracket grows from 1/max|z| by doubling.
+    `sign` is 1 for an increasing function, and −1 for a decreasing one. The bracket grows from 1/max|z| by doubling.
     """
 
     def at(s: float) -> tuple[float, float]:

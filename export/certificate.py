@@ -1,9 +1,9 @@
-"""The evidence of what a classifier is: a simplex ETF, a tight frame or neither, and how near to its class means.
+"""A certificate of the classifier W: its distance from a simplex ETF or a tight frame, and from the class means.
 
 Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3. With r = min(d, K−1), a simplex ETF for K ≤ d+1 and
-a tight frame for K > d+1 are `Wᵀ = √(K/r) F` with a partial isometry F of rank r. Without the proximal term the one
-nearest to H is `max_F ⟨F, H M⟩`, with value `‖H M‖_*`. So `1 − √(r/K) ⟨Wᵀ, H M⟩/‖H M‖_*` is never negative for such a
-W, and zero exactly at an optimum.
+a tight frame for K > d+1 are `Wᵀ = √(K/r) F` with a partial isometry F of rank r. Without the proximal term, the one
+nearest to H maximises `⟨F, H M⟩`, and the maximum is `‖H M‖_*`. So `1 − √(r/K) ⟨Wᵀ, H M⟩/‖H M‖_*` is never negative for
+such a W, and zero exactly at an optimum.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from numpy.typing import ArrayLike
 from ..reference import etf_error, frame_geometry, nearest_tight_frame
 from .errors import ExportError
 
-# The largest etf_error that the heads' methods let pass. The loosest method, products in float32, accepts a frame with
+# The largest etf_error that the heads' methods accept. The loosest method, products in float32, accepts a frame with
 # ‖UᵀU − I‖_F ≤ 1e3 eps √K, so that etf_error ≤ 1e3 eps √(K/(K−1)) ≤ 1.7e-4; as a rule it is 1e-7. An EMA with decay
-# 0.9999 stays within it, too: its own rounding takes even an ETF that never changes to 5e-5.
+# 0.9999 stays below it, too: its rounding alone takes an ETF that never changes to 5e-5.
 SOLVED_TO = 2e-4
 
-TIGHT = 1e-2  # the largest tightness_error of a classifier that a certificate_gap is given for; beyond half precision's
+TIGHT = 1e-2  # the largest tightness_error for which certificate_gap is defined; above the error of half precision
 
-# What restores a classifier, by the kind of head that has to have one of its kind.
+# How to restore the classifier, by the kind of the head.
 REFRESH = "call head.refresh(), which solves again from the running class means"
 REMEDIES = {
     "implicit": REFRESH,
@@ -46,10 +46,13 @@ def etf_certificate(weight: ArrayLike, class_means: ArrayLike | None = None) -> 
     Returns
     -------
     dict
-        `row_norm_error` (largest |‖w‖ − 1|); unless W is zero `etf_error` (NC2), the figures of
-        `reference.FrameGeometry`, and, where an ETF of that size exists, `etf_distance` (‖W/‖W‖ − E*‖², E* the nearest
-        ETF to W); with class means `class_means_distance` (the same with E* the nearest ETF to H, for K > d+1 the
-        nearest tight frame) and, of a tight W, `certificate_gap` (relative).
+        - `row_norm_error`: largest |‖w‖ − 1|. If W is zero, this is the only entry.
+        - `etf_error`: NC2.
+        - the fields of `reference.FrameGeometry`.
+        - `etf_distance`, for K ≤ d+1: ‖W/‖W‖ − E*‖² with E* the nearest ETF to W.
+        - `class_means_distance`, with class means: the same with E* the nearest ETF to H, for K > d+1 the nearest
+          tight frame.
+        - `certificate_gap`, with class means and a tight W: the relative gap of the module's docstring.
 
     Examples
     --------
@@ -85,8 +88,8 @@ def etf_certificate(weight: ArrayLike, class_means: ArrayLike | None = None) -> 
 def etf_bound(eps: float) -> float:
     """The largest etf_error of a classifier that was solved for in float32 and stored with machine epsilon `eps`.
 
-    Rounding every entry by at most eps/2 of itself changes `WWᵀ` by at most `2 ‖W‖₂ ‖ΔW‖_F ≤ eps ‖W‖₂ ‖W‖_F`, which of
-    a tight frame is `eps ‖WWᵀ‖_F`: so much is added for half precision.
+    Rounding every entry by a relative error of at most eps/2 changes `WWᵀ` by at most
+    `2 ‖W‖₂ ‖ΔW‖_F ≤ eps ‖W‖₂ ‖W‖_F`, which is `eps ‖WWᵀ‖_F` for a tight frame. The bound is the sum of both errors.
 
     >>> [f"{etf_bound(eps):.1e}" for eps in (2**-23, 2**-10, 2**-7)]  # float32, float16, bfloat16
     ['2.0e-04', '1.2e-03', '8.0e-03']
@@ -95,17 +98,18 @@ def etf_bound(eps: float) -> float:
 
 
 def require_kind(weight: ArrayLike, kind: str, norms: str | None, eps: float) -> None:
-    """Refuse W (K, d) of a head that is not what this kind of head solves for; other kinds are as they are on purpose.
+    """Refuse a W (K, d) without the structure that this kind of head solves for; other kinds of heads may have any W.
 
-    A fixed or implicit head is a simplex ETF, and so is a tight-frame head for K ≤ d+1. For K > d+1 a tight-frame head
-    with norms="tight" is a tight frame, and else has rows of length one, as a class-mean head has, but for rows of
-    zeros.
+    - fixed, implicit, and tight-frame for K ≤ d+1: a simplex ETF;
+    - tight-frame for K > d+1 with norms="tight": a tight frame;
+    - tight-frame for K > d+1 with other norms, and class-mean: rows of length one, or zero.
 
     Raises
     ------
     ExportError
-        If the etf_error or the tightness_error is beyond `etf_bound(eps)`, or the length of the rows is as far from one
-        (of a frame, in the root mean square: of two classes any opposite rows have an etf_error of zero).
+        If the etf_error or the tightness_error exceeds `etf_bound(eps)`, or the length of the rows differs from one by
+        more than that. The length of a frame's rows is their root mean square; it is checked, too, because any two
+        opposite rows have an etf_error of zero.
     """
     if kind not in REMEDIES:
         return
@@ -115,20 +119,20 @@ def require_kind(weight: ArrayLike, kind: str, norms: str | None, eps: float) ->
     fault = _fault_of_rows(W, bound) if unit_rows else _fault_of_frame(W, bound)
     if fault:
         raise ExportError(
-            f"the {kind} head's classifier {fault}. An average over models (EMA, SWA, FedAvg) does that, and half "
-            f"precision on the way: {REMEDIES[kind]}"
+            f"the {kind} head's classifier {fault}. Averaging over models (EMA, SWA, FedAvg) and conversion to half "
+            f"precision have this effect: {REMEDIES[kind]}"
         )
 
 
 def _fault_of_rows(W: np.ndarray, bound: float) -> str:
-    """What is wrong with rows of length one, or zero."""
+    """The deviation of W from rows of length one or zero; empty if within the bound."""
     lengths = np.linalg.norm(W, axis=1)
     worst = max(lengths[lengths > 0], key=lambda length: abs(length - 1), default=1.0)
     return "" if abs(worst - 1) <= bound else f"has rows of length {worst:.4f}; expected 1 to within {bound:.1e}"
 
 
 def _fault_of_frame(W: np.ndarray, bound: float) -> str:
-    """What is wrong with a simplex ETF or, for K > d+1, a tight frame."""
+    """The deviation of W from a simplex ETF or, for K > d+1, from a tight frame; empty if within the bound."""
     K, d = W.shape
     name, figure, error = "simplex ETF", "etf_error", etf_error(W) if W.any() else np.inf
     if d < K - 1:
@@ -136,20 +140,20 @@ def _fault_of_frame(W: np.ndarray, bound: float) -> str:
     length = float(np.linalg.norm(W) / np.sqrt(K))
     if error <= bound and abs(length - 1) <= bound:
         return ""
-    found = f"is no {name}: {figure} {error:.1e} and rows of length {length:.4f}"
-    return f"{found}; expected at most {bound:.1e}, and as near to 1"
+    found = f"is not a {name}: {figure} {error:.1e} and rows of length {length:.4f}"
+    return f"{found}; expected at most {bound:.1e}, and 1 to within {bound:.1e}"
 
 
 def _tightness_error(W: np.ndarray) -> float:
-    """That of `FrameGeometry` for K > d+1, without its cosines."""
+    """`FrameGeometry.tightness_error` for K > d+1, without the K×K cosines of `frame_geometry`."""
     values = np.square(np.linalg.svd(W, compute_uv=False))
     return float(np.linalg.norm(values - values.mean()) / np.linalg.norm(values)) if W.any() else np.inf
 
 
 def _etf_error_of_many(unit: np.ndarray) -> float:
-    """`etf_error` of W (K, d), K > d+1, at unit Frobenius norm: of its parts alone, since K×K would not fit.
+    """`etf_error` of W (K, d), K > d+1, with unit Frobenius norm, without a K×K matrix.
 
-    `‖G/‖G‖ − M/√(K−1)‖² = 2 − 2 ⟨G, M⟩/(‖G‖ √(K−1))` with G = WWᵀ loses digits near zero only, which rank d excludes.
+    `‖G/‖G‖ − M/√(K−1)‖² = 2 − 2 ⟨G, M⟩/(‖G‖ √(K−1))` with G = WWᵀ cancels only near zero, which rank d < K−1 excludes.
     """
     gram = float(np.linalg.norm(unit.T @ unit))
     along = float(np.square(unit - unit.mean(axis=0)).sum())  # ⟨G, M⟩ = ‖M W‖²

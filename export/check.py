@@ -1,7 +1,7 @@
-"""Compare an exported file with the PyTorch model that it came from, on real images, at several batch sizes.
+"""Compare an exported file with its PyTorch model, on real images and at several batch sizes.
 
 The PyTorch side is the live `head(backbone(x))` with its own normalisation of pixels, not the frozen constants, so that
-every step of the export is under test.
+the check covers every step of the export.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ from .trial import runtime_reason
 
 BATCH_SIZES = (1, 7, 64)
 COMPARED = ("logits", "probabilities", "cosine")
-OOD_BOUND = 10  # times the bound of logits: relative to the largest score, since features are centred first
+OOD_BOUND = 10  # bound of the scores relative to the largest, in bounds of logits; centring loses digits
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The bounds of a precision; None bounds nothing. Shares are rounded up to whole images.
+    """The bounds for a precision; None means no bound. Shares of images are rounded up to whole images.
 
     Attributes
     ----------
     logits : float or None
-        Largest absolute error of a logit at τ = 5, the paper's; it grows in proportion above. Where rows of W are
-        longer than one, `τ·‖w‖` of the longest takes the place of τ, and for features as they come the largest
-        `‖f‖·‖w‖`, of the images that are compared and the rows of W.
+        Largest absolute error of a logit for logits of size up to 5, the paper's τ; for larger ones it grows in
+        proportion. Their size is, times the factor of a calibration,
+
+        - τ, or `τ·‖w‖` for the longest row w of W, if that is longer than one;
+        - for a head without normalisation, the largest `‖f‖·‖w‖` of the compared images and the rows of W.
     agreement : float
         Least share of images with the same label.
     accuracy_loss : float or None
-        Largest loss of accuracy, 0…1.
+        Largest loss of accuracy, in [0, 1].
 
     Examples
     --------
@@ -68,7 +70,7 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class Deviation:
-    """The largest difference of an output from PyTorch's, absolute and over the output's largest entry."""
+    """The largest difference of an output from PyTorch's, absolute and relative to the output's largest entry."""
 
     absolute: float
     relative: float
@@ -76,28 +78,28 @@ class Deviation:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """How an exported model compares with PyTorch.
+    """The comparison of an exported model with PyTorch.
 
     Attributes
     ----------
     precision : str
     images : int
-        How many were compared at the largest batch size.
+        Number of images at the largest batch size.
     batch_sizes : tuple of int
     size : int
         Bytes of the file.
     outputs : dict of Deviation
-        For logits, probabilities and cosine, over all batch sizes.
+        For logits, probabilities, cosine and, if compared, the OOD score, over all batch sizes.
     disagreements : int
-        Images that get another label than PyTorch gives.
+        Images with another label than in PyTorch.
     agreement : float
-        The share of the others.
+        Share of images with the same label.
     accuracy_torch, accuracy_onnx : float or None
-        Where labels were given.
+        None without labels.
     failures : tuple of str
-        One clause for each bound that is broken.
+        One clause for each exceeded bound.
     note : str
-        What is otherwise than was asked for, if anything.
+        Where the file differs from the request; empty if nowhere.
 
     Examples
     --------
@@ -131,9 +133,11 @@ class CheckReport:
         lines = [f"{self.precision}, {self.size / 1e6:.2f} MB, {self.images} images at batch {self.batch_sizes}"]
         for name, error in self.outputs.items():
             lines.append(f"  {name:<13} max |Δ| {error.absolute:.1e}, relative {error.relative:.1e}")
-        lines.append(f"  same label    {self.agreement:.2%} ({self.disagreements} differ)")
+        lines.append(f"  same label    {100 * self.agreement:.2f} % ({self.disagreements} differ)")
         if self.accuracy_torch is not None and self.accuracy_onnx is not None:
-            lines.append(f"  accuracy      PyTorch {self.accuracy_torch:.2%}, ONNX {self.accuracy_onnx:.2%}")
+            lines.append(
+                f"  accuracy      PyTorch {100 * self.accuracy_torch:.2f} %, ONNX {100 * self.accuracy_onnx:.2f} %"
+            )
         lines += [f"  note: {self.note}"] if self.note else []
         lines += [f"  FAILED: {failure}" for failure in self.failures] or ["  all bounds hold"]
         return "\n".join(lines)
@@ -150,7 +154,7 @@ def check_onnx(
     bound: Bound | None = None,
     ood: OodScore | None = None,
 ) -> CheckReport:
-    """Compare a PyTorch model with its file.
+    """Compare a PyTorch model with its exported file.
 
     Parameters
     ----------
@@ -160,13 +164,13 @@ def check_onnx(
         The ONNX file.
     images : (N, H, W, C) uint8
     labels : (N,), optional
-        For the accuracy of both.
+        For the accuracy of both sides.
     mean, std : per channel, on the 0…1 scale, optional
-        Normalisation on PyTorch's side; default: the file's.
+        Normalisation on PyTorch's side. Default: the file's.
     bound : Bound, optional
         Default: the entry of `BOUNDS` for the file's precision.
     ood : OodScore, optional
-        The score that the file's `ood_score` should be; without it that output is not compared.
+        The expected score of the file's output `ood_score`. Default: this output is not compared.
 
     Raises
     ------
@@ -174,8 +178,10 @@ def check_onnx(
         If the file cannot be used.
     InputError
         If images or labels have the wrong shape or dtype.
+    ExportError
+        If the model cannot be frozen, fails, has other classes than the file, or its logits are not finite.
     CheckError
-        If the file's output is not finite.
+        If the file fails or mixes the images of a batch, its output is not finite, or it lacks `ood_score`.
 
     Examples
     --------
@@ -234,7 +240,7 @@ def compare(
         )
     precision = classifier.metadata["precision"]
     expected, inputs = _torch_side(frozen, pixels, mean, std, classifier)
-    longest = float(np.linalg.norm(frozen.weight, axis=1).max())  # no logit is larger than ‖h‖ times it, but for b
+    longest = float(np.linalg.norm(frozen.weight, axis=1).max())  # ‖h‖ times this bounds the logits without b
     if frozen.temperature is None:
         size_of_logits = float(expected["length"].max()) * longest
     else:
@@ -245,7 +251,7 @@ def compare(
     worst = {name: Deviation(0.0, 0.0) for name in compared}
     found = np.empty(len(pixels), np.int64)
     differ = np.zeros(len(pixels), bool)  # at any batch size
-    for batch_size in sorted(BATCH_SIZES):  # the largest one sees every image, and leaves its labels in `found`
+    for batch_size in sorted(BATCH_SIZES):  # the largest one is last and classifies all images
         some = slice(0, len(pixels) if batch_size == max(BATCH_SIZES) else 64 * batch_size)
         try:
             answer = classifier.predict(inputs[some], batch_size=batch_size)
@@ -265,7 +271,7 @@ def compare(
         same = answer.labels == expected["label"][some]
         differ[some] |= ~same
         for name in compared:
-            rows = same if name in ("cosine", OOD_SCORE) else slice(None)  # another label has another vertex
+            rows = same if name in ("cosine", OOD_SCORE) else slice(None)  # these depend on the predicted class
             deviation = _deviation(got[name][rows], expected[name][some][rows])
             worst[name] = max(worst[name], deviation, key=lambda d: d.absolute)
 
@@ -277,7 +283,8 @@ def compare(
     failures = _failures(bound, size_of_logits, largest, len(pixels), disagreements, right[0] - right[1])
     if frozen.ood is not None and bound.logits is not None:
         off, allowed = worst[OOD_SCORE].relative, OOD_BOUND * bound.logits
-        failures += [f"the OOD score is off by {off:.1e} of the largest; allowed is {allowed:.1e}"] * (off > allowed)
+        too_far = f"the OOD score is off by {off:.1e} of the largest; allowed is {allowed:.1e}"
+        failures += [too_far] if off > allowed else []
     return CheckReport(
         precision=precision,
         images=len(pixels),
@@ -293,7 +300,7 @@ def compare(
 
 
 def _factor(classifier: OnnxClassifier) -> float:
-    """The factor on the file's logits, by a calibration; 1 where there is none."""
+    """The calibration factor on the file's logits; 1 without a calibration."""
     return float((classifier.metadata.get("calibration") or {}).get("factor", 1.0))
 
 
@@ -320,14 +327,14 @@ def _torch_side(
     std: Sequence[float],
     classifier: OnnxClassifier,
 ) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
-    """PyTorch's outputs, and the same images (or features) in the form that the classifier takes."""
+    """PyTorch's outputs, and the same images (or features) as inputs of the classifier."""
     m, s = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (mean, std))
     if m.shape[1] != images.shape[3]:
         raise InputError(f"images have {images.shape[3]} channels, but mean and std {m.shape[1]}")
     weight, factor = torch.from_numpy(frozen.weight), _factor(classifier)
     chunks: list[dict[str, torch.Tensor]] = []
     for batch in torch.from_numpy(np.ascontiguousarray(images)).split(64):
-        x = (batch.permute(0, 3, 1, 2).contiguous().float() / 255 - m) / s  # (B, C, H, W), as loaders give it
+        x = (batch.permute(0, 3, 1, 2).contiguous().float() / 255 - m) / s  # (B, C, H, W), contiguous as from loaders
         try:
             features = frozen.backbone(x.clone()).reshape(len(x), -1)  # .squeeze() drops a batch of one
             logits = frozen.head(features)
@@ -339,7 +346,7 @@ def _torch_side(
         chunk = {"logits": logits, "probabilities": logits.softmax(1), "label": label}
         chunk["length"] = features.norm(dim=1)
         if frozen.ood is not None:
-            h = frozen.head.normalise(features) if isinstance(frozen.head, Head) else _as_seen(features, frozen)
+            h = frozen.head.normalise(features) if isinstance(frozen.head, Head) else _normalised(features, frozen)
             chunk[OOD_SCORE] = torch.from_numpy(frozen.ood(h.numpy(), frozen.weight, frozen.bias))
         chunk["cosine"] = torch.cosine_similarity(features, weight[label])
         chunk["inputs"] = features if classifier.image_shape is None else pixels
@@ -351,8 +358,8 @@ def _torch_side(
     return joined, inputs.transpose(0, 3, 1, 2) if classifier.layout == "NCHW" else inputs
 
 
-def _as_seen(features: torch.Tensor, frozen: Frozen) -> torch.Tensor:
-    """What W multiplies: features as they come, or of length τ."""
+def _normalised(features: torch.Tensor, frozen: Frozen) -> torch.Tensor:
+    """Features of length τ; unchanged if the head has no temperature."""
     if frozen.temperature is None:
         return features
     return frozen.temperature * torch.nn.functional.normalize(features, dim=1)

@@ -1,9 +1,12 @@
-"""What a model file from a stranger may hold, looked at before onnxruntime sees it: its graph, and its metadata.
+"""Validation of the graph and the metadata of an untrusted model file, before onnxruntime opens it.
 
-A model file of ours is one list of standard operators with its weights inside. What such a list cannot be is refused
-here: loops and branches, functions, operators of other domains, weights in other files, tensors that announce more
-than they hold. The protobuf is walked field by field, without a copy and without the package onnx, which deployments
-lack; the numbers are those of `onnx.proto`.
+A model file of this package is one list of standard operators with its weights inside. Everything else is refused:
+
+- loops and branches, functions, training graphs, and operators of other domains;
+- weights in other files, sparse weights, and tensors with larger dimensions than their bytes allow.
+
+The protobuf is read field by field, without a copy and without the package onnx, which deployments lack. Field numbers
+are those of `onnx.proto`.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ from typing import Any
 
 from .errors import ModelFileError
 
-LARGEST_MODEL = 2**31 - 1  # bytes, as protobuf has it
+LARGEST_MODEL = 2**31 - 1  # bytes, the limit of protobuf
 MOST_NODES = 20_000  # of the graph; a ResNet-152 has 600, a large transformer some thousands
-MOST_FIELDS = 1_000_000  # of what is walked: a second
+MOST_FIELDS = 1_000_000  # of the protobuf; reading so many takes a second
 MOST_VALUES = 2**28  # of one input: a photo of 9,000 × 9,000
 DOMAINS = ("", "ai.onnx")
 DTYPES = ("uint8", "float16", "float32", "float64")
@@ -31,19 +34,19 @@ DIMS, EXTERNAL_DATA, DATA_LOCATION = 1, 13, 14  # TensorProto
 
 
 def check_contents(data: bytes, name: str) -> None:
-    """Refuse a model that could do anything else than compute, or that is no protobuf.
+    """Refuse a model that is more than operators and weights, or that is not a protobuf message.
 
     Raises
     ------
     ModelFileError
-        With what was found; `name` is the file's, for the message.
+        With the reason. `name` is the name of the file in the message.
 
     Examples
     --------
     >>> check_contents(b"no model", "x.onnx")
     Traceback (most recent call last):
     ...
-    nearest_etf.export.errors.ModelFileError: x.onnx is damaged or no ONNX model (a field of type 6)
+    nearest_etf.export.errors.ModelFileError: x.onnx is damaged or not an ONNX model (a field of type 6)
     """
     if data[4:8] == b"ORTM":
         raise ModelFileError(f"{name} is in onnxruntime's own format: expected ONNX, as etf-export writes it")
@@ -53,20 +56,20 @@ def check_contents(data: bytes, name: str) -> None:
         for field, value in walk.fields(memoryview(data)):
             if field in (TRAINING, FUNCTIONS):
                 what = "functions" if field == FUNCTIONS else "a training graph"
-                raise ModelFileError(f"{name} holds {what} beside its graph: etf-export writes one graph of operators")
+                raise ModelFileError(f"{name} has {what} beside its graph: expected one graph of operators")
             if field == GRAPH:
                 nodes = _check_graph(walk, value, name, nodes)
     except _Malformed as error:
-        raise ModelFileError(f"{name} is damaged or no ONNX model ({error})") from error
+        raise ModelFileError(f"{name} is damaged or not an ONNX model ({error})") from error
 
 
 def check_metadata(metadata: Any, name: str) -> None:
-    """Refuse metadata whose entries are of another type than etf-export writes.
+    """Refuse metadata whose entries have other types than those that etf-export writes.
 
     Raises
     ------
     ModelFileError
-        With the entry, what was found, and what was expected.
+        With the entry and its value.
 
     Examples
     --------
@@ -104,31 +107,31 @@ def check_metadata(metadata: Any, name: str) -> None:
     if transform is not None:
         sizes = [transform.get(key) for key in ("height", "width", "channels")] if isinstance(transform, Mapping) else 0
         shape = entry["shape"] if entry["layout"] == "NHWC" else [*entry["shape"][1:], *entry["shape"][:1]]
-        of_images = entry["layout"] != "NF"  # a head's file records it for the images before its backbone
+        of_images = entry["layout"] != "NF"  # the file of a head records the transform of its backbone's images
         if not _is_shape(sizes) or (of_images and sizes != shape):
-            raise ModelFileError(f"{name} records a transform of photos that this version does not know")
+            raise ModelFileError(f"{name} records a transform of photos that this version does not support")
     for key in ("ood", "calibration", "versions"):
         if not isinstance(metadata.get(key), Mapping | None):
             raise refuse(key, metadata[key])
 
 
 def _check_graph(walk: _Walk, graph: memoryview, name: str, nodes: int) -> int:
-    """Refuse a graph with more than operators and weights; returns how many nodes there are by now."""
+    """Refuse a graph with more than operators and weights; returns `nodes` plus the number of its nodes."""
     for field, value in walk.fields(graph):
         if field == NODE:
             nodes += 1
             if nodes > MOST_NODES:
-                raise ModelFileError(f"{name} has more than {MOST_NODES} nodes: expected a network of etf-export")
+                raise ModelFileError(f"{name} has more than {MOST_NODES} nodes: expected a model that etf-export wrote")
             _check_node(walk, value, name)
         elif field == INITIALIZER:
             _check_tensor(walk, value, name)
         elif field == SPARSE_INITIALIZER:
-            raise ModelFileError(f"{name} holds sparse weights: etf-export writes dense ones")
+            raise ModelFileError(f"{name} has sparse weights: expected dense ones")
     return nodes
 
 
 def _check_node(walk: _Walk, node: memoryview, name: str) -> None:
-    """Refuse operators of other domains, and those with a graph inside: If, Loop, Scan."""
+    """Refuse operators of other domains, and operators with a subgraph: If, Loop, Scan."""
     kind = domain = ""
     has_graph = False
     for field, value in walk.fields(node):
@@ -142,39 +145,35 @@ def _check_node(walk: _Walk, node: memoryview, name: str) -> None:
                     _check_tensor(walk, inner, name)
                 has_graph = has_graph or part in (SUBGRAPH, SUBGRAPHS, SPARSE, SPARSES)
     if domain not in DOMAINS:
-        raise ModelFileError(
-            f"{name} needs the operator {kind!r} of {domain!r}: expected standard ONNX operators alone"
-        )
+        raise ModelFileError(f"{name} needs the operator {kind!r} of {domain!r}: expected only standard ONNX operators")
     if has_graph:
-        raise ModelFileError(
-            f"{name} has an operator {kind!r} with a graph inside: etf-export writes no loops or branches"
-        )
+        raise ModelFileError(f"{name} has an operator {kind!r} with a subgraph: expected neither loops nor branches")
 
 
 def _check_tensor(walk: _Walk, tensor: memoryview, name: str) -> None:
-    """Refuse a tensor that lies elsewhere, or announces more entries than its bytes can hold."""
+    """Refuse a tensor in another file, or with more entries than its bytes allow."""
     size = 1
     for field, value in walk.fields(tensor):
         if field == DIMS:
             size *= math.prod(walk.numbers(value)) if isinstance(value, memoryview) else (value or 0)
         elif field == EXTERNAL_DATA or (field == DATA_LOCATION and value):
-            raise ModelFileError(f"{name} keeps weights in other files: expected a model that is one file")
+            raise ModelFileError(f"{name} has weights in other files: expected a model in one file")
     if size > 2 * len(tensor):  # the smallest types have half a byte
-        raise ModelFileError(f"{name} is damaged: a tensor announces {size} entries in {len(tensor)} bytes")
+        raise ModelFileError(f"{name} is damaged: a tensor has {size} entries in {len(tensor)} bytes")
 
 
 class _Malformed(Exception):
-    """Bytes that are no protobuf."""
+    """Bytes that are not a protobuf message."""
 
 
 class _Walk:
-    """Reads protobuf, and gives up after `MOST_FIELDS` fields."""
+    """A reader of protobuf messages that raises `_Malformed` after `MOST_FIELDS` fields."""
 
     def __init__(self) -> None:
         self.left = MOST_FIELDS
 
     def fields(self, message: memoryview | int | None) -> Iterator[tuple[int, Any]]:
-        """The fields of a message: number, and an int or the bytes; None for other fixed-size ones."""
+        """The fields of a message: its number and its value, an int, bytes, or None for fixed-size numbers."""
         if not isinstance(message, memoryview):
             raise _Malformed("a number in place of a message")
         i, end = 0, len(message)
@@ -210,7 +209,7 @@ class _Walk:
 
 
 def _varint(message: memoryview, i: int) -> tuple[int, int]:
-    """An integer of seven bits a byte, and where it ends."""
+    """A variable-length integer, seven bits in each byte, and the position after it."""
     value = shift = 0
     while True:
         if i >= len(message) or shift > 63:

@@ -1,7 +1,7 @@
-"""`export_onnx`: freeze, build, check, describe, write; each step is checked before the next.
+"""`export_onnx`: freeze a classifier, build its ONNX model, check it, and write it.
 
-The file is written whole once it has passed its check, so nothing half-done stays; beside it lies the sidecar
-`model.json` with the same metadata, the report of the check and the file's SHA-256.
+The file is written atomically, after it has passed its check. Beside it, the sidecar `model.json` contains the same
+metadata, the report of the check and the file's SHA-256.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def export_onnx(
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> CheckReport:
-    """Write a classifier, preprocessing included, as one ONNX file that has been checked against PyTorch.
+    """Write a classifier with its preprocessing as one ONNX file, after checking it against PyTorch.
 
     Parameters
     ----------
     model : nn.Module
         With `.backbone`, from images (N, C, H, W) to features (N, d), and `.head`: one of `nearest_etf.torchport`, an
-        `nn.Linear`, or one with `weight` (K, d), `bias` (K,) and `temperature` (None: features are taken as they
-        come). It is not changed.
+        `nn.Linear`, or a module with `weight` (K, d), `bias` (K,) or None, and `temperature` (None: features are not
+        normalised). It is not changed.
     path : path
         Ends in `.onnx`; the sidecar has the suffix `.json`.
     image_shape : (H, W, C)
@@ -85,23 +85,23 @@ def export_onnx(
     layout : {"NHWC", "NCHW"}
         Of the file's input.
     precision : {"fp32", "fp16", "int8"}
-        Of the backbone; inputs, outputs and head are float32 in any case.
+        Of the backbone. Outputs and head are always float32.
     float_input : bool
-        The file takes already normalised float32 instead of 8-bit pixels.
+        The file takes normalised float32 images instead of 8-bit pixels.
     calibration_images : (N, H, W, C) uint8, optional
-        Real training images; int8 needs them.
+        Real training images; required for int8.
     check_images : (N, H, W, C) uint8, optional
-        Real images to check on; without them the check uses 256 images of noise.
+        Real images for the check. Default: 256 images of noise.
     check_labels : (N,), optional
         Their classes, for the accuracy of both sides.
     bound : Bound, optional
-        The bound of fp16 or int8, instead of the entry of `check.BOUNDS`; fp32 keeps its own in any case.
+        The bound for fp16 or int8, instead of the entry of `check.BOUNDS`. The bound for fp32 is fixed.
     calibration : Calibration or float, optional
-        A factor on the file's logits, or what `fit_calibration` found on held-out images; labels and cosines stay.
+        A factor on the file's logits, or a result of `fit_calibration`. Labels and cosines do not change.
     ood : OodScore, optional
-        A score for foreign images, as `fit_ood` gives it: the file has it as its output `ood_score`.
+        A result of `fit_ood`: the file gets the output `ood_score`, a score for out-of-distribution images.
     opset : int
-        Version of ONNX's operators, 18…25; the default is for the oldest runtimes.
+        Version of ONNX's operators, 18…25. The default supports the oldest runtimes.
     metadata : mapping, optional
         More entries for the file's metadata: plain values, for JSON.
     overwrite : bool
@@ -114,12 +114,13 @@ def export_onnx(
     Raises
     ------
     ExportError
-        If the model cannot be exported with these options, its head's classifier is not what its kind promises, a
-        simplex ETF, a tight frame or unit rows, as after averaging over models, or onnxruntime dies of the file.
+        If the model cannot be exported with these options, onnxruntime crashes on the file, or the classifier lacks
+        the structure that its kind of head solves for (a simplex ETF, a tight frame, unit rows), as after averaging
+        over models.
     ModelFileError
         If the target exists or cannot be written.
     CheckError
-        If the exported model breaks a bound; no file is left.
+        If the exported model exceeds a bound; nothing is written.
 
     Examples
     --------
@@ -181,7 +182,7 @@ def export_onnx(
             try:
                 data, report = finish(half, precision)
                 if kept:
-                    report = replace(report, note=f"{kept} stays in float32, without which onnxruntime fails")
+                    report = replace(report, note=f"{kept} stays in float32, because onnxruntime fails otherwise")
                 break
             except TrialError:
                 if kept == KEPT[-1]:
@@ -211,18 +212,18 @@ def export_head_onnx(
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> CheckReport:
-    """Write the head alone: features (N, d) of one floating-point type to logits and the rest, in opset 13…25.
+    """Write only the head: features (N, d) of one floating-point type to logits and the other outputs.
 
     It is checked on the backbone's features of `check_images`.
 
     Parameters
     ----------
     check_images : (N, H, W, C) uint8
-        Real images to check on.
+        Real images for the check.
     precision : {"fp32", "fp16", "fp64"}
-        Of the features that the file takes, and of its outputs.
+        Of the file's input and its outputs.
     opset : int
-        Version of ONNX's operators, 13…25; the default is for the oldest runtimes.
+        Version of ONNX's operators, 13…25. The default supports the oldest runtimes.
     others
         As in `export_onnx`.
 
@@ -232,8 +233,8 @@ def export_head_onnx(
 
     Raises
     ------
-    ExportError, CheckError
-        As `export_onnx`.
+    ExportError, ModelFileError, CheckError
+        As for `export_onnx`.
 
     Examples
     --------
@@ -279,7 +280,15 @@ def checked(
     labels: ArrayLike | None,
     **how: Any,
 ) -> CheckReport:
-    """The report on a model that is yet to be written, or a CheckError; a TrialError where it cannot be opened."""
+    """The report on a model that is not yet written.
+
+    Raises
+    ------
+    TrialError
+        If onnxruntime cannot open or run the model, or crashes on it.
+    CheckError
+        If the model exceeds a bound.
+    """
     open_apart(data, precision)
     report = compare(OnnxClassifier.from_bytes(data), frozen, images, labels, size=len(data), **how)
     if not report.passed:
@@ -307,7 +316,7 @@ def _description(
         "class_names": names,
         "head": frozen.describe_head(),
         "calibration": frozen.factor and {"factor": frozen.factor, **fitted},
-        # rounded, so that a file's bytes do not depend on the last bit of a LAPACK
+        # rounded, so that a file's bytes do not depend on the rounding errors of LAPACK
         "certificate": {k: round(v, 10) for k, v in etf_certificate(frozen.weight, class_means).items()},
         "versions": {package: version(package) for package in packages},
     }

@@ -1,4 +1,4 @@
-"""What can go wrong between a trained model and an answer: one family of errors, one clear line each."""
+"""The errors of export and prediction, each with a message of one line."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from ..common.errors import UserError
 
 
 class ExportError(UserError):
-    """A model that cannot be exported with these options; the base of the errors below."""
+    """A model that cannot be exported with these options; the base class of the errors below."""
 
 
 class ModelFileError(ExportError):
-    """A model file that is missing, damaged, of another kind, or that cannot be written."""
+    """A model file that is missing, damaged or of another kind, or that cannot be written."""
 
 
 class InputError(ExportError):
@@ -18,6 +18,6 @@ class InputError(ExportError):
 
 
 class CheckError(ExportError):
-    """An exported model that differs from PyTorch by more than its bound; no file was left."""
+    """An exported model that differs from PyTorch by more than its bound."""
 
     exit_status = 1

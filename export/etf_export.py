@@ -21,18 +21,18 @@ def build_export_parser() -> Parser:
     """The flags of `etf-export RUN`."""
     parser = Parser(
         "etf-export",
-        "Export a run to one ONNX file, which is checked against PyTorch on real images before it is written.",
+        "Export a run to one ONNX file. The model is checked against PyTorch on real images before it is written.",
         """
 etf-export runs/x --to model.onnx                       check, then write model.onnx and model.json
-etf-export runs/x --to model.onnx --samples 40          and 40 held-out images, to try the model on
-etf-export runs/x --to model.onnx --page demo.html      and a page that classifies images in the browser, offline
-etf-export runs/x --to model.onnx --ood                 and a score for images of none of the classes
-etf-export runs/x --to model.onnx --calibrate           and probabilities as large as its answers are right
+etf-export runs/x --to model.onnx --samples 40          also write 40 held-out images, to try the model on
+etf-export runs/x --to model.onnx --page demo.html      also write a page that classifies images in the browser, offline
+etf-export runs/x --to model.onnx --ood                 add a score for images of none of the classes
+etf-export runs/x --to model.onnx --calibrate           calibrate the probabilities by one factor on the logits
 etf-export runs/x --to small.onnx --precision int8      integer convolutions, calibrated on training images
-etf-export runs/x --to model.onnx --data /new/photos    of a run whose image folder has moved
+etf-export runs/x --to model.onnx --data /new/photos    for a run whose image folder has moved
 etf-export check model.onnx --run runs/x                repeat the check""",
     )
-    parser.add_argument("run", metavar="RUN", help="a run folder; or the word check (see the examples)")
+    parser.add_argument("run", metavar="RUN", help="a run folder, or the word check (see the examples)")
     parser.add_argument("--to", required=True, metavar="FILE", help="the file to write, ending in .onnx")
     parser.add_argument(
         "--precision",
@@ -41,33 +41,33 @@ etf-export check model.onnx --run runs/x                repeat the check""",
         help="of the backbone, or of the head with --head-only; fp64 is for heads, int8 for backbones [fp32]",
     )
     parser.add_argument("--layout", choices=("NHWC", "NCHW"), default="NHWC", help="of the images [NHWC]")
-    parser.add_argument("--float-input", action="store_true", help="take normalised float32, not 8-bit pixels")
-    parser.add_argument("--head-only", action="store_true", help="take features: leave out backbone and pixels")
-    about = "also write N held-out images: as PNG, or, of an image folder, copies of its files"
+    parser.add_argument("--float-input", action="store_true", help="the input is normalised float32, not 8-bit pixels")
+    parser.add_argument("--head-only", action="store_true", help="export the head without the backbone, for features")
+    about = "also write N held-out images: as PNG, or as copies of the files of an image folder"
     parser.add_argument("--samples", type=int, default=0, metavar="N", help=about)
     parser.add_argument(
         "--page",
         metavar="FILE",
-        help="also write an HTML page to try the model in; onnxruntime-web, which lies in it, is downloaded once",
+        help="also write an HTML page that runs the model; it contains onnxruntime-web, which is downloaded once",
     )
     parser.add_argument(
         "--ood",
         action="store_true",
-        help="also a score for foreign images, for etf-predict --ood; it looks at the training and validation images",
+        help="add a score for out-of-distribution images, for etf-predict --ood; reads training and validation images",
     )
-    parser.add_argument("--ood-score", choices=("neco", "nci", "mahalanobis"), help="which one [neco]")
+    parser.add_argument("--ood-score", choices=("neco", "nci", "mahalanobis"), help="the score of --ood [neco]")
     parser.add_argument(
         "--ood-share", type=float, metavar="X", help="share of validation images that the threshold accepts [0.95]"
     )
     parser.add_argument(
         "--calibrate",
         action="store_true",
-        help="one factor on the logits, fitted on validation images (else test images); labels stay as they are",
+        help="fit one factor on the logits on validation images (else test images); labels do not change",
     )
-    parser.add_argument("--opset", type=int, metavar="N", help="ONNX operators' version [18; 13 with --head-only]")
+    parser.add_argument("--opset", type=int, metavar="N", help="version of the operators [18; 13 with --head-only]")
     parser.add_argument("--licence", metavar="TEXT", help="licence terms, for the file's metadata")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    _add_shared_flags(parser, "its result, as etf-train says at the end")
+    _add_shared_flags(parser, "its result, which etf-train prints at the end")
     return parser
 
 
@@ -75,8 +75,8 @@ def build_check_parser() -> Parser:
     """The flags of `etf-export check MODEL`."""
     parser = Parser("etf-export check", "Check an exported file against its run.")
     parser.add_argument("model", metavar="MODEL", help="an ONNX file that etf-export wrote")
-    parser.add_argument("--run", required=True, metavar="RUN", help="the run folder that it came from")
-    _add_shared_flags(parser, "the one that the file was made from")
+    parser.add_argument("--run", required=True, metavar="RUN", help="the run folder of the file")
+    _add_shared_flags(parser, "the one of the file")
     return parser
 
 
@@ -87,17 +87,19 @@ def _add_shared_flags(parser: Parser, default: str) -> None:
         help=f"of the run [{default}]",
     )
     parser.add_argument(
-        "--check-images", type=int, default=1000, metavar="N", help="held-out images to check on [1000]"
+        "--check-images", type=int, default=1000, metavar="N", help="number of held-out images for the check [1000]"
     )
     parser.add_argument("--data", metavar="FOLDER", help="the run's image folder, if it has moved")
-    parser.add_argument("--data-dir", metavar="DIR", help="where data sets lie ($NEAREST_ETF_DATA, or a cache folder)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of data sets [$NEAREST_ETF_DATA, or a cache folder]")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 on success, 1 where a check fails, 2 after a usage error."""
+    """Run the command; 0 on success, 1 after a failed check, 2 after a usage error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["check"]:
-        given = build_check_parser().parse_args(words[1:])
+    checking = build_check_parser()
+    checked = checking.after("check", words)
+    if checked is not None:
+        given = checking.parse_args(checked)
         return run_command("etf-export", lambda: check(given), extra="export")
     given = build_export_parser().parse_args(words)
     return run_command("etf-export", lambda: export(given), extra="export")
@@ -159,13 +161,13 @@ def export(given: Namespace) -> int:
 
 
 def fitted_ood(trained: TrainedModel, given: Namespace) -> OodScore:
-    """The score that the flags ask for, with a note where its threshold is no better than a guess."""
+    """The score of the flags; a note is printed if its threshold comes from training images."""
     from .ood import ood_of_run
 
     score = ood_of_run(trained, given.ood_score or "neco", 0.95 if given.ood_share is None else given.ood_share)
     if score.split == "train":
-        note = "the OOD threshold is set on training images, for the run has no others (etf-train --val-fraction)"
-        printer(given.quiet)(f"etf-export: note: {note}: it accepts fewer that are new", file=sys.stderr)
+        note = "the OOD threshold comes from training images, as the run has no validation images (--val-fraction)"
+        printer(given.quiet)(f"etf-export: note: {note}: it accepts fewer new images", file=sys.stderr)
     return score
 
 
@@ -195,14 +197,14 @@ def check(given: Namespace) -> int:
     log_source(trained, log)
     log(report)
     if not Path(given.model).with_suffix(".json").exists():
-        log("etf-export: note: no sidecar beside the model, so its checksum was not verified", file=sys.stderr)
+        log("etf-export: note: the model has no sidecar, so its checksum was not verified", file=sys.stderr)
     if report.passed:
         return 0
     return fail("etf-export", f"{given.model} differs from {trained.name}: {' and '.join(report.failures)}", 1)
 
 
 def log_source(trained: TrainedModel, log: Callable[..., None]) -> None:
-    """Name the checkpoint and the split that the file is checked on."""
+    """Print the checkpoint and the split of the check, with notes on changed data and training images."""
     log(f"{trained.name}{f' ({trained.reason})' if trained.reason else ''}; checked on {trained.split} images")
     if trained.changed:
         log(f"etf-export: note: {trained.changed}", file=sys.stderr)
@@ -212,18 +214,18 @@ def log_source(trained: TrainedModel, log: Callable[..., None]) -> None:
 
 
 def _check_flags(given: Namespace) -> None:
-    """Flags that contradict each other, or numbers out of range."""
+    """Refuse flags that contradict each other, and numbers out of range."""
     if given.head_only and (given.float_input or given.precision == "int8"):
-        raise ExportError("--head-only takes features: it goes with neither --float-input nor --precision int8")
+        raise ExportError("--head-only exports a head for features: leave out --float-input and --precision int8")
     if given.head_only and given.page:
-        raise ExportError("--head-only takes features, and a page images: leave out one of --head-only and --page")
+        raise ExportError("a page needs images, and a head features: leave out one of --head-only and --page")
     for name in ("ood_score", "ood_share"):
         if getattr(given, name) is not None and not given.ood:
-            raise ExportError(f"--{name.replace('_', '-')} is for --ood: give both")
+            raise ExportError(f"--{name.replace('_', '-')} needs --ood: give both")
     if given.ood_share is not None and not 0 < given.ood_share <= 1:
         raise ExportError(f"--ood-share is {given.ood_share}: expected a number above 0, at most 1")
     if given.precision == "fp64" and not given.head_only:
-        raise ExportError("--precision fp64 is for --head-only: a backbone is trained in less")
+        raise ExportError("--precision fp64 needs --head-only: a backbone can be fp32, fp16 or int8")
     _check_counts(given, {"check_images": 1, "samples": 0})
 
 

@@ -1,4 +1,4 @@
-"""`etf-predict`: label image files with an exported model; needs onnxruntime and Pillow, not torch."""
+"""`etf-predict`: classify image files with an exported model. It needs onnxruntime and Pillow, not torch."""
 
 from __future__ import annotations
 
@@ -26,64 +26,65 @@ def build_parser() -> Parser:
     """The flags of `etf-predict`."""
     parser = Parser(
         "etf-predict",
-        "Classify image files with an exported model; needs onnxruntime, not torch. Photos of any size are prepared as "
-        "in training's evaluation. One that cannot be read is reported and left out, and the exit status is then 1.",
+        "Classify image files with an exported model; needs onnxruntime, not torch. Photos of any size are "
+        "preprocessed as for evaluation in training. Unreadable files are reported and left out; the exit status is "
+        "then 1.",
         """
 etf-predict model.onnx photos/ --top-k 3                     the three most probable classes of each photo
-etf-predict model.onnx "photos/*.png" --output out.csv       as CSV, whole or not at all
+etf-predict model.onnx "photos/*.png" --output out.csv       write a CSV file, complete or not at all
 find photos -newer last | etf-predict model.onnx - --format jsonl    paths from standard input
-etf-predict model.onnx photos/val --score                    and how many are right, by the folders' names
-etf-predict model.onnx photos/ --ood                         and whether a photo is like those of the training""",
+etf-predict model.onnx photos/val --score                    also print the accuracy, by the names of the folders
+etf-predict model.onnx photos/ --ood                         also detect out-of-distribution photos""",
     )
     parser.add_argument("model", metavar="MODEL", help="an ONNX file that etf-export wrote")
     parser.add_argument(
         "images",
         nargs="+",
         metavar="IMAGES",
-        help="image files, folders (with all below them), quoted patterns, or - for a list of files on standard input",
+        help="image files, folders (with subfolders), quoted patterns, or - for a list of files on standard input",
     )
     parser.add_argument("--top-k", type=int, default=1, metavar="K", help="classes to name per image [1]")
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        help="a row per class named; jsonl: an object per image, one a line [as --output ends, else table]",
+        help="one row per image and class; jsonl: one object per image [by the suffix of --output, else table]",
     )
-    parser.add_argument("--output", metavar="FILE", help="write the rows there instead, once all are made")
+    parser.add_argument("--output", metavar="FILE", help="write the rows to a file, which appears once it is complete")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file of --output")
     parser.add_argument(
         "--exact",
         action="store_true",
-        help="change no pixel: refuse photos of another size or kind than the model's",
+        help="change no pixel: refuse photos of another size or mode than the model's input",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads [the cores there are, at most 4]")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time [64]")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads [the available cores, at most 4]")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images per batch [64]")
     parser.add_argument(
-        "--provider", metavar="NAME", help="what onnxruntime computes on, e.g. CUDAExecutionProvider [the CPU]"
+        "--provider", metavar="NAME", help="onnxruntime's execution provider, e.g. CUDAExecutionProvider [the CPU]"
     )
     parser.add_argument(
         "--score",
         action="store_true",
-        help="also count those that are right, by the class that their folder is named after, or the label that ends "
-        "their name (17-3.png, as etf-export --samples writes)",
+        help="also print the accuracy; the true class is the name of the photo's folder, or the label at the end of "
+        "its own name (17-3.png, as etf-export --samples writes)",
     )
     parser.add_argument(
         "--ood",
         action="store_true",
-        help="also give the score for foreign images, larger for familiar ones, and whether it reaches the threshold "
-        "(of a model that was exported with etf-export --ood)",
+        help="also print the score for out-of-distribution images, larger for in-distribution ones, and whether it "
+        "reaches the threshold (for a model that was exported with etf-export --ood)",
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 on success, 1 where images were left out, 2 with one line on standard error otherwise."""
+    """Run the command; 0 on success, 1 if images were left out, 2 after a usage error."""
     given = build_parser().parse_args(arguments)
     return run_command("etf-predict", lambda: predict(given), extra="deploy")
 
 
 def predict(given: Namespace) -> int:
-    """Classify the images and print a row for each of the `--top-k` classes."""
-    import PIL  # noqa: F401  here, so that its absence is one line and not one for each image
+    """Classify the images and print one row per image and class of `--top-k`."""
+    import PIL  # noqa: F401  so that its absence is reported once, not for each image
 
     from .predict import OnnxClassifier
     from .prediction_rows import as_text, columns, image_rows
@@ -96,14 +97,14 @@ def predict(given: Namespace) -> int:
         providers = None if given.provider is None else [given.provider]
         classifier = OnnxClassifier(given.model, threads=given.threads, providers=providers)
     if not classifier.verified:
-        log("etf-predict: note: no sidecar beside the model, so its checksum was not verified", file=sys.stderr)
+        log("etf-predict: note: the model has no sidecar, so its checksum was not verified", file=sys.stderr)
     names = classifier.class_names
     if not 1 <= given.top_k <= len(names):
         raise InputError(f"--top-k is {given.top_k}: expected 1…{len(names)}, the number of classes")
     if given.batch_size < 1:
         raise InputError(f"--batch-size is {given.batch_size}: expected at least 1")
     if given.ood and classifier.ood is None:
-        raise InputError(f"{given.model} has no score for foreign images: export it with etf-export RUN --ood")
+        raise InputError(f"{given.model} has no OOD score: export it with etf-export RUN --ood")
     if not classifier.takes_images:
         raise InputError(f"the model takes {classifier.input_dtype} {classifier.metadata['input']['name']}, not files")
     paths = listed_images(given.images, log)
@@ -131,15 +132,18 @@ def predict(given: Namespace) -> int:
             out.write(text)
             out.flush()
     if given.score and (count := len(paths) - len(broken)):
-        print(f"{right} of {count} right ({right / count:.2%})", file=sys.stderr)
+        print(f"{right} of {count} right ({100 * right / count:.2f} %)", file=sys.stderr)
     if given.ood and classifier.ood and (count := len(paths) - len(broken)):
         limit = f"{classifier.ood['score']} below {classifier.ood['threshold']:.4g}"
         print(f"{unfamiliar} of {count} unfamiliar ({limit})", file=sys.stderr)
     if broken:
         if classifier.transform is None and not given.exact:
             height, width, _ = classifier.image_shape or (0, 0, 0)
-            takes = f"it takes photos of {width}×{height} pixels, as they are"
-            log(f"etf-predict: note: the model file records no transform: {takes}", file=sys.stderr)
+            log(
+                "etf-predict: note: the model file records no transform, so photos are not resized: expected photos of "
+                f"{width}×{height} pixels",
+                file=sys.stderr,
+            )
         return fail(
             "etf-predict", f"{len(broken)} of {len(paths)} images {'was' if len(broken) == 1 else 'were'} left out", 1
         )
@@ -155,9 +159,9 @@ def classify_files(
     report: Callable[[Path, str], None],
     progress: bool = False,
 ) -> Iterator[tuple[list[Path], Prediction]]:
-    """Image files and their predictions, batch by batch, perhaps with a progress bar.
+    """Image files and their predictions, batch by batch; `progress` shows a progress bar if tqdm is installed.
 
-    What cannot be read goes to `report`, with the reason, and is left out.
+    An unreadable file is left out, after a call of `report` with its path and the reason.
     """
     import numpy as np
 
@@ -184,9 +188,9 @@ def classify_files(
 
 
 def listed_images(names: Sequence[str], log: Callable[..., None]) -> list[Path]:
-    """The images that the command line names, and notes on what was left out.
+    """The images of the command line; notes on other files go to `log`.
 
-    `-` stands for the lines of standard input, or its parts between zero bytes (`find -print0`).
+    `-` is a list on standard input, separated by line ends or by zero bytes (`find -print0`).
     """
     from ..common.photo_files import find_images
 
@@ -202,7 +206,7 @@ def listed_images(names: Sequence[str], log: Callable[..., None]) -> list[Path]:
             for note in found.notes():
                 log(f"etf-predict: note: {name}: {note}", file=sys.stderr)
     if not paths:
-        raise InputError("standard input names no images: expected a path a line")
+        raise InputError("standard input contains no paths: expected one path per line")
     return paths
 
 
@@ -212,14 +216,14 @@ def output_file(name: str | None, overwrite: bool) -> Path | None:
         return None
     path = Path(name)
     if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"--output {path}: expected a file in a folder that exists")
+        raise InputError(f"--output {path}: expected a file in an existing folder")
     if path.exists() and not overwrite:
         raise InputError(f"--output {path} exists: choose another name, or replace it by --overwrite")
     return path
 
 
 def style_of(output: str | None) -> str:
-    """The format that a file's name stands for.
+    """The format of a file by the suffix of its name; "table" for an unknown one.
 
     >>> style_of("out.csv"), style_of("out.txt"), style_of(None)
     ('csv', 'table', 'table')
@@ -230,7 +234,7 @@ def style_of(output: str | None) -> str:
 
 @contextmanager
 def written(output: Path | None) -> Iterator[TextIO]:
-    """Standard output; or a file, in UTF-8, that is there once the block has ended without an error."""
+    """Standard output; or a UTF-8 file that appears when the block ends without an error."""
     if output is None:
         yield sys.stdout
         return
@@ -243,7 +247,7 @@ def written(output: Path | None) -> Iterator[TextIO]:
 
 
 def true_label(path: Path, names: Sequence[str]) -> int:
-    """The label of a file by the folder that it lies in, else by its own name as a sample, else by a folder above.
+    """The label of a file: by the name of its folder, else by its own name as a sample, else by a folder above.
 
     >>> true_label(Path("val/cat/1.jpg"), ["cat", "dog"]), true_label(Path("model-samples/17-1.png"), ["cat", "dog"])
     (0, 1)
@@ -257,7 +261,7 @@ def true_label(path: Path, names: Sequence[str]) -> int:
         if folder.name in names:
             return names.index(folder.name)
     raise InputError(
-        f"--score: no folder of {path} is named after a class, nor does its name end in a label, as 17-3.png does"
+        f"--score: no folder of {path} is named after a class, and its own name does not end in a label (as 17-3.png)"
     )
 
 

@@ -1,8 +1,8 @@
-"""Take a trained classifier apart into the constants of its file: the backbone, W, b and τ.
+"""Take a trained classifier apart into its backbone and the constants W, b and τ.
 
 Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3: logits `W h + b` of normalised features
-`h = τ f(x)/‖f(x)‖₂`, or of features as they come, `h = f(x)`, which is what `nn.Linear` computes. At inference W, b and
-τ are constants, whichever head they come from; a learned τ has its present value.
+`h = τ f(x)/‖f(x)‖₂`; for a head without normalisation, such as `nn.Linear`, `h = f(x)`. At inference W, b and τ are
+constants for every head; a learned τ has its present value.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Frozen:
-    """A classifier at rest, on the CPU.
+    """A copy of a classifier on the CPU, with its constants.
 
     Attributes
     ----------
     backbone : nn.Module
         Normalised images (N, C, H, W) to features (N, d), in eval mode.
     head : nn.Module
-        The live head in eval mode, which the constants are checked against.
+        The live head in eval mode, for the check of the constants.
     weight : (K, d)
     bias : (K,)
     temperature : float or None
-        `τ`: multiplies unit features (it does not divide logits). None: features are taken as they come.
+        `τ`: multiplies unit features (it does not divide logits). None: features are not normalised.
     eps : float
-        Machine epsilon of the type that the model keeps W in.
+        Machine epsilon of the model's dtype of W.
     factor : float or None
-        Multiplies the logits of the exported file, by a calibration; None: they are the model's.
+        Calibration factor on the logits of the exported file; None without a calibration.
     ood : OodScore or None
-        A score for foreign images, as one more output of the file.
+        The OOD score, an optional output of the file.
     """
 
     backbone: nn.Module
@@ -67,7 +67,7 @@ class Frozen:
         return self.weight.shape[1]
 
     def describe_head(self) -> dict[str, Any]:
-        """The entry `head` of the file's metadata; `temperature` is None where features are taken as they come."""
+        """The entry `head` of the file's metadata."""
         head = self.head
         return {
             "kind": "linear" if _is_linear(head) else getattr(head, "kind", type(head).__name__),
@@ -81,14 +81,14 @@ class Frozen:
 
 
 def freeze(model: nn.Module) -> Frozen:
-    """Copy a classifier onto the CPU in eval mode and read its constants; the model itself is left alone.
+    """Copy a classifier onto the CPU in eval mode and read its constants; the model itself does not change.
 
     Parameters
     ----------
     model : nn.Module
         With `.backbone` and `.head`, wrapped or not (`DistributedDataParallel`, `AveragedModel`, `torch.compile`). The
-        head is an `nn.Linear`, or has `weight` (K, d), `bias` (K,) or None, and `temperature`: a number, or None where
-        it takes features as they come.
+        head is an `nn.Linear`, or has `weight` (K, d), `bias` (K,) or None, and `temperature`: a number, or None if
+        the head does not normalise features.
 
     Raises
     ------
@@ -106,23 +106,23 @@ def freeze(model: nn.Module) -> Frozen:
     for name in ("backbone", "head"):
         if not isinstance(getattr(model, name, None), nn.Module):
             raise ExportError(
-                f"the model, a {type(model).__name__}, has no module .{name}: name its modules so, or put "
-                "them together with nearest_etf.torchport.Classifier(backbone, head)"
+                f"the model, a {type(model).__name__}, has no module .{name}: rename its modules, or combine "
+                "them with nearest_etf.torchport.Classifier(backbone, head)"
             )
         if isinstance(uncompiled(getattr(model, name)), torch.jit.ScriptModule):
-            raise ExportError(f"the {name} is TorchScript: export the module that it was made from")
+            raise ExportError(f"the {name} is TorchScript: export the original module")
         if "forward" in vars(uncompiled(getattr(model, name))):
-            raise ExportError(f"something replaced the forward of the {name}: export the model without it (autocast?)")
+            raise ExportError(f"the forward of the {name} was replaced (autocast?): export the original model")
     backbone, head = (_copied(name, uncompiled(model.get_submodule(name))) for name in ("backbone", "head"))
     for name in ("weight", "temperature"):
         if not (hasattr(head, name) or _is_linear(head)):
             raise ExportError(
                 f"the head, a {type(head).__name__}, has no attribute {name!r}: expected weight (K, d), bias (K,) or "
-                "None, and temperature, the norm that it scales features to, or None where it takes them as they come"
+                "None, and temperature, the norm that it scales features to, or None if it does not normalise them"
             )
     weight = _array("weight", getattr(head, "weight", None))
     if weight.ndim != 2 or len(weight) < 2:
-        raise ExportError(f"the head's weight has shape {weight.shape}: expected (K, d), a row for each class, K ≥ 2")
+        raise ExportError(f"the head's weight has shape {weight.shape}: expected (K, d), one row per class, K ≥ 2")
     bias = getattr(head, "bias", None)
     bias = np.zeros(len(weight), np.float32) if bias is None else _array("bias", bias)
     if bias.shape != weight.shape[:1]:
@@ -134,7 +134,7 @@ def freeze(model: nn.Module) -> Frozen:
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """The module itself where `torch.compile`, a data-parallel wrapper or an average of models stands around it."""
+    """The module inside the wrappers of `torch.compile`, of data-parallel training and of `AveragedModel`."""
     for wrapper in ("_orig_mod", "module"):
         children = dict(module.named_children())
         if len(children) == 1 and wrapper in children:
@@ -143,10 +143,10 @@ def uncompiled(module: nn.Module) -> nn.Module:
 
 
 def _copied(name: str, module: nn.Module) -> nn.Module:
-    """A copy on the CPU, in float32 and eval mode; what a forward left in an attribute is copied without its graph."""
+    """A copy on the CPU, in float32 and eval mode; tensors in attributes are copied without their autograd graph."""
     for parameter in (*module.parameters(), *module.buffers()):
         if isinstance(parameter, UninitializedParameter | UninitializedBuffer):
-            raise ExportError(f"the {name} has lazy layers without a shape so far: run the model on one batch first")
+            raise ExportError(f"the {name} has lazy layers without a shape: run the model on one batch first")
         if parameter.is_meta:
             raise ExportError(f"the {name} is on the meta device, where weights have no values: load them first")
     attributes = (value for part in module.modules() for value in vars(part).values())
@@ -159,12 +159,12 @@ def _copied(name: str, module: nn.Module) -> nn.Module:
 
 
 def _is_linear(head: nn.Module) -> bool:
-    """Whether it is an `nn.Linear` that computes as one; its subclasses may normalise features in their own forward."""
+    """Whether the head has the forward of `nn.Linear`; a subclass may override it and normalise features there."""
     return isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
 
 
 def _temperature(found: Any) -> float | None:
-    """τ as a positive number; None where features are taken as they come."""
+    """τ as a positive number, or None."""
     if found is None:
         return None
     try:
@@ -173,7 +173,7 @@ def _temperature(found: Any) -> float | None:
         tau = math.nan
     if not (math.isfinite(tau) and tau > 0):
         raise ExportError(
-            f"the head's temperature is {found!r}: expected a positive number, or None for features as they come"
+            f"the head's temperature is {found!r}: expected a positive number, or None without normalised features"
         )
     return tau
 
@@ -183,5 +183,5 @@ def _array(name: str, values: object) -> Array:
         raise ExportError(f"the head's {name} is a {type(values).__name__}: expected a tensor")
     array: Array = values.detach().cpu().float().numpy().copy()
     if not np.isfinite(array).all():
-        raise ExportError(f"the head's {name} holds NaN or infinite entries: train it first")
+        raise ExportError(f"the head's {name} contains NaN or infinite entries: train it first")
     return array

@@ -1,4 +1,4 @@
-"""What an export takes from a run folder: the model, its normalisation, held-out images, and metadata for the file."""
+"""Read a run folder for an export: the model, its normalisation, held-out images, and metadata for the file."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ CALIBRATION_IMAGES = 5000
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model, its data, and where it comes from.
+    """A trained model with its data and its provenance.
 
     Attributes
     ----------
     name : str
-        Run, checkpoint and epoch, to print.
+        Checkpoint file and epoch, for messages.
     model : nn.Module
         In eval mode, on the CPU.
     data : ImageData
     split : str
-        The split to check on: "test", else "val", else "train".
+        The split for the check: "test", else "val", else "train".
     class_names : tuple of str
-        The checkpoint's, in the order of the model's outputs.
+        From the checkpoint, in the order of the model's outputs.
     mean, std : per channel
-        The checkpoint's: what the model was trained with.
+        Normalisation in training, from the checkpoint.
     metadata : dict
         For the exported file.
     reason : str
-        Why this checkpoint, where the run chose it.
+        Why the run's result is this checkpoint; empty for a named checkpoint.
     changed : str
-        How the data have changed since training; empty where they have not.
+        How the data have changed since training; empty if they have not.
     """
 
     name: str
@@ -67,7 +67,7 @@ class TrainedModel:
     changed: str = ""
 
     def check_images(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
-        """Indices, images (N, H, W, C) and labels of at most `count` images, evenly spread; without broken files."""
+        """Indices, images (N, H, W, C) and labels of at most `count` evenly spread images, without broken files."""
         split = self.data.splits()[self.split]
         return readable(split, evenly(len(split), count))
 
@@ -82,13 +82,13 @@ class TrainedModel:
         Raises
         ------
         ExportError
-            If there are neither: on training images a classifier is surer than it may be.
+            If there are neither; on training images a classifier is overconfident.
         """
         splits = self.data.splits()
         name = next((name for name in ("val", "test") if name in splits), None)
         if name is None:
             raise ExportError(
-                "a calibration needs images that were not trained on, but the data set has no validation or test "
+                "a calibration needs images outside the training split, but the data set has no validation or test "
                 "images: train with --val-fraction"
             )
         _, images, labels = readable(splits[name], evenly(len(splits[name]), CALIBRATION_IMAGES))
@@ -111,19 +111,19 @@ def load_trained(
     checkpoint : {"best", "last", "recalibrated"}, optional
         Default: the run's result, see `Run.result`.
     data_dir : path, optional
-        Where data sets lie.
+        Folder of data sets.
     data : str, optional
-        Where the image folder of the run lies by now, if it has moved.
+        Present path of the run's image folder, if it has moved.
 
     Raises
     ------
     UserError
-        If the folder holds no such run or checkpoint, if its data cannot be read or have other classes than the
-        checkpoint, or if it trained no network.
+        If the run or the checkpoint does not exist, if its data cannot be read or have other classes than the
+        checkpoint, or if the run has free features instead of a network.
     """
     run = read_run(path, need_rows=False)
     if run.settings.get("data") == "ufm":
-        raise ExportError(f"{path} has free features instead of a network on images: there is nothing to export")
+        raise ExportError(f"{path} has free features instead of a network: expected a run on images")
     named, checkpoint = checkpoint is not None, checkpoint or run.result
     if run.checkpoints and checkpoint not in run.checkpoints:
         raise ExportError(f"{path} has no checkpoint {checkpoint!r}: choose one of {', '.join(run.checkpoints)}")
@@ -162,10 +162,10 @@ def load_trained(
 
 
 def checkpoint_row(run: Run, checkpoint: str, epoch: int) -> Row:
-    """The metrics that belong to a checkpoint after a finished epoch; empty where they were not measured."""
+    """The metrics of a checkpoint after a finished epoch; empty if they were not measured."""
     if checkpoint != "recalibrated":
         return next((row for row in run.rows if row["epoch"] == epoch), {})
-    return read_exact(run.path)  # the epoch's row has the figures with running class means
+    return read_exact(run.path)  # the row of the epoch has the metrics with running class means
 
 
 def evenly(total: int, count: int) -> NDArray[np.int64]:
@@ -179,20 +179,26 @@ def evenly(total: int, count: int) -> NDArray[np.int64]:
 
 
 def samples_folder(model: Path, overwrite: bool) -> Path:
-    """The folder for samples beside a model; refused where it would replace anything but earlier samples."""
+    """The folder for samples beside a model.
+
+    Raises
+    ------
+    ExportError
+        If it exists and `overwrite` is false, or it contains anything but samples.
+    """
     folder = model.with_name(f"{model.stem}-samples")
     if folder.exists():
         if not overwrite:
             raise ExportError(f"{folder} exists: choose another name, or replace it by --overwrite")
         if not folder.is_dir() or any(not re.fullmatch(r"\d+-\d+\.\w+", file.name) for file in folder.iterdir()):
-            raise ExportError(f"{folder} holds more than sample images, so it is not overwritten")
+            raise ExportError(f"{folder} contains more than sample images: it is not overwritten; delete it yourself")
     return folder
 
 
 def write_samples(folder: Path, trained: TrainedModel, count: int) -> int:
-    """Write check images as `<index in the split>-<label>.png`, all or none; returns how many.
+    """Write check images as `<index in the split>-<label>.png`, all or none; returns their number.
 
-    Of an image folder they are copies of its files, which `etf-predict` crops and scales as training does.
+    For an image folder they are copies of its files, which `etf-predict` preprocesses as training does.
     """
     from PIL import Image
 

@@ -1,9 +1,13 @@
-"""The graph: preprocessing and head built node by node, around the backbone that `backbone.py` has torch export.
+"""The ONNX graph: preprocessing and head are built node by node, around the backbone of `backbone.py`.
 
-The three pieces stand side by side, so that W, b and τ are in the file bit for bit, one piece of code makes both the
-whole classifier and the head alone, and lower precision reaches the backbone only. A file's metadata is one JSON object
-under the key `nearest_etf`; everything else that an exporter leaves behind (stack traces with absolute paths, names of
-source files) is stripped.
+The three pieces are separate, so that
+
+- the file contains W, b and τ bit for bit;
+- a whole classifier and a head without backbone share their code;
+- lower precision applies to the backbone only.
+
+The file's metadata is one JSON object under the key `nearest_etf`. All other annotations of exporters, such as stack
+traces with absolute paths, are removed.
 """
 
 from __future__ import annotations
@@ -25,8 +29,8 @@ from .freeze import Frozen
 from .model_file import METADATA_KEY, OOD_SCORE, OUTPUTS
 from .ood import OodScore
 
-# The first of each is the default: onnxruntime >= 1.16 reads it, and of heads old runtimes do. Up to the last, torch's
-# exporter, onnx's converter and onnxruntime were tried together.
+# The first of each is the default: onnxruntime >= 1.16 reads 18, and older runtimes read 13. The last is the newest
+# that was tested with torch's exporter, onnx's converter and onnxruntime together.
 OPSETS, HEAD_OPSETS = range(18, 26), range(13, 26)
 OPSET, HEAD_OPSET = OPSETS[0], HEAD_OPSETS[0]
 DTYPES: dict[str, type[np.floating[Any]]] = {"fp16": np.float16, "fp32": np.float32, "fp64": np.float64}
@@ -34,24 +38,24 @@ DTYPES: dict[str, type[np.floating[Any]]] = {"fp16": np.float16, "fp32": np.floa
 
 @dataclass
 class Piece:
-    """A run of nodes and the constants they use."""
+    """A sequence of nodes and their constants."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
     def constant(self, name: str, value: Any, dtype: Any = np.int64) -> str:
-        """A named constant; returns its name."""
+        """Add a named constant; returns its name."""
         self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype), name)
         return name
 
     def add(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """A node with one output; returns the output's name."""
+        """Add a node with one output; returns the output's name."""
         self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 
 
 def preprocessing_piece(mean: Sequence[float], std: Sequence[float], layout: str, *, float_input: bool) -> Piece:
-    """`images` to `backbone/pixels` (N, C, H, W): (x/255 − mean)/std, as one product and one sum."""
+    """`images` to `backbone/pixels` (N, C, H, W): (x/255 − mean)/std as one product and one sum."""
     piece, x = Piece(), "images"
     if layout == "NHWC":
         x = piece.add("Transpose", [x], "images_nchw", perm=[0, 3, 1, 2])
@@ -69,8 +73,8 @@ def head_piece(frozen: Frozen, features: str, dtype: type[np.floating[Any]], ops
     """Features (N, d) to logits, probabilities (N, K), label and cosine (N,), all in one floating-point type.
 
     Features are divided by their largest entry before they are squared, so that float16 neither overflows nor
-    underflows; then the length is at least 1, and only all-zero features need the `Max`. Without a temperature W
-    multiplies the features as they come, and only the cosine needs their length.
+    underflows. Then their length is at least 1, and only all-zero features need the `Max`. Without a temperature, W
+    multiplies the unscaled features, and only the cosine needs their length.
     """
     p = Piece()
     W, tau = frozen.weight.astype(np.float64), frozen.temperature
@@ -86,14 +90,14 @@ def head_piece(frozen: Frozen, features: str, dtype: type[np.floating[Any]], ops
     scores = p.add("MatMul", [h, p.constant("weight", frozen.weight.T, dtype)], "scores")  # (N, K)
     biased = "logits" if frozen.factor is None else "logits_before"
     logits = p.add("Add", [scores, p.constant("bias", frozen.bias, dtype)], biased)
-    winner = p.add("ArgMax", [logits], "winner", axis=1, keepdims=1)  # (N, 1), which a factor leaves alone
+    winner = p.add("ArgMax", [logits], "winner", axis=1, keepdims=1)  # (N, 1); a factor does not change it
     if frozen.factor is not None:
         logits = p.add("Mul", [logits, p.constant("factor", frozen.factor, dtype)], "logits")
     p.add("Softmax", [logits], "probabilities", axis=1)
     p.add("Squeeze", [winner, axis], "label")
     norms = np.linalg.norm(W, axis=1) * (1.0 if tau is None else tau)
     inverse = 1 / np.maximum(norms, np.finfo(np.float32).tiny)
-    inverse = np.minimum(inverse, np.finfo(dtype).max)  # finite for a row of zeros, whose cosine is then 0
+    inverse = np.minimum(inverse, np.finfo(dtype).max)  # finite for a row of zeros, so that its cosine is 0
     if tau is None:
         scores = p.add("Div", [p.add("Div", [scores, size], "scores_scaled"), length], "scores_unit")
     cosines = p.add("Mul", [scores, p.constant("inverse_norms", inverse, dtype)], "cosines")
@@ -106,9 +110,10 @@ def head_piece(frozen: Frozen, features: str, dtype: type[np.floating[Any]], ops
 
 
 def _lengths(p: Piece, x: str, name: str, opset: int) -> tuple[str, str, str]:
-    """The largest entry of each row of x (N, d), the rows divided by it, and the lengths of these: ‖x‖ in two factors.
+    """The norms of the rows of x (N, d) as two factors: their largest absolute entries, and the norms of x/these.
 
-    The first is at least tiny, and the last at least 1, as it is of any row that is not zero.
+    Returns the names of the first factor (N, 1), of x divided by it (N, d), and of the second factor (N, 1). A row of
+    zeros has the factors tiny and 1.
     """
     size = p.add("Abs", [x], f"{name}_sizes")
     if opset < 18:
@@ -123,11 +128,11 @@ def _lengths(p: Piece, x: str, name: str, opset: int) -> tuple[str, str, str]:
 
 
 def _add_ood(p: Piece, score: OodScore, h: str, dtype: type[np.floating[Any]], opset: int) -> None:
-    """Features (N, d) as the classifier sees them, and `winner`, to `ood_score` (N,); see `reference.ood`."""
+    """The classifier's input h (N, d) and `winner` to `ood_score` (N,); see `reference.ood`."""
     known = score.constants
     if score.name == "mahalanobis":
         if dtype == np.float16:
-            raise ExportError("OOD score mahalanobis is beyond float16: choose another score, or --precision fp32")
+            raise ExportError("OOD score mahalanobis exceeds float16: choose another score, or --precision fp32")
         values, vectors = np.linalg.eigh(known["covariance"])
         kept = values > CUTOFF * values[-1]
         whitening, centre = vectors[:, kept] / np.sqrt(values[kept]), known["class_mean_rows"].mean(axis=0)
@@ -138,7 +143,7 @@ def _add_ood(p: Piece, score: OodScore, h: str, dtype: type[np.floating[Any]], o
         near = p.add("Sub", [near, p.constant("ood_halves", np.square(means).sum(axis=1) / 2, dtype)], "ood_near")
         nearest = p.add("ArgMax", [near], "ood_nearest", axis=1, keepdims=0)  # (N,)
         mean = p.add("Gather", [p.constant("ood_mean_rows", means, dtype), nearest], "ood_mean", axis=0)
-        apart = p.add("Sub", [z, mean], "ood_apart")  # not from the products, which would lose digits
+        apart = p.add("Sub", [z, mean], "ood_apart")  # the products alone would lose digits by cancellation
         squares = p.add("Mul", [apart, apart], "ood_squares")
         p.add("Neg", [p.add("ReduceSum", [squares, "axis"], "ood_distance", keepdims=0)], OOD_SCORE)
         return
@@ -164,7 +169,7 @@ def classifier_model(
     input_dtype: int,
     input_shape: Sequence[int],
 ) -> onnx.ModelProto:
-    """Preprocessing, backbone and head in one model; `input_shape` leaves out the batch."""
+    """Preprocessing, backbone and head in one model; `input_shape` is without the batch."""
     opset = next(entry.version for entry in backbone.opset_import if not entry.domain)
     head = head_piece(frozen, "backbone/features", np.float32, opset)
     graph = helper.make_graph(
@@ -178,7 +183,7 @@ def classifier_model(
 
 
 def head_model(frozen: Frozen, dtype: type[np.floating[Any]], opset: int = HEAD_OPSET) -> onnx.ModelProto:
-    """The head alone: features (N, d) of any floating-point type, for runtimes as old as opset 13."""
+    """A model of the head: features (N, d) of any floating-point type, by default in the oldest supported opset."""
     head = head_piece(frozen, "features", dtype, opset)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     graph = helper.make_graph(
@@ -192,7 +197,7 @@ def head_model(frozen: Frozen, dtype: type[np.floating[Any]], opset: int = HEAD_
 
 
 def _model(graph: onnx.GraphProto, opsets: Sequence[onnx.OperatorSetIdProto]) -> onnx.ModelProto:
-    """The graph in the oldest file format that has these operators: 7 for opset 13, 8 for 18."""
+    """The graph in the oldest IR version for these opsets: 7 for opset 13, 8 for 18."""
     version = helper.find_min_ir_version_for(list(opsets), ignore_unknown=True)
     return helper.make_model(graph, opset_imports=opsets, ir_version=version)
 
@@ -207,7 +212,7 @@ def _outputs(frozen: Frozen, dtype: type[np.floating[Any]]) -> list[onnx.ValueIn
 
 
 def seal(model: onnx.ModelProto, metadata: dict[str, Any]) -> bytes:
-    """Strip, describe and validate a model; the same model and metadata give the same bytes.
+    """Strip a model, add its metadata, and validate it; the same model and metadata give the same bytes.
 
     Raises
     ------
@@ -226,7 +231,7 @@ def seal(model: onnx.ModelProto, metadata: dict[str, Any]) -> bytes:
 
 
 def strip(model: onnx.ModelProto) -> None:
-    """Remove documentation strings, exporters' metadata and intermediate shapes, everywhere."""
+    """Remove documentation strings, exporters' metadata and intermediate shapes from a model and its subgraphs."""
     for message in (model, *model.functions):
         message.ClearField("doc_string")
         message.ClearField("metadata_props")

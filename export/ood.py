@@ -1,14 +1,17 @@
-"""A score in the exported file that tells images of the trained classes from foreign ones, and its threshold.
+"""The score for out-of-distribution (OOD) images in an exported file, and its threshold.
 
-Scores are those of `reference.ood` and `reference.ood_distance`, which have formulas and sources: larger is more
-in-distribution. What they take besides W and b, class means and a subspace or a covariance, comes from training images
-and is constant in the file. The threshold accepts a share of images that the network was not trained on.
+- Scores: those of `reference.ood` and `reference.ood_distance` (formulas and sources there). Larger scores indicate
+  in-distribution images. Class means, subspace and covariance come from training images and are constants of the file.
+- Threshold: it accepts a given share of validation images.
 
-NECO is what a run gets by default, by the evidence of benchmarks/studies/ood.py (small networks, three seeds). Among
-digits, MNIST and Fashion-MNIST its AUROC was above that of the maximum softmax probability for every pair, head and
-seed. On parts of CIFAR, where no score was good, it was above for CIFAR-10 against CIFAR-100, and below the other way.
-The Mahalanobis distance did better still on most of the grey pairs, but with the linear head worse than the softmax on
-both of CIFAR.
+NECO is the default, by the evidence of benchmarks/studies/ood.py (small networks, three seeds):
+
+- Among digits, MNIST and Fashion-MNIST its AUROC was above that of the maximum softmax probability for every pair, head
+  and seed.
+- On parts of CIFAR, where no score was good, it was above for CIFAR-10 against CIFAR-100, and below in the other
+  direction.
+- The Mahalanobis distance was still better on most of the greyscale pairs, but with the linear head it was worse than
+  the softmax on both pairs of CIFAR.
 """
 
 from __future__ import annotations
@@ -36,16 +39,16 @@ from .from_run import TrainedModel, evenly
 
 SCORES = ("neco", "nci", "mahalanobis")
 MOST_IMAGES = 10_000  # of a split, evenly spread
-# Of a covariance, as a share of the largest: directions of less variance are left out. In float32 a feature is rounded
-# by 6e-8 of its length, which of a direction with 1e-6 of the variance is a ten-thousandth of its standard deviation.
+# Directions of a covariance with a smaller share of the largest variance are left out. In float32 a feature is rounded
+# by 6e-8 of its length, which is 1e-4 standard deviations of a direction with this share.
 LEAST_VARIANCE = 1e-6
-ROUNDING = 1e-5  # of a score in float32
+ROUNDING = 1e-5  # relative error of a score in float32
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class OodScore:
-    """A score with all that it takes, and the threshold from which an image is accepted.
+    """An OOD score with its constants and its threshold.
 
     Attributes
     ----------
@@ -53,13 +56,13 @@ class OodScore:
     constants : dict of arrays
         `subspace` (d, r) and `centre` (d,); or `global_mean` (d,); or `class_mean_rows` (K, d) and `covariance` (d, d).
     threshold : float
-        A score at least as large is accepted.
+        Images with at least this score are accepted.
     share : float
-        Of the images that the threshold was set on, that many are accepted at least.
+        Least share of accepted images among those that the threshold was computed from.
     images : int
-        How many these were.
+        Their number.
     split : str
-        Where they are from: "val"; "train" where a run has no validation images.
+        Their split: "val", or "train" for a run without validation images.
 
     Examples
     --------
@@ -77,7 +80,7 @@ class OodScore:
     split: str
 
     def __call__(self, features: ArrayLike, weight: ArrayLike, bias: ArrayLike) -> Array:
-        """Scores (N,) of what the classifier sees, (N, d), by the reference, in float64."""
+        """Scores (N,) of the classifier's input (N, d), computed by the reference in float64."""
         if self.name == "neco":
             return neco_score(features, **self.constants)
         if self.name == "nci":
@@ -97,8 +100,8 @@ class OodScore:
 
     def __str__(self) -> str:
         return (
-            f"OOD score {self.name}: {self.threshold:.4g} or more is accepted, as {self.share:.0%} of "
-            f"{self.images} {self.split} images are"
+            f"OOD score {self.name}: threshold {self.threshold:.4g}, which accepts {100 * self.share:.0f} % of "
+            f"{self.images} {self.split} images"
         )
 
 
@@ -113,26 +116,26 @@ def fit_ood(
     share: float = 0.95,
     split: str = "val",
 ) -> OodScore:
-    """A score from training features, and its threshold from held-out ones.
+    """Fit an OOD score on training features, and its threshold on held-out ones.
 
     Parameters
     ----------
     name : {"neco", "nci", "mahalanobis"}
     features, labels : (N, d), (N,)
-        Of training images, as the classifier sees them: of a head on a sphere `head.normalise(features)`.
+        The classifier's input for training images; for a head with normalised features, `head.normalise(features)`.
     held_out : (M, d)
-        Of other images of the same kind, none of them foreign, none of them from the test split.
+        The same for in-distribution images outside the training and the test split.
     weight, bias : (K, d), (K,)
     share : float
-        Of the held-out images, that many are accepted at least; in (0, 1].
+        Least share of accepted held-out images, in (0, 1].
     split : str
-        What the held-out images are called in the file.
+        Name of the held-out split in the file.
 
     Raises
     ------
     ExportError
-        If there is no such score, the share is out of range, or the score cannot tell anything: a class without images,
-        class means that span all dimensions, features that do not vary.
+        If there is no such score, the share is out of range, or the score is undefined or constant: a class without
+        images, class means that span all dimensions, features without variance.
 
     Examples
     --------
@@ -160,25 +163,25 @@ def fit_ood(
         raise ExportError(f"OOD score {name}: {error}") from error
     if name == "neco" and constants["subspace"].shape[1] == W.shape[1]:
         raise ExportError(
-            f"OOD score neco: the means of {len(W)} classes span all {W.shape[1]} dimensions of the features, so that "
-            "it is 1 for every image: choose another score"
+            f"OOD score neco is 1 for every image, because the means of {len(W)} classes span all {W.shape[1]} "
+            "dimensions of the features: choose another score"
         )
-    lower = threshold - ROUNDING * max(1.0, abs(threshold))  # so that float32 loses none of the accepted
+    lower = threshold - ROUNDING * max(1.0, abs(threshold))  # so that float32 rejects none of the accepted images
     return OodScore(name, constants, math.floor(lower * 1e6) / 1e6, share, score.images, split)
 
 
 def _of_enough_variance(covariance: Array) -> Array:
-    """The covariance without the directions of least variance."""
+    """The covariance without the directions of too little variance (LEAST_VARIANCE)."""
     values, vectors = np.linalg.eigh(covariance)
     kept = values > LEAST_VARIANCE * values[-1]
     return (vectors[:, kept] * values[kept]) @ vectors[:, kept].T
 
 
 def ood_of_run(trained: TrainedModel, name: str, share: float = 0.95) -> OodScore:
-    """A score from a run's training images, its threshold from the validation images.
+    """Fit an OOD score on a run's training images, and its threshold on the validation images.
 
-    Where a run has none, the threshold is set on training images, which the network knows: fewer of others will be
-    accepted. At most 10000 images of a split are looked at.
+    Without validation images, the threshold comes from training images, and accepts a smaller share of new images. At
+    most 10000 images of a split are used.
     """
     held_out = trained.data.val
     head: Any = trained.model.get_submodule("head")
@@ -191,26 +194,26 @@ def ood_of_run(trained: TrainedModel, name: str, share: float = 0.95) -> OodScor
 
 
 def recorded_ood(trained: TrainedModel, recorded: Mapping[str, Any] | None) -> OodScore | None:
-    """The score that a file's metadata describe, computed anew from the run; None where the file has none.
+    """The OOD score of a file, computed again from its run; None for a file without a score.
 
     Raises
     ------
     CheckError
-        If the run gives another threshold, as it does when its data have changed.
+        If the run gives another threshold, for example because its data have changed.
     """
     if recorded is None:
         return None
     score = ood_of_run(trained, recorded["score"], recorded["share"])
     if not math.isclose(score.threshold, recorded["threshold"], rel_tol=1e-4, abs_tol=1e-4):
         raise CheckError(
-            f"the file accepts images from an OOD score of {recorded['threshold']} on, but the run's {score.split} "
-            f"images give {score.threshold}"
+            f"the file has the OOD threshold {recorded['threshold']}, but the run's {score.split} images give "
+            f"{score.threshold}"
         )
     return score
 
 
 def _features(trained: TrainedModel, split: AnySplit) -> tuple[Array, NDArray[np.int64]]:
-    """What the classifier sees of a split's images, (N, d), and their labels (N,)."""
+    """The classifier's input for a split's images, (N, d), and their labels (N,)."""
     found = list(_batches(trained, split))
     features, labels = zip(*found, strict=True)
     return np.concatenate(features), np.concatenate(labels)

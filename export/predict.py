@@ -1,4 +1,4 @@
-"""Classify with an exported file: numpy and onnxruntime alone; neither torch nor scipy nor onnx is imported."""
+"""Classification with an exported file. It needs numpy and onnxruntime, and imports neither torch, scipy nor onnx."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class Prediction:
     ----------
     labels : (N,) int64
     names : tuple of N strings
-        The classes' names.
+        Names of the predicted classes.
     probabilities : (N, K)
     cosines : (N,)
-        Between the feature and the predicted class's row of W, an ETF head's vertex: a geometric confidence, 1 at the
-        vertex. The bias does not enter.
+        Cosine between the feature and the row of W of the predicted class. For an ETF head this row is a vertex, and
+        the cosine a geometric confidence: 1 at the vertex. The bias has no influence on it.
     logits : (N, K)
     class_cosines : (N, K)
-        Between the feature and every class's row of W.
+        Cosines between the feature and all rows of W.
     ood_scores : (N,), optional
-        Of a file with such a score; larger is more like the training images.
+        None for a file without an OOD score. Larger scores indicate in-distribution images.
     accepted : (N,) bool, optional
-        Whether the score reaches the threshold that is in the file.
+        Whether the score reaches the file's threshold.
 
     Examples
     --------
@@ -70,47 +70,46 @@ class Prediction:
 
 
 class OnnxClassifier:
-    """A classifier from a file that `etf-export` or `export_onnx` wrote; it can be pickled, and so sent to workers.
+    """A classifier from a file that `etf-export` or `export_onnx` wrote. It can be pickled, for worker processes.
 
     Parameters
     ----------
     path : path
-        The ONNX file; its sidecar, if there, is `path` with the suffix `.json`.
+        The ONNX file. Its optional sidecar is `path` with the suffix `.json`.
     threads : int, optional
-        Threads of one call. Default: the cores that this process may use, four at most, beyond which single images
-        gain nothing.
+        Threads of one call. Default: the available cores, at most four; single images do not gain from more.
     providers : sequence of str, optional
-        What onnxruntime computes on, by its names, the preferred one first, as in `["CUDAExecutionProvider"]`.
-        Default: the CPU, which also takes over what another one lacks.
+        onnxruntime's execution providers in order of preference, such as `["CUDAExecutionProvider"]`. Default: the
+        CPU, which also runs the operators that another provider lacks.
 
     Attributes
     ----------
     metadata : dict
-        The file's description of itself: preprocessing, head, certificate, versions.
+        The file's metadata: preprocessing, head, certificate, versions.
     class_names : tuple of str
     input_shape : tuple of int
-        Of one image (or feature vector), without the batch.
+        Shape of one image (or feature vector), without the batch.
     input_dtype : numpy.dtype
     transform : PhotoTransform or None
-        What its training evaluated photos by; None where the file does not record it.
+        The preprocessing of photos for evaluation in training; None if the file does not record it.
     ood : dict or None
-        Of a file with a score for foreign images: `score` (its name), `threshold`, `share` (of `images` images from
-        `split`, which the threshold accepts). None where it has none.
+        The OOD score of the file: `score` (its name), `threshold`, and `share`, the share of `images` images of `split`
+        that the threshold accepts. None for a file without a score.
     verified : bool
-        Whether the sidecar vouched for the file.
+        Whether the file has the SHA-256 of its sidecar; False without a sidecar.
 
     Raises
     ------
     ModelFileError
-        If the file is missing, damaged, does not match its sidecar, was not written by this package, or was written
-        by a later version in a format that this one does not read.
+        If the file is missing, damaged, does not match its sidecar, was not written by this package, or has a newer
+        format than this version reads.
     InputError
-        If there is no such provider on this machine.
+        If a provider is not available on this machine, or `threads` is not positive.
 
     Warns
     -----
     UserWarning
-        If there is no sidecar to verify the file with.
+        If the file cannot be verified, because it has no sidecar.
 
     Examples
     --------
@@ -131,7 +130,7 @@ class OnnxClassifier:
         data, self.verified = read_model(path)
         if not self.verified:
             warnings.warn(
-                f"{path} has no sidecar {path.with_suffix('.json').name}: damage to it would go unnoticed",
+                f"{path} has no sidecar {path.with_suffix('.json').name}: it cannot be verified",
                 stacklevel=2,
             )
         self._source: Path | bytes = path.absolute()
@@ -139,7 +138,7 @@ class OnnxClassifier:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, threads: int | None = None, providers: Sequence[str] | None = None) -> Self:
-        """A classifier from the contents of a file, not verified."""
+        """A classifier from the contents of a file, without verification."""
         classifier = cls.__new__(cls)
         classifier.verified, classifier._source = False, data
         classifier._open(data, "the model", threads, providers)
@@ -156,7 +155,7 @@ class OnnxClassifier:
             data = read_bytes(data, "the model that was pickled", ModelFileError, LARGEST_MODEL)
         self._open(data, self._name, self._threads, self._providers)
         if self._sha256 != expected:
-            raise ModelFileError(f"{self._name} is another file than when it was pickled: open it anew")
+            raise ModelFileError(f"{self._name} has changed since the classifier was pickled: open it again")
 
     def _open(self, data: bytes, name: str, threads: int | None, providers: Sequence[str] | None) -> None:
         self._name, self._sha256, self._threads, self._providers = name, _sha256(data), threads, providers
@@ -172,10 +171,10 @@ class OnnxClassifier:
         try:
             self.transform = None if transform is None else PhotoTransform.from_dict(transform)
         except (KeyError, TypeError, ValueError) as error:
-            raise ModelFileError(f"{name} records a transform of photos that this version does not know") from error
+            raise ModelFileError(f"{name} records a transform of photos that this version does not support") from error
         self.ood: dict[str, Any] | None = self.metadata.get("ood")
         if self.ood is not None and not np.isfinite(self.ood.get("threshold", np.nan)):
-            raise ModelFileError(f"{name} records no threshold of its score for foreign images")
+            raise ModelFileError(f"{name} records no threshold of its OOD score")
         self._outputs = [*OUTPUTS, *([] if self.ood is None else [OOD_SCORE])]
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         classes = outputs[0].shape[1:] if outputs else []
@@ -185,7 +184,7 @@ class OnnxClassifier:
 
     @property
     def takes_images(self) -> bool:
-        """Whether it takes 8-bit pixels, as image files hold them."""
+        """Whether the input is 8-bit pixels."""
         return self.input_dtype == np.uint8
 
     @property
@@ -202,21 +201,21 @@ class OnnxClassifier:
         return (first, second, third) if self.layout == "NHWC" else (second, third, first)
 
     def read_photo(self, path: str | os.PathLike[str], *, exact: bool = False) -> NDArray[np.uint8]:
-        """An image file as `predict` takes it, of shape `input_shape`: by `transform`, just as training evaluated it.
+        """An image file as an input of `predict`, of shape `input_shape`, preprocessed by `transform`.
 
         Parameters
         ----------
         path : path
         exact : bool
-            Change no pixel, and refuse photos of another size or kind than the model takes. This is done anyway where
-            the file records no transform.
+            Change no pixel, and refuse images of another size or mode than the model's input. Always true if the file
+            records no transform.
 
         Raises
         ------
         PhotoError
             If the photo cannot be read or is refused.
         InputError
-            If the model takes no 8-bit pixels.
+            If the input is not 8-bit pixels.
         """
         shape = self.image_shape
         if shape is None or not self.takes_images:
@@ -228,20 +227,19 @@ class OnnxClassifier:
         return pixels if self.layout == "NHWC" else pixels.transpose(2, 0, 1)
 
     def predict(self, images: ArrayLike, *, batch_size: int = 64) -> Prediction:
-        """Classify a batch of any size, an empty one too.
+        """Classify a batch of any size, including an empty one.
 
         Parameters
         ----------
-        images : (N, …)
-            Each image of `input_shape`; of dtype `input_dtype`.
+        images : (N, …), each of shape `input_shape`, of dtype `input_dtype`
         batch_size : int
-            Images per run of the session, which bounds memory.
+            Images per run of the session; it bounds the memory.
 
         Raises
         ------
         InputError
-            If the array has another shape or dtype (byte order included), holds NaN or infinity, or makes the
-            network's output not finite.
+            If the array has another shape, dtype or byte order, contains NaN or infinity, or the network's output is
+            not finite.
         """
         x = self._valid(images)
         if batch_size < 1:
@@ -260,7 +258,7 @@ class OnnxClassifier:
         try:
             return self._session.run([*self._outputs, COSINES], {self._input_name: np.ascontiguousarray(x)})
         except Exception as error:
-            reason = f"cannot classify {len(x)} at a time: try a smaller batch size"
+            reason = f"cannot classify a batch of {len(x)}: try a smaller batch size"
             raise InputError(f"{self._name} {reason} (onnxruntime: {first_line(error)})") from error
 
     def _nothing(self) -> list[NDArray[Any]]:
@@ -274,7 +272,7 @@ class OnnxClassifier:
         try:
             x = np.asarray(images)
         except ValueError as error:
-            raise InputError(f"{self._input_name} is not one array: expected {expected}") from error
+            raise InputError(f"{self._input_name} cannot be converted to an array: expected {expected}") from error
         if x.dtype != self.input_dtype:
             order = "" if x.dtype.isnative else " in foreign byte order"
             raise InputError(f"{self._input_name} has dtype {x.dtype.name}{order}: expected {expected}")
@@ -282,7 +280,7 @@ class OnnxClassifier:
             hint = "; for a single one write x[None]" if x.shape == self.input_shape else ""
             raise InputError(f"{self._input_name} has shape {x.shape}: expected {expected}{hint}")
         if x.dtype.kind == "f" and not np.isfinite(x).all():
-            raise InputError(f"{self._input_name} holds {int((~np.isfinite(x)).sum())} NaN or infinite values")
+            raise InputError(f"{self._input_name} contains {int((~np.isfinite(x)).sum())} NaN or infinite values")
         return x
 
 

@@ -1,6 +1,6 @@
-"""Predictions as text: a row per image and class named, as a table, CSV or JSON, or an object per image as JSON lines.
+"""Predictions as text: one row per image and class as a table, CSV or JSON, or one object per image as JSON lines.
 
-Each image's text comes as soon as its prediction is there.
+The text is generated image by image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..common.text import columns_of, shown
 from .predict import Prediction
 
 COLUMNS = ("file", "rank", "label", "name", "probability", "cosine")
-OOD_COLUMNS = ("ood_score", "verdict")  # the same in all rows of an image
+OOD_COLUMNS = ("ood_score", "verdict")  # equal in all rows of an image
 VERDICTS = ("unfamiliar", "accepted")
 Row = dict[str, Any]
 
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 def image_rows(
     path: Path, prediction: Prediction, i: int, class_names: Sequence[str], k: int, *, ood: bool = False
 ) -> list[Row]:
-    """A row for each of the k most probable classes of image i, with `COLUMNS`, and with `ood` `OOD_COLUMNS`."""
+    """One row for each of the k most probable classes of image i, with `COLUMNS`, and for `ood` also `OOD_COLUMNS`."""
     rows = []
     more = {}
     if ood and prediction.ood_scores is not None and prediction.accepted is not None:
@@ -43,14 +43,14 @@ def image_rows(
 def as_text(
     images: Iterable[list[Row]], style: str, widths: tuple[int, int] = (0, 0), *, ood: bool = False
 ) -> Iterator[str]:
-    """The rows of each image as text; head and end of the format come with the first and after the last.
+    """The rows of each image as text, with the head and the end of the format.
 
     Parameters
     ----------
     images : iterable of lists of rows
     style : {"table", "csv", "json", "jsonl"}
     widths : (int, int)
-        Of the columns of files and names in a table, see `columns`.
+        Widths of the columns of files and names in a table, see `columns`.
     ood : bool
         Whether the rows have `OOD_COLUMNS`.
 
@@ -83,14 +83,14 @@ def as_text(
     else:
         for rows in images:
             yield "".join(
-                f"{padded(row['file'], widths[0])}  {padded(row['name'], widths[1])}  {row['probability']:7.2%}"
+                f"{padded(row['file'], widths[0])}  {padded(row['name'], widths[1])}  {100 * row['probability']:6.2f} %"
                 f"  cosine {row['cosine']:6.3f}{_familiarity(row) if ood else ''}\n"
                 for row in rows
             )
 
 
 def columns(names: Iterable[object]) -> int:
-    """How many columns of a terminal the longest of some names takes.
+    """The number of terminal columns of the longest name.
 
     >>> columns(["cat", "猫猫"])
     4
@@ -99,7 +99,7 @@ def columns(names: Iterable[object]) -> int:
 
 
 def padded(name: object, width: int) -> str:
-    """A name in one line, filled with spaces up to so many columns.
+    """A name in one line, padded with spaces to `width` terminal columns.
 
     >>> padded("two\\nlines", 10) + "|"
     'two lines |'
@@ -109,7 +109,7 @@ def padded(name: object, width: int) -> str:
 
 
 def _familiarity(row: Row) -> str:
-    """The end of a table's row.
+    """The OOD columns of a table's row.
 
     >>> _familiarity({"ood_score": 0.75, "verdict": "accepted"})
     '  ood score 0.750  accepted'

@@ -1,13 +1,12 @@
-"""Lower precision for the backbone alone: float16, or int8 convolutions; the rest stays in float32.
+"""Lower precision for the backbone: float16, or int8 convolutions; everything else stays in float32.
 
-float16 is for size, and for speed on GPUs: onnxruntime's CPU computes it in float32, from rounded weights, so that
-features beyond float16's range (65504) would only show where float16 is computed. Where onnxruntime cannot open the
-result, parts without weights stay in float32, which costs next to no size.
+float16 reduces the size, and the time on GPUs. onnxruntime's CPU provider computes it in float32 from rounded weights,
+so that features beyond float16's range (65504) overflow only on other providers. If onnxruntime cannot open the result,
+parts without weights stay in float32, which hardly changes the size.
 
-int8 is static: activations to unsigned 8 bits with one scale per tensor, found on real training images;
-weights to signed 8 bits with one scale per output channel; written as QuantizeLinear/DequantizeLinear
-pairs, which onnxruntime turns into integer convolutions. Linear layers gain nothing from it and stay in
-float32.
+int8 is static quantisation: activations get unsigned 8 bits with one scale per tensor, calibrated on training images;
+weights get signed 8 bits with one scale per output channel. The graph has QuantizeLinear/DequantizeLinear pairs, which
+onnxruntime fuses into integer convolutions. Linear layers gain nothing from it and stay in float32.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from .errors import ExportError
 
-# What stays in float32, the first that works.
+# Parts that stay in float32; the first entry that works is used.
 KEPT = ("", "the scaling of attention scores", "everything but convolutions and linear layers")
 WITH_WEIGHTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 def to_float16(backbone: onnx.ModelProto, kept: str = "") -> onnx.ModelProto:
-    """The same backbone in float16, with float32 going in and coming out, and one of `KEPT` in float32.
+    """The same backbone in float16, with float32 inputs and outputs, and one entry of `KEPT` in float32.
 
-    onnxruntime 1.32 dies of attention in float16 where queries and keys are scaled each by itself before their product,
-    as `nn.MultiheadAttention` has it, and of nothing else that was tried; only these scalings are kept by the second.
+    onnxruntime 1.32 crashes on float16 attention if queries and keys are scaled separately before their product, as in
+    `nn.MultiheadAttention`; the second entry of `KEPT` keeps only these scalings. No other crash was found.
     """
     operations = {node.op_type for node in backbone.graph.node} - WITH_WEIGHTS if kept == KEPT[2] else set()
     converted = convert_float_to_float16(
-        onnx.ModelProto.FromString(backbone.SerializeToString()),  # it changes what it is given
+        onnx.ModelProto.FromString(backbone.SerializeToString()),  # a copy, because the converter changes its argument
         keep_io_types=True,
         op_block_list=[*DEFAULT_OP_BLOCK_LIST, *sorted(operations)],
         node_block_list=_scalings(backbone.graph) if kept == KEPT[1] else [],
@@ -50,7 +49,7 @@ def to_float16(backbone: onnx.ModelProto, kept: str = "") -> onnx.ModelProto:
 
 
 def _scalings(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes that scale a factor of a product of two activations."""
+    """Names of the nodes that scale one factor of a product of two activations."""
     made_by = {output: node for node in graph.node for output in node.output}
     constants = {tensor.name for tensor in graph.initializer}
     products = (node for node in graph.node if node.op_type == "MatMul" and not constants.intersection(node.input))
@@ -59,7 +58,7 @@ def _scalings(graph: onnx.GraphProto) -> list[str]:
 
 
 def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8], batch_size: int = 32) -> onnx.ModelProto:
-    """The same classifier with its convolutions in integers, calibrated on images as the model takes them.
+    """The same classifier with integer convolutions, calibrated on images in the layout of its input.
 
     Raises
     ------
@@ -67,20 +66,20 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8], batch_size: int =
         If there is no convolution.
     """
     if not any(node.op_type == "Conv" for node in model.graph.node):
-        raise ExportError("int8 is for convolutions, and this backbone has none: export it in fp32 or fp16")
+        raise ExportError("int8 needs convolutions, but this backbone has none: export it in fp32 or fp16")
     name = model.graph.input[0].name
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
         onnx.save(model, source)
         silenced = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # it advises a preprocessing that the exporter has already done
+        logging.disable(logging.WARNING)  # onnxruntime recommends a preprocessing that the exporter has already done
         try:
             quantize_static(
                 source,
                 target,
                 _Batches(name, images, batch_size),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv", "Relu"],  # a ReLU goes into the convolution before it
+                op_types_to_quantize=["Conv", "Relu"],  # a ReLU is fused into the convolution before it
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -91,7 +90,7 @@ def to_int8(model: onnx.ModelProto, images: NDArray[np.uint8], batch_size: int =
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
-    """The images, batch by batch, in the interface of onnxruntime's calibration."""
+    """The images, batch by batch, with the interface of onnxruntime's calibration."""
 
     def __init__(self, name: str, images: NDArray[np.uint8], batch_size: int) -> None:
         starts = range(0, len(images), batch_size)

@@ -1,4 +1,4 @@
-"""The examples run as they stand."""
+"""The examples run and give the documented results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nearest_etf.torchport.training.run.reading import read_rows
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def test_the_head_on_a_backbone_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_on_an_own_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     script = EXAMPLES / "your_own_backbone.py"
     monkeypatch.setattr(sys, "argv", [str(script), "--epochs", "3"])
     names = runpy.run_path(str(script))
@@ -28,7 +28,7 @@ def test_the_head_on_a_backbone_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("network", ["small", pytest.param("pretrained", marks=pytest.mark.pretrained)])
-def test_photos_are_classified_by_the_file_as_training_reported(
+def test_the_exported_file_classifies_photos_as_training_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], network: str
 ) -> None:
     monkeypatch.delenv("NEAREST_ETF_DATA", raising=False)  # enlarged digits
@@ -50,11 +50,11 @@ def test_photos_are_classified_by_the_file_as_training_reported(
     assert all(accuracy > 0.5 for accuracy in before)  # the aligned start
 
 
-def test_two_processes_hold_one_frame() -> None:
-    """Native threads can abort an interpreter that shuts down, so that what was printed counts, not the exit status."""
+def test_two_processes_have_the_same_frame() -> None:
+    """The output counts, not the exit status, because native threads can abort an interpreter that shuts down."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = str(EXAMPLES / "two_processes.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, script], capture_output=True, text=True, check=False, env=environment)
     assert "frames differ by 0e+00" in done.stdout, done.stderr
-    assert float(re.findall(r"accuracy ([\d.]+)%", done.stdout)[0]) > 90
+    assert float(re.findall(r"accuracy ([\d.]+) %", done.stdout)[0]) > 90

@@ -1,13 +1,13 @@
-"""Study G: do the comparisons of training from scratch come out alike on other networks?
+"""Study G: do the comparisons of training from scratch agree on other networks?
 
-    NEAREST_ETF_DATA=data python benchmarks/studies/architectures.py --minutes 40   # again, until none is left; after A
+    NEAREST_ETF_DATA=data python benchmarks/studies/architectures.py --minutes 40   # after A; repeat until none is left
     python benchmarks/studies/architectures.py --dry-run
     python benchmarks/studies/architectures.py --summary > tables.md
 
-docs/protocol.md has the rules. Four heads at their choices of study A for CIFAR-10, on 4,000 CIFAR-10 images and for 5
-epochs (full scale: all images, 30 epochs): the small ResNet of study A, a narrow VGG-11, and, where torchvision is
-installed, a small DenseNet, a small vision transformer and EfficientNet-B0, all with random weights. Two calls with
-`--seeds` and `--json` of their own may run side by side.
+docs/protocol.md has the rules. Four heads with their choices of study A for CIFAR-10 train on 4,000 CIFAR-10 images for
+5 epochs (full scale: all images, 30 epochs). The networks are the small ResNet of study A, a narrow VGG-11, and, with
+torchvision, a small DenseNet, a small vision transformer and EfficientNet-B0, all with random weights. Two calls with
+different `--seeds` and `--json` may run in parallel.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ def bare(network: nn.Module, classifier: str, channels: int) -> nn.Module:
     return with_num_features(network, type(network).__name__, (SIDE, SIDE, channels))
 
 
-NETWORKS: dict[str, Callable[..., nn.Module] | None] = {  # None: the settings' own
+NETWORKS: dict[str, Callable[..., nn.Module] | None] = {  # None: that of the settings
     "resnet": SmallResNet,
     "vgg": None,
     "densenet": densenet,
     "transformer": transformer,
     "efficientnet": efficientnet,
 }
-OWN = ("resnet", "vgg")  # those that need no torchvision
-STEP_SECONDS = {"resnet": SMALL["cifar10"].step_seconds, "vgg": 0.087}  # of small scale; the others: not measured
+OWN = ("resnet", "vgg")  # without torchvision
+STEP_SECONDS = {"resnet": SMALL["cifar10"].step_seconds, "vgg": 0.087}  # at small scale; the others: not measured
 
 
 def sets(scale: str) -> dict[str, Data]:
-    """CIFAR-10 as study A trains on it, with fewer images and each of the networks, at the choices made there."""
+    """CIFAR-10 with the settings and choices of study A, but fewer images, for each of the networks."""
     small, cifar10 = scale == "small", SMALL["cifar10"]
     width, epochs = (16, 5) if small else (64, 30)
     settings = replace(cifar10.settings, epochs=epochs, backbone="vgg11", width=width)
@@ -81,7 +81,7 @@ FACTORS = tuple(Factor(name, FOUR, 5, data=f"cifar10, {name}") for name in NETWO
 
 
 def tables(rows: Rows) -> str:
-    """By network: accuracies, and the way to the targets of CIFAR-10."""
+    """By network: accuracies, and epochs to the targets of CIFAR-10."""
     parts = []
     for factor in dict.fromkeys(row["factor"] for row in rows):
         by_head = groups(rows, lambda row: row["head"], factor=factor)

@@ -1,12 +1,12 @@
 """Study D: which start, δ, formulation, averaging and τ should be the package's defaults?
 
-    NEAREST_ETF_DATA=data python benchmarks/studies/defaults.py --minutes 40    # again, until nothing is left; after A
+    NEAREST_ETF_DATA=data python benchmarks/studies/defaults.py --minutes 40    # after A; repeat until none is left
     python benchmarks/studies/defaults.py --dry-run
     python benchmarks/studies/defaults.py --summary > tables.md
 
-docs/protocol.md has the rules. The implicit head on digits at its choice of study A; one setting at a time takes other
-values, each of which is compared with the package's present default. τ varies for the learned and the fixed head, too.
-Two calls with `--seeds` and `--json` of their own may run side by side.
+docs/protocol.md has the rules. The implicit head trains on digits with its choice of study A. One setting at a time has
+other values, each of which is compared with the package's present default. τ varies for the learned and the fixed head,
+too. Two calls with different `--seeds` and `--json` may run in parallel.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FACTORS = (
 
 
 def tables(rows: Rows) -> str:
-    """Every value beside the present default: the centre, and for τ the default of the number of classes."""
+    """Every value against the present default: the centre, and for τ the default for the number of classes."""
     parts = []
     for title, begin, opponent in (
         ("start, δ, formulation, averaging", ("centre", "start", "δ", "formulation", "averaging"), "centre"),

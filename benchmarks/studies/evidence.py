@@ -1,11 +1,11 @@
 """The tables of docs/evidence.md, from the result files of the studies; no training.
 
-    python benchmarks/studies/evidence.py              # write the tables into the page anew
-    python benchmarks/studies/evidence.py --check      # say which differ, and end with 1 if any does
+    python benchmarks/studies/evidence.py              # update the tables of the page
+    python benchmarks/studies/evidence.py --check      # name those that differ; the exit status is 1 if any does
     python benchmarks/studies/evidence.py fine-tuning-claims    # print one
 
-A table of the page stands between `<!-- begin: NAME -->` and `<!-- end -->`, below the command that prints it. Studies
-show what is complete, that is every head and seed of a setting, and name the rest.
+A table of the page is between `<!-- begin: NAME -->` and `<!-- end -->`, below the command that prints it. Tables of
+studies contain the complete settings, those with all heads and seeds, and name the others.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ QUESTIONS = {
 
 
 def files_of(name: str) -> list[Path]:
-    """Result files of a study: two, where two calls ran side by side."""
+    """The result files of a study; parallel calls have one each."""
     return sorted(RESULTS.glob(f"{name}.json")) + sorted(RESULTS.glob(f"{name}-[0-9].json"))
 
 
@@ -81,7 +81,7 @@ def planned(name: str) -> list[Any]:
 
 
 def of_study(name: str, tables: Callable[[Rows], str] | None = None) -> str:
-    """Tables of those settings all of whose runs are done, and the names of the others."""
+    """The tables of the complete settings, and the names of the others."""
     rows = rows_of(name)
     done = {run_of(row).key() for row in rows if row["stage"] == "report"}
     runs: list[Run] = planned(name)
@@ -94,7 +94,7 @@ def of_study(name: str, tables: Callable[[Rows], str] | None = None) -> str:
 
 
 def state() -> str:
-    """How many of the reported runs of each study are done, and the hours that all of its runs took."""
+    """For each study, the numbers of finished and planned runs, and the hours of all runs."""
     lines = [["study", "reported runs done", "planned", "runs that tuned", "hours of training"]]
     for name, question in QUESTIONS.items():
         rows = rows_of(name)
@@ -110,7 +110,7 @@ def took(seconds: float | dict[str, float]) -> float:
 
 
 def provenance() -> str:
-    """Where the rows were made."""
+    """The provenance of the rows, by result file."""
     lines = [["file", "rows", "calls", "commit", "versions", "processor", "threads"]]
     for name in QUESTIONS:
         for path in files_of(name):
@@ -129,13 +129,13 @@ def growth() -> str:
 
 
 def seconds() -> str:
-    """Of a quiet machine, where they have been measured."""
+    """The seconds of `fine_tune_seconds.py`, if measured."""
     rows = rows_of("seconds-fine-tune")
     return str(fine_tune_seconds.table(rows, rows_of("fine-tune"))) if rows else "Not yet measured."
 
 
 def b(table: Callable[..., str], *arguments: Any, **only: Any) -> Callable[[], str]:
-    """A table of study B's rows, those with certain values alone."""
+    """A table of study B's rows; `only` selects rows by values of their columns."""
 
     def made() -> str:
         rows = [row for row in rows_of("fine-tune") if all(row[name] in values for name, values in only.items())]
@@ -169,7 +169,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def rebuilt(page: str) -> str:
-    """The page with every table as its command prints it.
+    """The page with the present output of every table's command.
 
     Raises
     ------

@@ -1,13 +1,13 @@
 """Study F: what breaks training, and does the log show it?
 
-    python benchmarks/studies/failures.py --minutes 40    # again, until nothing is left; after study A
+    python benchmarks/studies/failures.py --minutes 40    # after study A; repeat until none is left
     python benchmarks/studies/failures.py --dry-run
     python benchmarks/studies/failures.py --summary > tables.md
 
-docs/protocol.md has the rules. Digits, four heads at their choices of study A: small batches, classes that are absent
-for the first half, a δ that is far too large, imbalance, wrong labels. Under imbalance the learned head's classifier
-is also made the nearest ETF after training, by `project_to_etf`. Two calls with `--seeds` and `--json` of their own may
-run side by side.
+docs/protocol.md has the rules. Four heads train on digits with their choices of study A. Factors: small batches,
+classes that are absent for the first half, a δ that is far too large, imbalance, wrong labels. Under imbalance, the
+learned head's classifier is also projected to the nearest ETF after training, by `project_to_etf`. Two calls with
+different `--seeds` and `--json` may run in parallel.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FACTORS = (
 
 
 def tables(rows: Rows) -> str:
-    """By factor: accuracies, those of the last three classes, and what the implicit head's solver reports."""
+    """By factor: accuracies, those of the last three classes, and the solver diagnostics of the implicit head."""
     parts = []
     for factor in FACTORS:
         by_head = groups(rows, lambda row: row["head"], factor=factor.name)
@@ -39,7 +39,7 @@ def tables(rows: Rows) -> str:
 
 
 def signs(by_head: dict[str, Rows]) -> str:
-    """Accuracy of the last three classes, solver health, and warnings with the number of runs that gave them."""
+    """Accuracy of the last three classes, solver health, and warnings with their numbers of runs."""
     lines = [["head", "last three classes", "gap", "condition", "drift", "fallbacks", "warnings (runs)"]]
     for head, rows in by_head.items():
         health = [row["health"] for row in rows if row.get("health")]

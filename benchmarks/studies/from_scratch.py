@@ -1,13 +1,13 @@
 """Study A: training from scratch. Does the implicit head collapse faster and more steadily than the learned one?
 
-    NEAREST_ETF_DATA=data python benchmarks/studies/from_scratch.py --minutes 40    # again, until nothing is left
-    python benchmarks/studies/from_scratch.py --dry-run                             # the runs, and the hours they take
+    NEAREST_ETF_DATA=data python benchmarks/studies/from_scratch.py --minutes 40    # repeat until none is left
+    python benchmarks/studies/from_scratch.py --dry-run                             # the runs, and their hours
     python benchmarks/studies/from_scratch.py --summary > tables.md                 # from the result files, no training
 
-docs/protocol.md has the rules. The centre is the recipe `digits`; from there the last ReLU and the data set vary. Each
-head's rate and τ (the linear one's rate and weight decay) are chosen on digits, CIFAR-10, CIFAR-100 and each of the
-unconstrained features models by themselves, on a seed that is not reported. A call goes on where the last one stopped;
-two calls with `--heads` and `--json` of their own may run side by side, one for each core.
+docs/protocol.md has the rules. The centre is the recipe `digits`; the last ReLU and the data set vary. Each head's rate
+and τ (for the linear head rate and weight decay) are chosen separately on digits, CIFAR-10, CIFAR-100 and each of the
+unconstrained features models, with a seed that is not reported. A call continues where the last one stopped. Two calls
+with different `--heads` and `--json` may run in parallel, one per core.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FACTORS = (
 
 
 def tables(rows: Rows) -> str:
-    """Accuracies, the way to the targets, and what was tuned."""
+    """Accuracies, epochs to the targets, and the tuning."""
     parts = []
     for factor in FACTORS:
         of_heads = groups(rows, lambda row: row["head"], factor=factor.name)

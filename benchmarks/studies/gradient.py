@@ -1,13 +1,16 @@
-"""Study C: what does the gradient through the solution contribute, whose weight on a batch is α_t?
+"""Study C: what does the gradient through the solution contribute, given that a batch has the weight α_t?
 
-    python benchmarks/studies/gradient.py --minutes 40    # again, until nothing is left; after study A
+    python benchmarks/studies/gradient.py --minutes 40    # after study A; repeat until none is left
     python benchmarks/studies/gradient.py --dry-run
     python benchmarks/studies/gradient.py --summary > tables.md
 
-docs/protocol.md has the rules. The implicit head on digits at its choice of study A, with the gradient on, off, on in
-the first fifth of the steps only, and on in the last four fifths only; then other floors of α, other batch sizes, and
-free features in large batches, down to the full one with α = 1. Two calls with `--seeds` and `--json` of their own may
-run side by side.
+docs/protocol.md has the rules. The implicit head trains on digits with its choice of study A. Factors:
+
+- the gradient on, off, on only in the first fifth of the steps, on only in the last four fifths;
+- the floor of α, and the batch size;
+- free features in large batches, up to the full batch with α = 1.
+
+Two calls with different `--seeds` and `--json` may run in parallel.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from scratch_tables import collapse, comparison, groups, markdown  # type: ignor
 
 WHEN = ("on", "off", "first fifth", "last four fifths")
 SHARE_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-SAMPLES = 10_240  # of ufm-10-large, all of which are the full batch
+SAMPLES = 10_240  # in ufm-10-large: the full batch
 LARGE: dict[str, dict[str, Any]] = {
     "batch 4096": {"batch": 4096},
     "full batch, α = 1": {"batch": SAMPLES, "floor": 1.0},
@@ -38,7 +41,7 @@ FACTORS = (
 
 
 def tables(rows: Rows) -> str:
-    """Differences to the gradient off, the way to the targets, and the share over the steps."""
+    """Differences to the gradient off, epochs to the targets, and the share over the steps."""
     names = {factor.name for factor in FACTORS}
     by_name = groups([row for row in rows if row["factor"] in names], lambda row: row["factor"])
     centre = {name: own for name, own in by_name.items() if name.startswith("gradient")}
@@ -55,7 +58,7 @@ def tables(rows: Rows) -> str:
 
 
 def shares(by_name: dict[str, Rows]) -> str:
-    """`‖g_on − g_off‖/‖g_on‖` beside α, at the steps named in advance."""
+    """Medians of `‖g_on − g_off‖/‖g_on‖`, and α, at the steps named in advance."""
     lines = [["", *(f"step {step}" for step in SHARE_STEPS)]]
     for name, rows in by_name.items():
         cells = []

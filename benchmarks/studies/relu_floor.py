@@ -1,11 +1,12 @@
-"""How low can the cross-entropy of a simplex ETF be, where features are free, and where they must not be negative?
+"""The lowest cross-entropy of a simplex ETF with signed and with non-negative free features.
 
     python benchmarks/studies/relu_floor.py --json benchmarks/results/relu-floor.json
 
-One free feature of norm τ for each class, since samples of a class would all take the best place; the canonical ETF
-against a generally oriented one, with the head's bias `b = −W μ` and without it. Features that may not be negative are
-squares, normalised. An optimum by L-BFGS from several starts, of which the lowest counts, and no training: no seeds. A
-generally oriented unit vector has half of its square in its positive part, which leaves a margin of τ/√2 or so.
+There is one free feature of norm τ per class, since all samples of a class share the optimum. Compared are the
+canonical ETF and a generally oriented one, with the head's bias `b = −W μ` and without it. Non-negative features are
+normalised squares. The loss is the lowest result of L-BFGS from several starts; there is no training, and there are no
+seeds. A generally oriented unit vector has half of its energy in its positive part, which leaves a margin of about
+τ/√2.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from nearest_etf import FixedETFHead
 
 D, STARTS, ITERATIONS = 512, 3, 300
 CLASSES, TEMPERATURES = (10, 100), (5.0, 10.0, 20.0, 40.0)
-SMALLEST = 1e-8  # loss that is told
+SMALLEST = 1e-8  # smallest reported loss
 KEY = ("K", "temperature", "frame", "signed", "bias")
 
 
 def loss_of(free: Tensor, weight: Tensor, temperature: float, signed: bool, bias: bool) -> Tensor:
-    """Cross-entropy of one feature for each class: rows of `free` (K, d), or their squares, at length τ."""
+    """Cross-entropy of one feature per class: rows of `free` (K, d), or their squares, at length τ."""
     h = temperature * F.normalize(free if signed else free.square(), dim=1)
     h = h - h.mean(0) if bias else h  # W (h − μ)
     return F.cross_entropy(h @ weight.T, torch.arange(len(weight)))
 
 
 def lowest(K: int, temperature: float, frame: str, signed: bool, bias: bool, d: int = D) -> float:
-    """The least loss found from several starts near the classifier's own rows."""
+    """The lowest loss from several starts near the rows of the classifier."""
     weight = FixedETFHead(d, K, 30.0, initial=frame).weight.double()
     start = weight if signed else weight.clamp_min(0).sqrt()
     found = []
@@ -61,7 +62,7 @@ def lowest(K: int, temperature: float, frame: str, signed: bool, bias: bool, d: 
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Canonical / generally oriented, by K, τ and sign, and what the margin τ/√2 would give."""
+    """Canonical / generally oriented, by K, τ and sign, and the bounds for the margins of τ and τ/√2."""
     lines = [
         [
             "K",
@@ -82,7 +83,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def figure(loss: float) -> str:
-    """Three digits; what is too small for the optimiser's steps is only said to be small.
+    """A loss with three digits; one below the optimiser's accuracy is only bounded.
 
     >>> figure(0.04523), figure(3e-13)
     ('0.0452', '< 1e-8')

@@ -1,15 +1,15 @@
 """Study E: how do time and memory of a training step of the implicit head grow with the number of classes?
 
     python benchmarks/studies/scale.py --dry-run
-    python benchmarks/studies/scale.py                       # on a quiet machine; again, until nothing is left
+    python benchmarks/studies/scale.py                       # on a quiet machine; repeat until none is left
     python benchmarks/studies/scale.py --scale full --device cuda
     python benchmarks/studies/scale.py --summary > tables.md
 
-docs/protocol.md has the rules. Forward and backward of the head with the exact gradient, on 256 unit features in
-float32 that lie around K directions, which have been seen before the first step; each size in a process of its own,
-whose greatest resident memory is told beside what it held before the head was made (Linux counts it). UFM-1000, trained
-to the end, stands among the rows of study A, which the summary reads. A process that runs out of memory leaves a row
-that says so.
+docs/protocol.md has the rules. A step is forward and backward of the head with the exact gradient, on 256 features in
+float32 around K directions, which are the class means before the first step. Each size runs in its own process. Its
+memory is the peak resident memory beyond that before the creation of the head (Linux). A process that runs out of
+memory leaves a row with its exit status. UFM-1000, trained to the end, is among the rows of study A, which the summary
+reads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from nearest_etf import ImplicitETFHead
 
 CLASSES = (100, 200, 500, 1000, 2000, 5000, 10_000)
 THREADS, BATCH, NOISE = {"small": (1, 2), "full": (1,)}, 256, 0.5
-FITTED_FROM = 500  # classes, from which on the exponents are fitted
+FITTED_FROM = 500  # least number of classes in the fit of the exponents
 SECONDS_AT_1000 = 1.0  # of a step on one thread, for the estimate; 1.5 were measured on a busy machine
 
 
@@ -45,17 +45,17 @@ def steps_of(K: int) -> int:
 
 
 def seconds_of(K: int) -> float:
-    """Of all steps and the start, which takes about as long as two."""
+    """The estimated seconds of all steps and the start, which takes about as long as two steps."""
     return 5 + (steps_of(K) + 2) * SECONDS_AT_1000 * (K / 1000) ** 3
 
 
 def measured(K: int, threads: int, device: str) -> dict[str, Any]:
-    """Milliseconds of forward and backward, step by step, and the bytes that they took at most."""
+    """Milliseconds of forward and backward, step by step, and their peak memory in bytes."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     d, cuda = max(512, K), device.startswith("cuda")
     directions = F.normalize(torch.randn(K, d), dim=1).to(device)
-    before = torch.cuda.memory_allocated() if cuda else held()
+    before = torch.cuda.memory_allocated() if cuda else trimmed_resident()
     head = ImplicitETFHead(d, K).to(device)
     head.set_means(head.temperature * directions)
     milliseconds = []
@@ -75,20 +75,20 @@ def measured(K: int, threads: int, device: str) -> dict[str, Any]:
 
 
 def resident(field: str) -> int:
-    """Bytes that Linux counts for this process: "VmRSS" now, "VmHWM" at most."""
+    """Resident bytes of this process (Linux): "VmRSS" now, "VmHWM" at the peak."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def held() -> int:
-    """Resident bytes, after the allocator has given back what it can, and the greatest number is reset to it."""
+def trimmed_resident() -> int:
+    """Resident bytes, after the allocator has returned free memory and the peak has been reset."""
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return resident("VmRSS")
 
 
 def exponents(rows: list[dict[str, Any]], threads: int) -> str:
-    """Of the least-squares line through the logarithms of medians, from FITTED_FROM classes on."""
+    """The exponents of a least-squares fit to the logarithms of medians, from FITTED_FROM classes on."""
     own = [row for row in rows if row["threads"] == threads and row["K"] >= FITTED_FROM and "milliseconds" in row]
     if len(own) < 2:
         return "–"
@@ -120,7 +120,7 @@ def tables(rows: list[dict[str, Any]], trained: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=("small", "full"), default="small", help="CPU, or a GPU [small]")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no size that would end later")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no size that would end later")
     parser.add_argument("--classes", type=int, nargs="+", default=CLASSES)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/scale.json"))

@@ -1,7 +1,7 @@
-"""What the studies of training from scratch share: settings of data sets, heads, tuning, and the way through a plan.
+"""Shared by the studies of training from scratch: settings of data sets, heads, tuning, and execution of a plan.
 
-The rules stand in docs/protocol.md. A study is a list of factors around a centre, and tables made of its rows;
-`conduct` goes through it, on from where the last call stopped. scratch_run.py has the training of one run.
+docs/protocol.md has the rules. A study has a list of factors around a centre, and tables of its rows. `conduct` runs
+it, and continues where the last call stopped. scratch_run.py has the training of one run.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ TUNING_SEED, START_SECONDS = 100, 0.3
 
 @dataclass(frozen=True)
 class Data:
-    """How a data set is trained on, at which epochs it is looked at, and what that takes on one core."""
+    """The training on a data set, the epochs of its measurements, and its seconds on one core."""
 
     settings: Settings  # network, optimizer, schedule, epochs, batches, augmentation
     targets: tuple[float, ...]
-    epochs: tuple[int, ...] = ()  # looked at; every one by default
-    images: int = 0  # for training; 0: all
-    test: int = 0  # also for validation; 0: all, and a fifth held out
-    measured: int = 0  # training images that the metrics of collapse are taken of; 0: all
-    network: Callable[..., nn.Module] | None = None  # in place of the settings' own
-    tuned_on: str | None = None  # takes the choices made there
-    step_seconds: float = 0.0  # measured; 0: not
+    epochs: tuple[int, ...] = ()  # with measurements; every epoch by default
+    images: int = 0  # number of training images; 0: all
+    test: int = 0  # number of test images, and of validation images; 0: all, and a fifth held out
+    measured: int = 0  # number of training images for the metrics of collapse; 0: all
+    network: Callable[..., nn.Module] | None = None  # instead of that of the settings
+    tuned_on: str | None = None  # has the choices of this data set
+    step_seconds: float = 0.0  # 0: not measured
     solve_seconds: float = 0.0  # of an implicit head, per step
     look_seconds: float = 0.0
 
     @property
     def free(self) -> bool:
-        """Whether features are parameters, of the unconstrained features model, and there are no images."""
+        """Whether features are parameters, without images: the unconstrained features model."""
         return self.settings.data == "ufm"
 
     @property
@@ -123,7 +123,7 @@ def _images(train: int, measured: int) -> dict[str, Any]:
 
 
 def _seconds(step: float, solve: float, look: float) -> dict[str, Any]:
-    """On one thread of a Xeon with AVX-512, measured once in a pilot on seed 999, the machine busy."""
+    """Seconds on one thread of a busy Xeon with AVX-512, measured once in a pilot with seed 999."""
     return {"step_seconds": step, "solve_seconds": solve, "look_seconds": look}
 
 
@@ -171,13 +171,13 @@ FULL = {
 
 @dataclass(frozen=True)
 class Contestant:
-    """A head, what is tuned for it beside the rate, its loss, and how it starts."""
+    """A head, its second tuned setting (the first is the rate), its loss, and its start."""
 
     make: Callable[..., Head]
     knob: str = "temperature"
     values: tuple[float, ...] = TEMPERATURES
     loss: str = "cross-entropy"
-    tuned_as: str | None = None  # takes the choice of this one
+    tuned_as: str | None = None  # has the choice of this contestant
     start: str | None = None
 
 
@@ -191,7 +191,7 @@ HEADS = {
     "implicit-per-class": Contestant(functools.partial(ImplicitETFHead, averaging="class"), tuned_as="implicit"),
     "implicit-detached": Contestant(functools.partial(ImplicitETFHead, gradient=False), tuned_as="implicit"),
     "class-mean": Contestant(ClassMeanHead, tuned_as="implicit"),
-    "tight-frame": Contestant(TightFrameHead, tuned_as="implicit"),  # of study H alone
+    "tight-frame": Contestant(TightFrameHead, tuned_as="implicit"),  # only in study H
     "ntce": Contestant(LearnedHead, values=(10.0,), loss="ntce"),
     "nonl": Contestant(LearnedHead, values=(10.0,), loss="nonl"),
 }
@@ -200,7 +200,7 @@ FOUR = ("linear", "learned", "fixed", "implicit")
 
 @dataclass(frozen=True)
 class Run:
-    """One training. A reported one has no rate before its head has been tuned."""
+    """One training run. A reported run has no rate before its head has been tuned."""
 
     stage: str  # "tune" or "report"
     factor: str
@@ -214,9 +214,9 @@ class Run:
     batch: int | None = None  # None: that of the data set
     start: str | None = None  # "axes", "aligned", "feature-polar"; None: the head's own
     gradient: str = "on"  # through the solution: "on", "off", "first fifth", "last four fifths"
-    floor: float | None = None  # of α; None: the package's
-    absent: int = 0  # so many of the last classes are left out for the first half of the epochs
-    imbalance: float = 1.0  # least class size over largest, exponential in between
+    floor: float | None = None  # of α; None: the package's default
+    absent: int = 0  # number of last classes without samples in the first half of the epochs
+    imbalance: float = 1.0  # smallest class size over the largest, exponential in between
     noise: float = 0.0  # share of wrong labels
     options: dict[str, Any] = field(default_factory=dict)  # keywords of the head
 
@@ -233,7 +233,7 @@ def run_of(row: dict[str, Any]) -> Run:
 
 
 def chosen(rows: Rows, head: str, data: str) -> dict[str, Any] | None:
-    """Rate and knob of the best score, ties to the smaller rate, then value; None before any trial."""
+    """Rate and knob of the best score, ties to the smaller rate, then knob; None before any trial."""
     knob = HEADS[head].knob
     own = [row for row in rows if (row["stage"], row["head"], row["data"]) == ("tune", head, data)]
     if not own:
@@ -243,7 +243,7 @@ def chosen(rows: Rows, head: str, data: str) -> dict[str, Any] | None:
 
 
 def score(row: dict[str, Any]) -> float:
-    """Validation accuracy; of free features, which have none, NC1 at the end, turned round."""
+    """Validation accuracy; for free features, which have none, the negative of the last NC1."""
     if not row["data"].startswith("ufm"):
         return float(row["accuracy"])
     nc1 = row["nc1"][-1] if row["nc1"] else None
@@ -251,7 +251,7 @@ def score(row: dict[str, Any]) -> float:
 
 
 def tuning(rows: Rows, sets: dict[str, Data], head: str, data: str) -> Iterator[Run]:
-    """The grid of one head; then, while the best rate is the least or the greatest tried, the next one at its knob."""
+    """The grid of one head, extended by the next rate at the best knob while the best rate is at an end."""
     contestant, grid = HEADS[head], sets[data].grid
     own = [row for row in rows if (row["stage"], row["head"], row["data"]) == ("tune", head, data)]
     pairs = list(itertools.product(grid, contestant.values))
@@ -268,7 +268,7 @@ def tuning(rows: Rows, sets: dict[str, Data], head: str, data: str) -> Iterator[
 
 
 def settled(tuned: Rows, sets: dict[str, Data], head: str, data: str) -> dict[str, Any]:
-    """What a head takes in a reported run: its choice, once all of its tuning is done; before, nothing."""
+    """The choice of a head for reported runs; empty before all of its tuning is done."""
     head, data = HEADS[head].tuned_as or head, sets[data].tuned_on or data
     done = {run_of(row).key() for row in tuned if (row["stage"], row["head"], row["data"]) == ("tune", head, data)}
     ready = all(trial.key() in done for trial in tuning(tuned, sets, head, data))
@@ -277,32 +277,32 @@ def settled(tuned: Rows, sets: dict[str, Data], head: str, data: str) -> dict[st
 
 @dataclass(frozen=True)
 class Factor:
-    """A setting, the heads that run in it, and how many seeds."""
+    """A setting, its heads, and its number of seeds."""
 
     name: str
     heads: tuple[str, ...]
     seeds: int
-    change: dict[str, Any] = field(default_factory=dict)  # of the runs, against the centre
+    change: dict[str, Any] = field(default_factory=dict)  # of fields of the runs, against the centre
     data: str = "digits"
 
 
 @dataclass(frozen=True)
 class Study:
-    """Factors in their order, the centre first, and what is looked at."""
+    """The factors of a study in their order, the centre first, and its measurements."""
 
     about: str
-    file: str  # of its results
+    file: str  # name of the result file
     factors: tuple[Factor, ...]
     tables: Callable[[Rows], str]
-    tunes: bool = False  # else the heads' choices are those of study A
-    curves: bool = True  # collapse and accuracy at all named epochs; else at the last one
-    share_steps: tuple[int, ...] = ()  # at which the share of the gradient through the solution is measured
-    small: dict[str, Data] = field(default_factory=dict)  # data sets of its own, beside those of SMALL
-    full: dict[str, Data] = field(default_factory=dict)  # and beside those of FULL
+    tunes: bool = False  # False: the heads have their choices of study A
+    curves: bool = True  # measurements at all named epochs, or only at the last one
+    share_steps: tuple[int, ...] = ()  # steps with a measurement of the share of the gradient through the solution
+    small: dict[str, Data] = field(default_factory=dict)  # data sets in addition to SMALL
+    full: dict[str, Data] = field(default_factory=dict)  # data sets in addition to FULL
 
 
 def plan(study: Study, sets: dict[str, Data], tuned: Rows, more_seeds: int = 1) -> Iterator[Run]:
-    """All runs in order; reported ones with the rate and the knob that tuning has chosen, where it has ended."""
+    """All runs in order; reported ones with the rate and the knob chosen by tuning, if it is done."""
     begun: set[tuple[str, str]] = set()
     for factor in study.factors:
         for head in factor.heads if study.tunes else ():
@@ -317,34 +317,34 @@ def plan(study: Study, sets: dict[str, Data], tuned: Rows, more_seeds: int = 1) 
 
 
 def looks_of(study: Study, run: Run, data: Data) -> tuple[int, ...]:
-    """Epochs after which a run is looked at."""
+    """Epochs with measurements of a run."""
     return data.looks() if study.curves and run.stage == "report" else (data.settings.epochs,)
 
 
 def seconds_of(study: Study, run: Run, data: Data) -> float:
-    """What a run takes on one core at small scale, estimated."""
+    """The estimated seconds of a run on one core at small scale."""
     batch = run.batch or data.settings.batch_size
     images = data.images or 1437
     images = data.settings.num_classes * data.settings.samples_per_class if data.free else images
-    step = data.step_seconds * max(0.4, batch / data.settings.batch_size)  # each has its overhead
+    step = data.step_seconds * max(0.4, batch / data.settings.batch_size)  # a step has a fixed cost
     step += data.solve_seconds * run.head.startswith("implicit")
     steps = data.settings.epochs * (images // batch)
     return START_SECONDS + steps * step + len(looks_of(study, run, data)) * data.look_seconds
 
 
 def conduct(study: Study) -> None:
-    """The command of a study: run what is left, list it, or print the tables."""
+    """The command of a study: execute the runs that are left, list them, or print the tables."""
     parser = argparse.ArgumentParser(description=study.about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=("small", "full"), default="small", help="two cores, or a GPU [small]")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run that would end later")
-    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="these alone")
-    parser.add_argument("--seeds", type=int, nargs="+", help="reported runs of these seeds alone")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no run that would end later")
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS), help="only these")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only reported runs with these seeds")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, nargs="+", default=[Path("benchmarks/results") / study.file])
     if not study.tunes:
         of_a = [Path("benchmarks/results/from-scratch.json")]
         parser.add_argument("--choices", type=Path, nargs="+", default=of_a, help="result files of study A")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs that are left, and the hours they take")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs that are left, and their hours")
     parser.add_argument("--summary", action="store_true", help="tables of all --json files, as Markdown")
     options = parser.parse_args()
     if options.summary:
@@ -356,7 +356,7 @@ def conduct(study: Study) -> None:
     sets, more = ({**SMALL, **study.small}, 1) if options.scale == "small" else ({**FULL, **study.full}, 2)
     results, ends = Results(options.json[0]), time.monotonic() + 60 * options.minutes
     choices: Rows = [] if study.tunes else [row for path in options.choices for row in Results(path).rows]
-    slower = 1.0  # than estimated, the last run
+    slower = 1.0  # ratio of the last run's time to its estimate
     while True:
         done = {run_of(row).key() for row in results.rows}
         left = [r for r in plan(study, sets, results.rows if study.tunes else choices, more) if r.key() not in done]

@@ -1,4 +1,4 @@
-"""One run of the studies of training from scratch: its images, its model, a plain training loop, and its figures."""
+"""One run of the studies of training from scratch: its images, its model, a plain training loop, and its metrics."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from nearest_etf.torchport.training.data.modify import modified
 from nearest_etf.torchport.training.losses import training_loss
 from nearest_etf.torchport.training.optim import build_optimizer, learning_rate
 
-TAIL = 3  # so many of the last classes, the rarest ones under imbalance, have an accuracy of their own
+TAIL = 3  # number of last classes (the rarest ones under imbalance) with a separate accuracy
 HEALTH = ("gap", "condition", "orthogonality", "drift", "fallbacks")
-LINE = 100  # characters of a warning that are kept
+LINE = 100  # stored characters of a warning
 
 
 class FreeLoader:
-    """Indices of free features and their labels, in the place of images."""
+    """Indices of free features and their labels, instead of images."""
 
     def __init__(self, K: int, n: int, batch_size: int, seed: int) -> None:
         self.labels, self.batch_size, self.seed = torch.arange(K * n) % K, batch_size, seed
@@ -57,7 +57,7 @@ class FreeLoader:
 
 @dataclass(frozen=True)
 class Loaders:
-    """Training batches, images that collapse is measured on, those that accuracy is; K, and the shape of an image."""
+    """Training batches, images for the metrics of collapse, images for the accuracy, K, and the shape of an image."""
 
     train: Loader
     collapse: Loader
@@ -70,7 +70,7 @@ loaded = functools.lru_cache(2)(load_data)
 
 
 def loaders_of(run: Run, data: Data, device: torch.device) -> Loaders:
-    """Images drawn by the seed, the same for every head; for tuning, those shown are training images, too."""
+    """Images drawn by the seed, equal for all heads; for tuning, `shown` is also from the training split."""
     settings, batch = data.settings, run.batch or data.settings.batch_size
     if data.free:
         free = FreeLoader(settings.num_classes, settings.samples_per_class, batch, run.seed)
@@ -108,7 +108,7 @@ def finite(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def class_means(backbone: nn.Module, loaders: Loaders) -> tuple[Tensor, Tensor, Tensor]:
-    """All training features and labels, in eval mode, and centred means of unit features (K, d)."""
+    """All training features and labels in eval mode, and the centred class means of unit features (K, d)."""
     backbone.eval()
     blocks = [(backbone(x), y) for x, y in loaders.train.ordered()]
     features, labels = (torch.cat(part) for part in zip(*blocks, strict=True))
@@ -118,13 +118,13 @@ def class_means(backbone: nn.Module, loaders: Loaders) -> tuple[Tensor, Tensor, 
 
 
 def assigned_axes(means: Tensor) -> Tensor:
-    """The frame (d, K) of those K axes that have the greatest total cosine with class means (K, d), one for each."""
+    """The frame (d, K) of K axes, assigned to classes by the largest total cosine with class means (K, d)."""
     _, axes = linear_sum_assignment(F.normalize(means, dim=1).cpu().numpy(), maximize=True)
     return torch.eye(means.shape[1])[:, torch.from_numpy(axes)]
 
 
 def model_of(run: Run, data: Data, loaders: Loaders, device: torch.device) -> Classifier[Head]:
-    """The network and the head of a run, the weights of the network drawn before those of the head."""
+    """The network and the head of a run; the weights of the network are drawn before those of the head."""
     settings = replace(data.settings, features="signed" if run.signed else "relu")
     if data.network is not None:
         backbone = data.network(loaders.shape[2], signed=run.signed)
@@ -150,7 +150,7 @@ def model_of(run: Run, data: Data, loaders: Loaders, device: torch.device) -> Cl
 
 
 def share_of_solution(head: SolvingHead, features: Tensor, labels: Tensor) -> float:
-    """`‖g_on − g_off‖/‖g_on‖` of the features' gradient, with and without the path through the solution."""
+    """`‖g_on − g_off‖/‖g_on‖` for the gradient of the features with and without the path through the solution."""
     before, gradients = head.gradient, []
     for through in (True, False):
         head.gradient = through
@@ -162,18 +162,18 @@ def share_of_solution(head: SolvingHead, features: Tensor, labels: Tensor) -> fl
 
 
 def flows(when: str, progress: float) -> bool:
-    """Whether the gradient through the solution is on when so much of the steps is done."""
+    """Whether the gradient through the solution is on after this share of the steps."""
     return {"on": True, "off": False, "first fifth": progress < 0.2, "last four fifths": progress >= 0.2}[when]
 
 
 def rounded(x: float) -> float | None:
-    """Four digits, for a file; None for what is not finite."""
+    """A figure with four digits; None if it is not finite."""
     return float(f"{x:.4g}") if math.isfinite(x) else None
 
 
 @torch.no_grad()
 def look(model: Classifier[Head], loaders: Loaders, epoch: int, found: dict[str, Any]) -> None:
-    """Append accuracy and the metrics of collapse, in eval mode, to what has been found."""
+    """Append accuracy and the metrics of collapse, in eval mode, to the row `found`."""
     model.eval()
     right, labels = [], []
     for x, y in loaders.shown.ordered():
@@ -184,7 +184,9 @@ def look(model: Classifier[Head], loaders: Loaders, epoch: int, found: dict[str,
     for x, y in loaders.collapse.ordered():
         meter.update(model.head.normalise(finite(model.backbone(x))), y)
     weight = finite(model.head.weight)
-    metrics = meter.compute(weight, model.head.bias) if weight.any() else None  # no class means where all features died
+    metrics = (
+        meter.compute(weight, model.head.bias) if weight.any() else None
+    )  # no class means if all features are zero
     found["accuracy"] = round(float(answers.mean()), 4)
     found["tail"] = round(float(answers[truth >= loaders.num_classes - TAIL].mean()), 4)
     found["at"].append(epoch)
@@ -195,7 +197,7 @@ def look(model: Classifier[Head], loaders: Loaders, epoch: int, found: dict[str,
 
 @torch.no_grad()
 def projected(model: Classifier[Head], loaders: Loaders) -> dict[str, float]:
-    """Accuracies with the classifier made the nearest ETF after training."""
+    """Accuracies with the classifier projected to the nearest ETF after training."""
     weight, bias = project_to_etf(model.head.weight.detach(), model.head.bias)
     blocks = [(model.head.normalise(model.backbone(x)), y) for x, y in loaders.shown.ordered()]
     h, y = (torch.cat(part) for part in zip(*blocks, strict=True))
@@ -207,7 +209,7 @@ def projected(model: Classifier[Head], loaders: Loaders) -> dict[str, float]:
 def trained(
     run: Run, data: Data, looks: tuple[int, ...], share_steps: tuple[int, ...] = (), device: str = "cpu"
 ) -> dict[str, Any]:
-    """Train, and give the figures of a row; the same seed gives every head the same images, order and network."""
+    """Train, and return the figures of a row; a seed determines images, order and network, equal for all heads."""
     assert run.rate is not None
     began = time.process_time()
     torch.manual_seed(run.seed)
@@ -244,7 +246,7 @@ def trained(
                     look(model, loaders, epoch, found)
             if run.head == "learned" and run.imbalance < 1:
                 found["projected"] = projected(model, loaders)
-        except Diverged:  # a run all the same: it ends at chance
+        except Diverged:  # the run counts, with the accuracy of chance
             found |= {"diverged": True, "accuracy": round(1 / loaders.num_classes, 4)}
         if isinstance(head, SolvingHead):
             health = head.solution_health()

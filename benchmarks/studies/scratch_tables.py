@@ -12,12 +12,12 @@ from paired import median_and_range, paired  # type: ignore[import-not-found]
 from scratch import HEADS, SMALL, Rows, chosen  # type: ignore[import-not-found]
 
 __all__ = ["collapse", "comparison", "groups", "markdown", "median_and_range", "tuned"]
-SHOWN = (1, 2, 4)  # epochs whose accuracy is shown beside the last one
-COLLAPSE = (("nc1", 1.0), ("nc1", 0.3), ("nc2", 0.3), ("nc3", 0.3))  # at most
+SHOWN = (1, 2, 4)  # epochs with a column of accuracy, beside the last one
+COLLAPSE = (("nc1", 1.0), ("nc1", 0.3), ("nc2", 0.3), ("nc3", 0.3))  # upper bounds
 
 
 def groups(rows: Rows, label: Callable[[dict[str, Any]], str], **fixed: Any) -> dict[str, Rows]:
-    """Reported rows whose columns have these values, by a label, in the order in which they came."""
+    """Reported rows whose columns have these values, grouped by a label, in the order of the rows."""
     found: dict[str, Rows] = {}
     for row in rows:
         if row["stage"] == "report" and all(row[name] == value for name, value in fixed.items()):
@@ -51,7 +51,7 @@ def comparison(by_label: dict[str, Rows], opponent: str) -> str:
 
 
 def collapse(by_label: dict[str, Rows], opponent: str, targets: tuple[float, ...] | None = None) -> str:
-    """Epochs to the targets of accuracy and collapse: median, and differences to the opponent, seed by seed."""
+    """Epochs to the targets of accuracy and collapse: medians, and paired differences to the opponent."""
     targets = targets or SMALL[next(iter(by_label.values()))[0]["data"]].targets
     goals = [("test", t) for t in targets] + list(COLLAPSE)
     lines = [["", *(f"{'accuracy ≥' if name == 'test' else name.upper() + ' ≤'} {value:g}" for name, value in goals)]]
@@ -73,7 +73,7 @@ def collapse(by_label: dict[str, Rows], opponent: str, targets: tuple[float, ...
 
 
 def reached(rows: Rows, name: str, target: float) -> dict[int, float]:
-    """By seed, the first named epoch at which a run stands at the target; infinite where it never does."""
+    """By seed, the first named epoch at which a run reaches the target; infinite if it never does."""
 
     def first(row: dict[str, Any]) -> float:
         for epoch, value in zip(row["at"], row[name], strict=True):
@@ -85,7 +85,7 @@ def reached(rows: Rows, name: str, target: float) -> dict[int, float]:
 
 
 def earlier(values: dict[int, float], others: dict[int, float]) -> str:
-    """Epochs saved, with interval and verdict; "never" has no difference, but a place behind all epochs.
+    """Epochs saved, with interval and verdict; with "never", which is later than every epoch, counts of pairs.
 
     >>> earlier({0: 2.0, 1: 3.0}, {0: 4.0, 1: math.inf})
     '2 earlier, 0 level, 0 later'
@@ -102,7 +102,7 @@ def earlier(values: dict[int, float], others: dict[int, float]) -> str:
 
 
 def named(rows: Rows) -> str:
-    """What study A rests on: implicit − learned on each data set, and the epochs that it saves."""
+    """The named comparison of study A: implicit − learned on each data set, and the epochs saved."""
     lines = [["data", "final accuracy, points; each seed", "epochs saved to the lower target", "… to NC1 ≤ 1"]]
     for factor in dict.fromkeys(row["factor"] for row in rows if row["stage"] == "report"):
         by_head = groups(rows, lambda row: row["head"], factor=factor)
@@ -116,7 +116,7 @@ def named(rows: Rows) -> str:
 
 
 def tuned(rows: Rows) -> str:
-    """For each data set, head and value of its knob the best rate and its score; the choice is in bold."""
+    """The best rate and its score, for each data set, head and value of its knob; the choice is in bold."""
     lines = [["data", "head", "knob: accuracy (UFM: NC1) at its best rate"]]
     pairs = {(row["data"], row["head"]): None for row in rows if row["stage"] == "tune"}
     for data, head in pairs:

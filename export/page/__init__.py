@@ -1,9 +1,9 @@
 """A model as one HTML page that classifies images in the browser, offline.
 
-runtime.py   onnxruntime-web, fetched once       photo.js     an image file as the network sees it, as common/photo.py
-write.py     the page on disk                    network.js   runtime and model, out of the page
+runtime.py   onnxruntime-web, downloaded once    photo.js     preprocessing of image files, as in common/photo.py
+write.py     the page as a file                  network.js   runtime and model, and the classification of an image
                                                  drawing.js   a sheet to draw on
-                                                 page.js      image in, answer out
+                                                 page.js      input of images, display of predictions
 """
 
 from .runtime import PageError

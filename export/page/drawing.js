@@ -1,11 +1,11 @@
-// A sheet to draw on, with a finger, a mouse or the keyboard, in the shape of the network's image.
+// A sheet to draw on with a finger, a mouse or the keyboard, with the aspect ratio of the network's input.
 "use strict";
 
-const SHEET = 320; // pixels of its longer side, at least
+const SHEET = 320; // least length of its longer side, in pixels
 const PEN_WIDTH = 1 / 10; // of the shorter side
 
 class Drawing {
-  // `changed` is called after each change, with true once a stroke is complete.
+  // `changed` is called after each change, with true for a complete stroke.
   constructor(canvas, cursor, darkPaper, changed) {
     const cell = Math.ceil(SHEET / Math.max(imageWidth, imageHeight));
     Object.assign(this, { canvas, cursor, changed, strokes: [], at: [0.5, 0.5], down: false });
@@ -25,7 +25,7 @@ class Drawing {
     return this.strokes.length === 0;
   }
 
-  // What the network sees: the mean of each of its pixels, as bytes.
+  // The input of the network: each pixel is the mean of its part of the sheet, as a byte.
   view() {
     const { width, height } = this.canvas;
     const rows = (from, to) => withoutAlpha(this.pen.getImageData(0, from, width, to - from).data, imageChannels);
@@ -85,7 +85,7 @@ class Drawing {
     this.changed(true);
   }
 
-  // Arrows move the pen, the space bar puts it down and lifts it, Delete clears the sheet.
+  // Arrows move the pen, the space bar lowers and lifts it, Delete clears the sheet.
   #key(event) {
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     if (event.ctrlKey || event.metaKey || event.altKey) return;

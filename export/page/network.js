@@ -1,14 +1,14 @@
-// The network: onnxruntime-web and the model, both taken out of this page, and one image's way through them.
+// The network: onnxruntime-web and the model, both from data blocks of this page, and the classification of one image.
 "use strict";
 
 const about = JSON.parse(document.getElementById("about").textContent);
 const [imageHeight, imageWidth, imageChannels] = about.image_shape;
 
-// The bytes of a data block of this page, which holds them as gzip in base64.
+// The bytes of a data block of this page, which is gzip in base64.
 async function inlined(id) {
   const element = document.getElementById(id);
   const letters = atob(element.textContent.trim());
-  element.remove(); // a model and a runtime need not lie in memory twice
+  element.remove(); // so that the block is not in memory twice
   const packed = Uint8Array.from(letters, (letter) => letter.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
@@ -18,13 +18,13 @@ async function startNetwork() {
   const runtime = await inlined("runtime");
   ort.env.logLevel = "error";
   Object.assign(ort.env.wasm, { numThreads: 1, proxy: false, simd: true, wasmPaths: "" });
-  // The runtime fetches its own program by name; this page has it, and no network.
+  // The runtime fetches its WebAssembly program by name: the reply is the program of this page, without a network.
   window.fetch = async () => new Response(runtime, { headers: { "Content-Type": "application/wasm" } });
   return ort.InferenceSession.create(await inlined("model"), { executionProviders: ["wasm"] });
 }
 
 const network = startNetwork();
-let turn = Promise.resolve(); // a session runs one image at a time
+let previous = Promise.resolve(); // a session runs one image at a time
 
 // Bytes of height × width × channels as the model's input, a batch of one.
 function inputTensor(pixels) {
@@ -39,9 +39,9 @@ function inputTensor(pixels) {
   return new ort.Tensor(dtype, values, [1, ...shape]);
 }
 
-// { label, probabilities, cosines, oodScore } of pixels as the network sees them.
+// { label, probabilities, cosines, oodScore } for bytes of height × width × channels.
 function classifyPixels(pixels) {
-  const answer = turn.then(async () => {
+  const answer = previous.then(async () => {
     const session = await network;
     const outputs = ["label", "probabilities", "cosines", ...(about.ood ? ["ood_score"] : [])];
     const found = await session.run({ [about.input.name]: inputTensor(pixels) }, outputs);
@@ -50,11 +50,11 @@ function classifyPixels(pixels) {
     const cosines = Array.from(found.cosines.data, (cosine) => Math.min(1, Math.max(-1, cosine)));
     return { label: Number(found.label.data[0]), probabilities, cosines, oodScore: found.ood_score?.data[0] };
   });
-  turn = answer.catch(() => {});
+  previous = answer.catch(() => {});
   return answer;
 }
 
-// What the network sees of an image file, as bytes of height × width × channels.
+// The input of the network for an image file, as bytes of height × width × channels.
 async function viewOf(file) {
   let photo;
   try {

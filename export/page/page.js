@@ -1,13 +1,13 @@
-// The page: an image in by drawing, choosing, dropping or pasting; class, probabilities and cosines out.
+// The page: input of images by drawing, choosing, dropping or pasting; display of class, probabilities and cosines.
 "use strict";
 
 const element = (id) => document.getElementById(id);
-const SHOWN = 10; // classes in the table; in the picture, too, where there are more than EVERY
-const EVERY = 12;
-const RADIUS = 120; // of the picture's circle, in its own units
-const HALF = 230; // of the picture's width
+const SHOWN = 10; // classes in the table; also in the picture, for more than EVERY classes
+const EVERY = 12; // largest number of classes that the picture shows completely
+const RADIUS = 120; // of the picture's circle, in units of its view box
+const HALF = 230; // half the width of the picture, in the same units
 const LONGEST = 14; // characters of a name in the picture
-let latest = 0; // images so far; an answer to any but the last one is not shown
+let latest = 0; // number of images so far; only the answer for the latest one is shown
 
 function say(text, isError = false) {
   element("status").textContent = text;
@@ -20,7 +20,7 @@ function percent(probability) {
 
 const signed = (cosine) => cosine.toFixed(3).replace("-", "−");
 
-// Show pixels and what the network makes of them.
+// Show pixels and their classification.
 async function show(pixels, mine = ++latest) {
   showView(pixels);
   const answer = await classifyPixels(pixels);
@@ -30,7 +30,7 @@ async function show(pixels, mine = ++latest) {
   element("certainty").textContent =
     `${percent(answer.probabilities[answer.label])}, cosine ${signed(answer.cosines[answer.label])}`;
   element("foreign").hidden = !(answer.oodScore < about.ood?.threshold);
-  element("answer").hidden = false; // before the picture, which measures its names
+  element("answer").hidden = false; // first, because showVertices measures the names on the screen
   element("waiting").hidden = true;
   showTable(answer);
   showVertices(answer);
@@ -62,7 +62,7 @@ function showView(pixels) {
   element("seen").hidden = false;
 }
 
-// Indices of the largest values, the largest first.
+// Indices of the `count` largest values, the largest first.
 function largest(values, count) {
   return values.map((_, i) => i).sort((a, b) => values[b] - values[a]).slice(0, count);
 }
@@ -98,7 +98,7 @@ function svg(kind, attributes, text) {
   return made;
 }
 
-// Names as short as the picture needs them; of long ones that begin alike, what differs.
+// Names, truncated for the picture; a common beginning is left out if the truncated names are not unique.
 function shortNames(names) {
   const cut = (name) => (name.length > LONGEST ? `${name.slice(0, LONGEST - 1)}…` : name);
   const short = names.map(cut);
@@ -109,7 +109,7 @@ function shortNames(names) {
   return alike ? names.map((name) => cut(`…${name.slice(alike)}`)) : short;
 }
 
-// The vertices around a circle, and how near the image's feature is to each: −1 at the middle, 1 on the circle.
+// The vertices around a circle, and the cosine of the image's feature to each: −1 at the centre, 1 on the circle.
 function showVertices({ label, cosines }) {
   const K = cosines.length;
   const shown = K <= EVERY ? cosines.map((_, k) => k) : largest(cosines, SHOWN);
@@ -163,7 +163,7 @@ async function showFile(file) {
   const mine = ++latest;
   try {
     const pixels = await viewOf(file);
-    if (mine !== latest) return; // a large photo takes seconds, in which another one came
+    if (mine !== latest) return; // a large photo takes seconds: a newer image replaces it
     showPreview(file);
     await show(pixels, mine);
   } catch (error) {
@@ -199,7 +199,7 @@ function watchFiles() {
 }
 
 function startDrawing() {
-  let waiting = false; // an answer to a stroke that still grows
+  let waiting = false; // for the answer to an incomplete stroke
   const changed = async (complete) => {
     if (made.empty) return showNothing();
     if (!complete && waiting) return;

@@ -1,11 +1,11 @@
-// How an image file becomes the pixels that the network takes: the steps of common/photo.py, in the browser.
+// The preprocessing of image files, with the steps of common/photo.py, in the browser.
 //
-// Browsers scale images in ways of their own, so this file scales them itself, and in the integers that Pillow uses:
-// weights of 22 binary digits, a pass along the rows and one along the columns, each rounded to 8 bits.
+// Browsers scale images differently. This file scales them like Pillow, in the same integers: weights of 22 bits, one
+// pass along the rows and one along the columns, each rounded to 8 bits.
 "use strict";
 
 const WEIGHT_BITS = 22;
-const BAND_PIXELS = 2 ** 21; // decoded at a time: phones bound the area of a canvas
+const BAND_PIXELS = 2 ** 21; // decoded at a time, because phones limit the area of a canvas
 
 const sinc = (x) => (x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x));
 
@@ -33,7 +33,7 @@ async function openPhoto(file, channels) {
   const rows = (from, to) => {
     canvas.width = width;
     canvas.height = to - from;
-    pen.fillStyle = "#fff"; // transparency is laid over white
+    pen.fillStyle = "#fff"; // transparent pixels are blended with white
     pen.fillRect(0, 0, width, to - from);
     pen.drawImage(decoded, 0, -from);
     return withoutAlpha(pen.getImageData(0, 0, width, to - from).data, channels);
@@ -41,7 +41,7 @@ async function openPhoto(file, channels) {
   return { width, height, channels, rows, close: () => decoded.close() };
 }
 
-// RGBA to RGB or, with one channel, to luma: 0.299 R + 0.587 G + 0.114 B in 16 binary digits.
+// RGBA to RGB or, for one channel, to luma: 0.299 R + 0.587 G + 0.114 B with weights of 16 bits.
 function withoutAlpha(rgba, channels) {
   const out = new Uint8Array((rgba.length / 4) * channels);
   for (let from = 0, to = 0; from < rgba.length; from += 4) {
@@ -56,7 +56,7 @@ function withoutAlpha(rgba, channels) {
   return out;
 }
 
-// The part of a photo that the network is shown, as [left, upper, right, lower] in its pixels.
+// The part of a photo that becomes the input of the network, as [left, upper, right, lower] in pixels.
 function visibleBox({ width, height }, transform) {
   const edge = (1 - transform.crop) / 2;
   const [left, upper] = [edge * width, edge * height];
@@ -70,10 +70,10 @@ function visibleBox({ width, height }, transform) {
   return [x, y, x + cropWidth, y + cropHeight];
 }
 
-// For each of `count` results: the first input that it takes, and a whole-number weight for it and those after it.
+// For each of `count` outputs: the index of its first input, and integer weights of this input and those after it.
 function filterWeights(inputs, from, to, count, [halfWidth, value]) {
-  const scale = Math.fround(to - from) / count; // Pillow keeps the box in single precision
-  const stretch = Math.max(scale, 1); // shrinking, a filter spans more inputs: no aliasing
+  const scale = Math.fround(to - from) / count; // Pillow stores the box in single precision
+  const stretch = Math.max(scale, 1); // a wider filter for smaller outputs prevents aliasing
   return Array.from({ length: count }, (_, i) => {
     const centre = from + (i + 0.5) * scale;
     const first = Math.max(0, Math.trunc(centre - halfWidth * stretch + 0.5));
@@ -86,7 +86,7 @@ function filterWeights(inputs, from, to, count, [halfWidth, value]) {
   });
 }
 
-// One pass over an array of outer × inputs × inner bytes, along the middle.
+// One pass over an array of outer × inputs × inner bytes, along its second axis.
 function filterAlong(data, outer, inputs, inner, plan) {
   const out = new Uint8ClampedArray(outer * plan.length * inner);
   for (let o = 0, to = 0; o < outer; o++) {
@@ -102,7 +102,7 @@ function filterAlong(data, outer, inputs, inner, plan) {
   return out;
 }
 
-// Rows `from`…`to` of a photo, each by `change`, decoded a band at a time.
+// Rows `from`…`to` of a photo after `change`, decoded band by band.
 function eachBand(photo, from, to, lineBytes, change) {
   const out = new Uint8Array((to - from) * lineBytes);
   const step = Math.max(1, Math.floor(BAND_PIXELS / photo.width));
@@ -113,7 +113,7 @@ function eachBand(photo, from, to, lineBytes, change) {
   return out;
 }
 
-// The box of a photo at another size, as bytes of height × width × channels.
+// A box of a photo, resized, as bytes of height × width × channels.
 function resample(photo, box, width, height, interpolation) {
   const [left, upper, right, lower] = box.map(Math.fround);
   if (interpolation === "nearest") return nearest(photo, [left, upper, right, lower], width, height);
@@ -157,12 +157,12 @@ function nearest(photo, [left, upper, right, lower], width, height) {
   return out;
 }
 
-// What the network sees of a photo, as its transform says.
+// A photo, preprocessed by the transform.
 function evaluationView(photo, transform) {
   return resample(photo, visibleBox(photo, transform), transform.width, transform.height, transform.interpolation);
 }
 
-// The pixels of a photo in RGB as they are, or an error: for a model that records no transform.
+// The unchanged pixels of an RGB photo of the model's size, else an error: for a model that records no transform.
 function exactPixels(photo, [height, width, channels]) {
   if (photo.width !== width || photo.height !== height) {
     throw new Error(`This image has ${photo.width}×${photo.height} pixels, but the model takes ${width}×${height}.`);

@@ -1,7 +1,7 @@
-"""onnxruntime-web, which a page inlines: its npm package of one version, fetched once and checked by its SHA-512.
+"""onnxruntime-web for a page: the npm package of one version, downloaded once and checked by its SHA-512.
 
-Version 1.18 is the last with a program for one thread whose memory is not shared: that one runs from a file, where
-browsers lend no shared memory, and on phones, which refuse to reserve four gigabytes of it.
+Version 1.18 is the last with a single-threaded program without shared memory. It runs from a local file, where browsers
+offer no shared memory, and on phones, which cannot reserve four gigabytes of it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ SHA512 = (
     "b3456e050d12df6e40c44e674502f9c9117b980c4d184fe8619226b4df9d92b5"
 )
 SCRIPT, PROGRAM = "package/dist/ort.wasm.min.js", "package/dist/ort-wasm-simd.wasm"
-LARGEST_MEMBER = 2**24  # bytes; the larger one has 1.1e7
+LARGEST_MEMBER = 2**24  # bytes; PROGRAM has 1.1e7
 
 
 class PageError(ExportError):
-    """A page that cannot be written; the model beside it is not concerned."""
+    """A page that cannot be written; the model is written independently."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ def fetch_runtime(data_dir: str | Path | None = None) -> Runtime:
     Raises
     ------
     PageError
-        If it can neither be found nor fetched, or is not the file that is expected.
+        If it is missing and cannot be downloaded, or differs from the expected file.
     """
     archive = data_root(data_dir) / FILE
     if not archive.is_file():
         _download(archive)
     elif sha512(archive) != SHA512:
-        raise PageError(f"{archive} has changed since it was downloaded: delete it, and it is fetched again")
+        raise PageError(f"{archive} has changed since it was downloaded: delete it to download it again")
     return Runtime(member(archive, SCRIPT).decode("utf-8"), member(archive, PROGRAM))
 
 
 def sha512(path: Path) -> str:
-    """The SHA-512 sum of a file, in hexadecimal digits."""
+    """The SHA-512 of a file, in hexadecimal digits."""
     with reading(path, f"the npm package onnxruntime-web {VERSION}", PageError), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha512").hexdigest()
 
@@ -71,10 +71,10 @@ def _download(archive: Path) -> None:
                 ADDRESS, known_hash=f"sha512:{SHA512}", fname=FILE, path=archive.parent, downloader=resuming_download
             )
     except (OSError, ValueError) as error:
-        reason = "its SHA-512 sum is wrong" if isinstance(error, ValueError) else type(error).__name__
+        reason = "its SHA-512 is wrong" if isinstance(error, ValueError) else type(error).__name__
         raise PageError(
-            f"onnxruntime-web {VERSION}, which the page needs, could not be fetched from {ADDRESS} ({reason}): "
-            f"download it elsewhere and put it at {archive}"
+            f"onnxruntime-web {VERSION}, which the page needs, could not be downloaded from {ADDRESS} ({reason}): "
+            f"download it by other means and copy it to {archive}"
         ) from error
 
 
@@ -84,7 +84,7 @@ def member(archive: Path, name: str) -> bytes:
     Raises
     ------
     PageError
-        If the archive is damaged, lacks the file, or has it as a link or larger than LARGEST_MEMBER.
+        If the archive is damaged or lacks the file, or the file is a link or larger than LARGEST_MEMBER.
     """
     with reading(archive, f"a tar archive with {name}", PageError), tarfile.open(archive) as contents:
         found = contents.getmember(name)

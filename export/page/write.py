@@ -1,7 +1,7 @@
-"""The page on disk: template, style, scripts, runtime and model put together as one file.
+"""The page as a file: template, style, scripts, runtime and model in one HTML file.
 
-Nothing of it can reach a network: its content security policy allows the scripts and the style that are in it, by
-their SHA-256 sums, WebAssembly, and images that the user gives.
+The page has no network access. Its content security policy allows only its own scripts and style, by their SHA-256,
+WebAssembly, and images of the user.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from ..predict import OnnxClassifier
 from .runtime import LARGEST_OPSET, VERSION, PageError, fetch_runtime
 
 SCRIPTS = ("photo.js", "network.js", "drawing.js", "page.js")
-LARGEST_DRAWING = 64  # pixels: a grey image of at most this side is drawn by hand
-ETF_ERROR = 1e-3  # a certificate's etf_error up to which rows of W are called the vertices of a simplex ETF
+LARGEST_DRAWING = 64  # pixels: a page for greyscale images up to this side has a sheet to draw on
+ETF_ERROR = 1e-3  # largest etf_error for which the page calls the rows of W the vertices of a simplex ETF
 
 
 @dataclass(frozen=True)
 class PageReport:
-    """A page that was written, and how many of its bytes are the model and the runtime."""
+    """The path of a written page, and its size in bytes, with those of the model and the runtime in it."""
 
     path: Path
     size: int
@@ -51,13 +51,13 @@ class PageReport:
 
 
 def check_page(path: str | os.PathLike[str], overwrite: bool = False, opset: int | None = None) -> Path:
-    """The path of a page that may be written, of a model that will have this opset.
+    """The path of a page, after checking that it can be written, for a model with this opset.
 
     Raises
     ------
     PageError
-        If it has another suffix, its folder does not exist or is read-only, it exists and `overwrite` is false, or the
-        opset is one that the page cannot run.
+        If the suffix is not .html, the folder does not exist or is read-only, the path is a folder, or exists and
+        `overwrite` is false, or onnxruntime-web does not support the opset.
 
     Examples
     --------
@@ -70,14 +70,14 @@ def check_page(path: str | os.PathLike[str], overwrite: bool = False, opset: int
     if path.suffix != ".html":
         raise PageError(f"{path}: expected a file that ends in .html")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise PageError(f"{path} cannot be written: {path.parent} is no folder that can be written to")
+        raise PageError(f"{path} cannot be written: {path.parent} is not a writable folder")
     if path.is_dir():
         raise PageError(f"{path} is a folder")
     if path.exists() and not overwrite:
         raise PageError(f"{path} exists: choose another name, or replace it by --overwrite")
     if opset is not None and opset > LARGEST_OPSET:
         raise PageError(
-            f"opset is {opset}: onnxruntime-web {VERSION}, which the page needs, runs up to {LARGEST_OPSET}"
+            f"opset is {opset}: onnxruntime-web {VERSION}, which the page needs, supports at most {LARGEST_OPSET}"
         )
     return path
 
@@ -98,7 +98,7 @@ def write_page(
     path : path
         Ends in `.html`.
     data_dir : path, optional
-        Where onnxruntime-web lies, or is downloaded to. Default: `NEAREST_ETF_DATA`, or the user's cache folder.
+        Folder of onnxruntime-web, also for its download. Default: `NEAREST_ETF_DATA`, or the user's cache folder.
     overwrite : bool
         Replace an existing page.
 
@@ -107,8 +107,8 @@ def write_page(
     ModelFileError
         If the model cannot be read.
     PageError
-        If the model takes features or has too new an opset, the page cannot be written, or onnxruntime-web cannot be
-        fetched.
+        If the model takes features or has an unsupported opset, the page cannot be written, or onnxruntime-web cannot
+        be downloaded.
     """
     path = check_page(path, overwrite)
     with warnings.catch_warnings():
@@ -130,7 +130,7 @@ def write_page(
 
 
 def described(classifier: OnnxClassifier) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the page's scripts know about a model, and what its template says."""
+    """The data of a model for the page's scripts, and the variables of its template."""
     metadata, names = classifier.metadata, classifier.class_names
     height, width, channels = shape = classifier.image_shape or (0, 0, 0)
     vertices, other_cosine = _vertices(metadata, len(names))
@@ -149,7 +149,7 @@ def described(classifier: OnnxClassifier) -> tuple[dict[str, Any], dict[str, Any
         "title": "Draw, and see it classified" if draws else "Choose a photo, and see it classified",
         "subtitle": _subtitle(metadata, names),
         "draws": draws,
-        "view": f"{width}×{height} pixels, {'grey' if channels == 1 else 'in colour'}.",
+        "view": f"{width}×{height} pixels, {'greyscale' if channels == 1 else 'in colour'}.",
         "caption": picture_caption(vertices, other_cosine, len(names)),
         "licence": metadata.get("licence"),
     }
@@ -174,12 +174,12 @@ def render(about: dict[str, Any], words: dict[str, Any], blocks: dict[str, str],
 
 
 def packed(data: bytes) -> str:
-    """Bytes as gzip in base64, the same text for the same bytes."""
+    """Bytes as gzip in base64; equal bytes give equal text."""
     return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode("ascii")
 
 
 def as_data(value: Any) -> str:
-    """JSON that no HTML parser reads as markup, for a script element.
+    """JSON for a script element, without characters of HTML markup.
 
     >>> as_data("</script>")
     '"\\\\u003c/script\\\\u003e"'
@@ -193,7 +193,7 @@ def _read(name: str) -> str:
 
 
 def _policy(style: str, scripts: list[str]) -> str:
-    """What the page may do, as a content security policy."""
+    """The content security policy of the page."""
 
     def sums(*texts: str) -> str:
         digests = (hashlib.sha256(text.encode("utf-8")).digest() for text in texts)
@@ -212,14 +212,14 @@ def _policy(style: str, scripts: list[str]) -> str:
 
 
 def _vertices(metadata: dict[str, Any], num_classes: int) -> tuple[str, float]:
-    """What the rows of W are, and the cosine of a fully collapsed feature to those of the other classes."""
+    """A name for the rows of W, and the cosine of a fully collapsed feature to those of the other classes."""
     if metadata["certificate"]["etf_error"] <= ETF_ERROR:
         return "the vertices of the simplex ETF", -1 / (num_classes - 1)
     return "the rows of the classifier W", 0.0
 
 
 def picture_caption(vertices: str, other_cosine: float, num_classes: int) -> str:
-    """What the picture of the cosines shows.
+    """The caption of the picture of the cosines.
 
     >>> picture_caption("the rows of W", 0.0, 100)[:72]
     "Cosines between the image's feature and the rows of W; the ten largest. "
@@ -236,6 +236,6 @@ def _subtitle(metadata: dict[str, Any], class_names: tuple[str, ...]) -> str:
     facts = [str(metadata["backbone"])] if metadata.get("backbone") else []
     facts += [f"{metadata['head']['kind']} head", f"{len(class_names)} classes", str(metadata["precision"])]
     accuracy = metadata.get("test_accuracy")
-    right = "" if accuracy is None else f" It is right on {100 * accuracy:.1f} % of its test images."
+    right = "" if accuracy is None else f" Its test accuracy is {100 * accuracy:.1f} %."
     trained = f"A network trained on {metadata['data']}" if metadata.get("data") else "A network"
     return f"{trained} ({', '.join(facts)}).{right}"

@@ -1,4 +1,4 @@
-"""docs/evidence.md against the result files: every table made anew, and its figures by NumPy and SciPy alone."""
+"""docs/evidence.md against the result files: every table again, and its figures by NumPy and SciPy."""
 
 import importlib
 import json
@@ -36,7 +36,7 @@ def lines_of(block: str) -> list[dict[str, str]]:
 
 
 def accuracies(head: str, factor: str, epochs: int) -> np.ndarray[Any, Any]:
-    """Over the seeds 0…4."""
+    """Accuracies for the seeds 0…4."""
     own = {
         row["seed"]: row["accuracy"]
         for row in REPORTED
@@ -56,7 +56,7 @@ def setting_of(line: dict[str, str]) -> tuple[str, int]:
     return factor, int(epochs.split()[0])
 
 
-def test_every_table_is_what_its_command_prints(evidence):
+def test_every_table_is_the_output_of_its_command(evidence):
     new = dict(re.findall(r"<!-- begin: (\S+) -->\n(.*?)<!-- end -->", evidence.rebuilt(TEXT), re.DOTALL))
     for name in BLOCKS:
         assert new[name] == BLOCKS[name], f"{name}: run python benchmarks/studies/evidence.py"
@@ -84,14 +84,14 @@ def test_the_page_is_written_and_checked_by_the_command(evidence, monkeypatch, t
 
 
 @pytest.mark.parametrize("block", ["fine-tuning-named", "fine-tuning-factors", "fine-tuning-secondary"])
-def test_differences_and_verdicts_by_scipy(block):
+def test_differences_and_verdicts_agree_with_scipy(block):
     for line in lines_of(block):
         head, other = line["comparison"].split(" − ")
         differences = accuracies(head, *setting_of(line)) - accuracies(other, *setting_of(line))
         compare(line, differences)
 
 
-def test_differences_between_settings_by_scipy():
+def test_differences_between_settings_agree_with_scipy():
     for line in lines_of("fine-tuning-between"):
         sides = [re.fullmatch(r"(\S+) \((.*)\)", side).groups() for side in line["comparison"].split(" − ")]
         compare(line, accuracies(*sides[0], 4) - accuracies(*sides[1], 4))
@@ -108,7 +108,7 @@ def compare(line: dict[str, str], differences: np.ndarray[Any, Any]) -> None:
     assert line["verdict"] == verdict, line
 
 
-def test_medians_and_ranges_by_numpy():
+def test_medians_and_ranges_agree_with_numpy():
     for line in lines_of("fine-tuning-accuracies") + lines_of("fine-tuning-factors-accuracies"):
         values = accuracies(line["head"], *setting_of(line))
         told = [float(x) for x in re.findall(r"\d\.\d{3}", line["test accuracy: median (range)"])]
@@ -137,7 +137,7 @@ def test_every_head_had_the_same_trials_and_keeps_its_choice():
             assert len(on_grid) == (3 if head in ("ntce", "nonl") else 12)
             best = max(own, key=lambda row: (row["accuracy"], -row["rate"], *(-(row[name] or 0) for name in knobs)))
             rates = {row["rate"] for row in own}
-            assert min(rates) < best["rate"] < max(rates)  # no end of what was tried
+            assert min(rates) < best["rate"] < max(rates)  # not at an end of the tried rates
             choices[head, epochs] = (best["rate"], *(best[name] for name in knobs))
     tuned_as = {name: "implicit" for name in ("implicit-detached", "class-mean", "tight-frame")}
     tuned_as["fixed-random"] = "fixed"
@@ -155,7 +155,7 @@ def test_every_head_had_the_same_trials_and_keeps_its_choice():
         assert line[bold[0]].endswith(f"{rate:g}**")
 
 
-def test_numbers_of_the_prose_stand_in_the_tables():
+def test_numbers_of_the_text_are_in_the_tables():
     tables = set(re.findall(r"\d+\.\d+", " ".join(BLOCKS.values())))
     missing = set(re.findall(r"(?<![\d.])\d+\.\d+(?![\d.])", PROSE)) - tables
     assert not missing - {"0.1"}  # chance, of ten classes
@@ -165,10 +165,10 @@ FROZEN = (("centre", 4), ("10 per class", 4), ("200 per class", 4), ("CIFAR-100,
 LATER = (("centre", 20), ("10 per class", 20), ("CIFAR-100, 20 classes", 20))
 
 
-def test_rounded_numbers_of_the_prose():
+def test_rounded_numbers_of_the_text_agree_with_the_rows():
     said = " ".join(TEXT.split())
 
-    def tells(text: str, *values: float) -> None:
+    def matches(text: str, *values: float) -> None:
         assert text in said
         numbers = [int(x) for x in re.findall(r"(?<!-)\b\d+", text)]
         assert numbers == [round(x) for x in values], (text, values)
@@ -176,25 +176,25 @@ def test_rounded_numbers_of_the_prose():
     aligned = gain("learned", "learned", its_factor="not aligned")
     faster = gain("learned", "learned", "head rate ×10", its_factor="centre")
     ahead = gain("implicit", "learned", its_factor="head rate ×10")
-    tells("worth 19 points at 4 epochs, the rate 2; implicit stays 2 ahead", aligned, 4, faster, ahead)
+    matches("worth 19 points at 4 epochs, the rate 2; implicit stays 2 ahead", aligned, 4, faster, ahead)
     behind = [gain("implicit", "linear", *setting) for setting in FROZEN]
-    tells("3 to 17 points behind implicit after 4 epochs", min(behind), max(behind), 4)
+    matches("3 to 17 points behind implicit after 4 epochs", min(behind), max(behind), 4)
     behind = [gain("implicit", "linear", *setting) for setting in LATER]
-    tells("3 to 7 after 20", min(behind), max(behind), 20)
-    tells("6 to 7 points behind implicit at both", *(gain("implicit", "probe", epochs=e) for e in (4, 20)))
+    matches("3 to 7 after 20", min(behind), max(behind), 20)
+    matches("6 to 7 points behind implicit at both", *(gain("implicit", "probe", epochs=e) for e in (4, 20)))
     lead = [gain("implicit", "learned", f, e) for f in ("centre", "CIFAR-100, 20 classes") for e in (4, 20)]
     text = "from 4 to 20 epochs, from 4 points to 2 on CIFAR-10, from 4 to 1 on 20 classes"
-    tells(text, 4, 20, *lead[:2], *lead[2:], 20)
-    tells("it stays 4 points", gain("implicit", "learned", "200 per class"))
+    matches(text, 4, 20, *lead[:2], *lead[2:], 20)
+    matches("it stays 4 points", gain("implicit", "learned", "200 per class"))
     costs = [gain(h, h, its_factor="batch norm learns") for h in ("linear", "learned", "fixed", "implicit")]
     assert "more than ten points" in said
     assert min(costs) > 10
-    tells("implicit ends 12 points behind learned", -gain("implicit", "learned", "batch norm learns"))
+    matches("implicit ends 12 points behind learned", -gain("implicit", "learned", "batch norm learns"))
     pairs = [accuracies("implicit", "centre", e) - accuracies("tight-frame", "centre", e) for e in (4, 20)]
-    tells("up to 2 points in a single seed", 100 * float(np.abs(pairs).max()))
+    matches("up to 2 points in a single seed", 100 * float(np.abs(pairs).max()))
 
 
-def test_what_the_prose_says_of_digits():
+def test_statements_on_digits_agree_with_the_rows():
     rows = [row for n in (1, 2) for row in json.loads((RESULTS / f"from-scratch-{n}.json").read_text("utf-8"))["rows"]]
 
     def of(head: str, factor: str) -> np.ndarray[Any, Any]:
@@ -213,7 +213,7 @@ def test_what_the_prose_says_of_digits():
     assert abs(np.median(of("linear", "centre")) - np.median(of("implicit", "centre"))) < 0.001
 
 
-def test_what_the_prose_says_of_the_trials():
+def test_statements_on_tuning_agree_with_the_rows():
     def at(head: str, epochs: int, tau: float, rate: float | None = None) -> float:
         return max(
             row["accuracy"]
@@ -234,7 +234,7 @@ def test_the_loss_of_non_negative_features_is_that_of_a_smaller_temperature():
         K, tau, loss = row["K"], row["temperature"], row["loss"]
         if loss < 1e-8:
             continue
-        margin = math.log((K - 1) / math.expm1(loss))  # as loss = log(1 + (K − 1) exp(−margin))
+        margin = math.log((K - 1) / math.expm1(loss))  # from loss = log(1 + (K − 1) exp(−margin))
         if row["signed"]:
             assert margin == pytest.approx(tau * K / (K - 1), rel=1e-3)
         elif row["frame"] == "canonical":
@@ -243,7 +243,7 @@ def test_the_loss_of_non_negative_features_is_that_of_a_smaller_temperature():
             assert margin == pytest.approx(tau / math.sqrt(2) * K / (K - 1), rel=0.03)
 
 
-def test_half_of_a_unit_vectors_energy_is_in_its_positive_part():
+def test_half_of_the_energy_of_a_vertex_is_in_its_positive_part():
     rng, d, K = np.random.default_rng(0), 512, 100
     frame = np.linalg.qr(rng.standard_normal((d, K)))[0]
     W = math.sqrt(K / (K - 1)) * (frame - frame.mean(1, keepdims=True)).T  # a generally oriented simplex, (K, d)
@@ -256,7 +256,7 @@ def test_half_of_a_unit_vectors_energy_is_in_its_positive_part():
     assert others.mean() == pytest.approx(-1 / (math.sqrt(2) * (K - 1)), rel=0.02)
 
 
-def test_what_is_not_complete_is_named_and_not_shown(evidence, monkeypatch, tmp_path):
+def test_incomplete_settings_are_named_without_tables(evidence, monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "RESULTS", tmp_path)
     assert evidence.of_study("few-dimensions") == "Not yet run."
     assert evidence.growth() == "Not yet run."
@@ -275,7 +275,7 @@ def test_what_is_not_complete_is_named_and_not_shown(evidence, monkeypatch, tmp_
     assert "Not yet complete" not in evidence.of_study("few-dimensions")
 
 
-def test_the_figure_draws_the_rows(evidence, monkeypatch, tmp_path):
+def test_the_figure_shows_the_rows(evidence, monkeypatch, tmp_path):
     drawing = importlib.import_module("fine_tune_figure")
     left, middle, right = drawing.figure(FINE_TUNING).axes
     for axes, epochs in ((left, 4), (middle, 20)):

@@ -1,4 +1,4 @@
-"""Study B in small: a made-up network on made-up images, in a result file that is resumed; and its statistics."""
+"""Study B in small: a tiny network on synthetic images, a resumed result file, and the statistics."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
 
 @pytest.fixture
 def study(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The script, with a network of one layer and images whose class can be seen."""
+    """The script, with a network of one layer and separable synthetic images."""
     monkeypatch.syspath_prepend(str(STUDIES))
     module = importlib.import_module("fine_tune")
 
@@ -54,7 +54,7 @@ def call(study: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str) ->
     study.main()
 
 
-def test_a_study_is_planned_run_resumed_and_told(study, monkeypatch, tmp_path, capsys):
+def test_a_study_is_planned_run_resumed_and_summarised(study, monkeypatch, tmp_path, capsys):
     path = tmp_path / "rows.json"
     call(study, monkeypatch, "--json", str(path), "--dry-run")
     planned = capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_a_study_is_planned_run_resumed_and_told(study, monkeypatch, tmp_path, c
     call(study, monkeypatch, "--json", str(path), "--minutes", "0")
     assert not path.exists()
 
-    # Killed after a while, in the middle of a run.
+    # Killed during a run.
     whole, ran = study.trained, []
 
     def killed(*arguments: Any) -> dict[str, Any]:
@@ -105,11 +105,11 @@ def test_a_study_is_planned_run_resumed_and_told(study, monkeypatch, tmp_path, c
     assert "| centre, 4 epochs | implicit |" in told
     assert "| not aligned, 4 epochs | implicit |" in told
     assert told.count("**does not stand**") == 2
-    assert "undecided" in told  # two pairs decide nothing
+    assert "undecided" in told  # two pairs are too few
     assert " better;" not in told
 
 
-def test_the_same_seed_gives_the_same_figures_and_other_heads_the_same_images(study):
+def test_a_seed_repeats_its_figures_and_its_images_for_all_heads(study):
     images = study.images_of("cifar10", 10, 3, 100, False, None)
     run = study.Run("report", "centre", "implicit", 4, 3, rate=0.01, temperature=10.0)
     results = []
@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_figures_and_other_heads_the_same_images(st
 
 
 @pytest.mark.parametrize("freeze_bn", [True, False])
-def test_batch_norm_stays_where_it_is_frozen(study, freeze_bn):
+def test_frozen_batch_norm_does_not_change(study, freeze_bn):
     images = study.images_of("cifar10", 10, 3, 100, False, None)
     run = study.Run("report", "bn", "linear", 4, 3, freeze_bn=freeze_bn, rate=0.01)
     backbone = study.Backbone()
@@ -136,7 +136,7 @@ def test_a_run_that_diverges_ends_at_chance(study):
     assert found["accuracy"] == 0.1
 
 
-def test_a_best_rate_at_the_end_of_the_grid_is_followed_until_it_is_not(study, monkeypatch):
+def test_the_grid_is_extended_while_the_best_rate_is_at_its_end(study, monkeypatch):
     monkeypatch.setattr(study, "RATES", (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1))
     monkeypatch.setattr(study, "GRID", study.RATES[2:5])
 
@@ -158,7 +158,7 @@ def test_a_best_rate_at_the_end_of_the_grid_is_followed_until_it_is_not(study, m
     assert asked(rows(*grid, best=0.03)) == [0.03]
     assert asked(rows(*grid, 0.03, best=0.03)) == [0.1]
     assert asked(rows(*grid, 0.03, 0.1, best=0.03)) == []
-    assert asked(rows(*grid, 0.03, 0.1, best=1)) == []  # there is none beyond
+    assert asked(rows(*grid, 0.03, 0.1, best=1)) == []  # there is no larger rate
     assert asked(rows(*grid, best=1e-5)) == [0.0003]
     assert study.chosen(rows(*grid, 0.03, 0.1, best=0.03), "learned", 4) == {"rate": 0.03, "temperature": 10.0}
     assert asked(rows(*grid[1:], best=0.003)) == [0.001, 0.001]  # the grid itself first
@@ -177,7 +177,7 @@ def test_verdicts_follow_the_protocol(monkeypatch):
     assert module.Paired((-1.0, -1.1, -0.9, -1.0, -1.0)).verdict == "worse"
     assert module.Paired((1.0, 1.1, 0.9, 1.0)).verdict == "undecided"  # four pairs
     assert module.Paired((5.0, 5.1, 4.9, 5.0, -0.1)).verdict == "undecided"  # one pair disagrees
-    assert module.Paired((9.0, 0.1, 0.1, 0.1, 0.1)).verdict == "undecided"  # the interval holds zero
+    assert module.Paired((9.0, 0.1, 0.1, 0.1, 0.1)).verdict == "undecided"  # the interval contains zero
     assert module.Paired((*[1.0] * 9, -0.5)).verdict == "better"  # nine of ten
     assert module.Paired((*[1.0] * 8, -0.1, -0.1)).verdict == "undecided"
     assert module.Paired((0.0,) * 5).verdict == "undecided"
@@ -195,7 +195,7 @@ def test_full_scale_is_planned(monkeypatch):
     assert sum(run.stage == "report" for run in runs) > 500
 
 
-def test_tables_are_of_the_rows(monkeypatch):
+def test_tables_show_the_rows(monkeypatch):
     monkeypatch.syspath_prepend(str(STUDIES))
     study, written = importlib.import_module("fine_tune"), importlib.import_module("fine_tune_tables")
     rows = []

@@ -1,4 +1,4 @@
-"""The studies of training from scratch in small: a tiny network on made-up images, killed, resumed and told."""
+"""The studies of training from scratch in small: a tiny network on synthetic images, killed, resumed, summarised."""
 
 import importlib
 import itertools
@@ -28,7 +28,7 @@ K = 4
 
 
 def made_up(*_: Any, **__: Any) -> ImageData:
-    """Four classes of 4×4 images whose class can be seen."""
+    """Four separable classes of 4×4 images."""
     rng, splits = np.random.default_rng(0), []
     centres = rng.integers(60, 200, (K, 4, 4, 1))
     for n in (160, 80):
@@ -58,7 +58,7 @@ def studies(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         monkeypatch.setitem(found.scratch.HEADS, name, replace(contestant, values=contestant.values[1:2] or (10.0,)))
     monkeypatch.setattr(found.scratch, "RATES", (0.003, 0.01, 0.03))
     monkeypatch.setattr(found.scratch_run, "loaded", made_up)
-    monkeypatch.setattr("paired.write_file", lambda path, text: path.write_text(text))  # which waits for the disk
+    monkeypatch.setattr("paired.write_file", lambda path, text: path.write_text(text))  # write_file waits for the disk
     threads = torch.get_num_threads()
     yield found
     torch.set_num_threads(threads)
@@ -70,7 +70,7 @@ def call(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: Any) -
 
 
 def shortened(module: ModuleType, monkeypatch: pytest.MonkeyPatch, seeds: int, sets: dict[str, Any]) -> None:
-    """A study of few seeds, its batches those of the small sets."""
+    """Shorten a study to few seeds, few values of τ, and batches for the small sets."""
     factors, left_out = [], ("2", "5", "10", "20", "30", "40", "60")  # of the values of τ
     for factor in module.FACTORS:
         if factor.name.partition("τ: ")[2] in left_out:
@@ -86,14 +86,14 @@ def shortened(module: ModuleType, monkeypatch: pytest.MonkeyPatch, seeds: int, s
     monkeypatch.setattr(module, "STUDY", replace(module.STUDY, factors=tuple(factors)))
 
 
-def test_studies_are_run_resumed_and_told(studies, monkeypatch, tmp_path, capsys):
+def test_studies_are_run_resumed_and_summarised(studies, monkeypatch, tmp_path, capsys):
     a, sets = tmp_path / "a.json", studies.scratch.SMALL
     shortened(studies.from_scratch, monkeypatch, 2, sets)
     call(studies.from_scratch, monkeypatch, "--json", a, "--dry-run")
     planned = capsys.readouterr().out
     trials = 6 * 3 + 2 * 4 * 3  # six heads that are tuned on digits, four on the other two sets; three rates
     assert planned.count("stage='tune'") == trials
-    reported = 2 * 11 + 4 + 4 + 4
+    reported = 2 * 11 + 4 + 4 + 7  # three more heads on cifar100
     assert f"{trials + reported} runs left" in planned
     call(studies.from_scratch, monkeypatch, "--json", a, "--minutes", 0)
     assert not a.exists()
@@ -130,14 +130,14 @@ def test_studies_are_run_resumed_and_told(studies, monkeypatch, tmp_path, capsys
     call(studies.from_scratch, monkeypatch, "--json", a, "--summary")
     told = capsys.readouterr().out
     assert all(f"**{factor.name}**" in told for factor in studies.from_scratch.FACTORS)
-    assert "undecided" in told  # two pairs decide nothing
+    assert "undecided" in told  # two pairs are too few
     assert "better" not in told
 
     for module, path in ((studies.gradient, "c"), (studies.defaults, "d"), (studies.failures, "f")):
         shortened(module, monkeypatch, 1, sets)
         arguments = ("--json", tmp_path / path, "--choices", a)
         call(module, monkeypatch, "--json", tmp_path / path, "--choices", tmp_path / "none", "--seeds", 0)
-        assert not (tmp_path / path).exists()  # nothing is run before study A has tuned
+        assert not (tmp_path / path).exists()  # no run before the tuning of study A
         call(module, monkeypatch, *arguments)
         found = json.loads((tmp_path / path).read_text())["rows"]
         assert {row["factor"] for row in found} == {factor.name for factor in module.FACTORS}
@@ -158,7 +158,7 @@ def test_studies_are_run_resumed_and_told(studies, monkeypatch, tmp_path, capsys
             )
 
 
-def test_networks_and_few_features_are_run_in_small(studies, monkeypatch, tmp_path, capsys):
+def test_networks_and_few_dimensions_are_run_in_small(studies, monkeypatch, tmp_path, capsys):
     sets = studies.scratch.SMALL
     monkeypatch.setitem(sets, "cifar10", replace(sets["cifar100"], tuned_on=None))
     shortened(studies.from_scratch, monkeypatch, 1, {"digits": 0, "cifar10": 0})
@@ -201,7 +201,7 @@ def run_of(studies: SimpleNamespace, head: str = "implicit", **change: Any) -> A
     return replace(studies.scratch.Run("report", "centre", head, 3, rate=0.01, temperature=10.0), **change)
 
 
-def test_a_seed_repeats_itself_and_gives_all_heads_the_same(studies):
+def test_a_seed_repeats_its_figures_and_its_images_for_all_heads(studies):
     data, device = studies.scratch.SMALL["cifar100"], torch.device("cpu")
     found = [studies.scratch_run.trained(run_of(studies, data="cifar100"), data, (1, 2)) for _ in range(2)]
     assert found[0]["nc1"] == found[1]["nc1"]
@@ -221,7 +221,7 @@ def test_a_seed_repeats_itself_and_gives_all_heads_the_same(studies):
     assert all(torch.equal(x, other[name]) for name, x in networks[0].items() for other in networks)
 
 
-def test_tuning_sees_training_images_alone(studies):
+def test_tuning_uses_only_training_images(studies):
     trial = replace(run_of(studies), stage="tune", seed=100)
     source = made_up()
     for name in ("digits", "cifar100"):
@@ -234,7 +234,7 @@ def test_tuning_sees_training_images_alone(studies):
         assert len(shown) in (32, 40)
 
 
-def test_axes_are_assigned_to_classes_as_well_as_any(studies):
+def test_axes_are_assigned_optimally_to_classes(studies):
     rng = torch.Generator().manual_seed(0)
     for _ in range(5):
         means = torch.randn(3, 5, generator=rng)
@@ -248,7 +248,7 @@ def test_axes_are_assigned_to_classes_as_well_as_any(studies):
         assert FixedETFHead(5, 3, initial=frame).weight.shape == (3, 5)
 
 
-def test_the_share_is_of_the_path_through_the_solution(studies):
+def test_the_share_is_that_of_the_path_through_the_solution(studies):
     torch.manual_seed(0)
     features, labels = torch.randn(32, 8), torch.arange(32) % K
     head = ImplicitETFHead(8, K, 10.0)
@@ -261,12 +261,12 @@ def test_the_share_is_of_the_path_through_the_solution(studies):
         head.running.floor = floor
         shares.append(studies.scratch_run.share_of_solution(head, features, labels))
     assert shares[0] > shares[2] > shares[1] > 0
-    assert shares[2] / shares[1] == pytest.approx(2, rel=0.05)  # as α is small, the path's weight is α
+    assert shares[2] / shares[1] == pytest.approx(2, rel=0.05)  # for small α the share is proportional to α
     assert head.gradient
     head.running.steps.copy_(before["running.steps"])
     assert all(torch.equal(x, before[name]) for name, x in head.state_dict().items())
 
-    # The path's part by finite differences of the loss in float64, with W held and let go.
+    # The gradient with the path against finite differences of the loss in float64.
     head, f = ImplicitETFHead(8, K, 10.0).double(), features.double().requires_grad_()
     head.running.floor = 0.5
     head(f.detach() + 1, labels)
@@ -283,7 +283,7 @@ def test_the_share_is_of_the_path_through_the_solution(studies):
     assert parts[0] != pytest.approx(parts[1], rel=1e-2)
 
 
-def test_what_the_factors_change(studies, monkeypatch):
+def test_factors_change_their_settings(studies, monkeypatch):
     data, device = studies.scratch.SMALL["digits"], torch.device("cpu")
     seen: list[set[int]] = []
     whole = studies.scratch_run.training_loss
@@ -341,8 +341,10 @@ def test_small_and_full_scale_are_planned(monkeypatch):
         sets = {**scratch.SMALL, **study.small}
         runs = list(scratch.plan(study, sets, []))
         assert len({run.key() for run in runs}) == len(runs)
-        expected = sum(scratch.seconds_of(study, run, sets[run.data]) for run in runs) / 3600
-        assert expected < 2.1 * hours  # of two cores; A begins its factors in the order in which they matter
+        later = getattr(modules[name], "MORE", {})  # heads without a ceiling: departure 15 of the protocol
+        within = [run for run in runs if run.head not in later.get(run.data, ())]
+        expected = sum(scratch.seconds_of(study, run, sets[run.data]) for run in within) / 3600
+        assert expected < 2.1 * hours  # on two cores; A has its factors in the order of their importance
         full = list(scratch.plan(study, {**scratch.FULL, **study.full}, [], 2))
         assert sum(run.stage == "report" for run in full) == 2 * sum(run.stage == "report" for run in runs)
     for data in (*scratch.SMALL.values(), *scratch.FULL.values()):
@@ -360,7 +362,7 @@ def test_choices_and_targets_follow_the_protocol(studies):
     assert scratch.chosen(rows, "learned", "digits") == {"rate": 0.003, "temperature": 10.0}  # a tie
     free = [row(0.003, 1.0, 0.5, "ufm-10"), row(0.01, 1.0, 0.1, "ufm-10"), row(0.03, 1.0, None, "ufm-10")]
     assert scratch.chosen(free, "learned", "ufm-10")["rate"] == 0.01
-    assert scratch.settled(rows, scratch.SMALL, "learned", "digits")["rate"] == 0.003  # there is none beyond
+    assert scratch.settled(rows, scratch.SMALL, "learned", "digits")["rate"] == 0.003  # there is no larger rate
     assert scratch.settled(rows[:2], scratch.SMALL, "learned", "digits") == {}
 
     way = [{"seed": 0, "at": [1, 2], "test": [0.4, 0.6], "nc1": [None, 0.9]}]
@@ -373,7 +375,7 @@ def test_choices_and_targets_follow_the_protocol(studies):
     )
 
 
-def test_best_rates_at_an_end_are_followed(studies, monkeypatch):
+def test_the_grid_is_extended_while_the_best_rate_is_at_its_end(studies, monkeypatch):
     monkeypatch.setattr(studies.scratch, "RATES", (0.001, 0.003, 0.01, 0.03, 0.1))
     trial = replace(run_of(studies, "learned"), stage="tune", seed=100)
 

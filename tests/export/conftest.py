@@ -1,4 +1,4 @@
-"""A small classifier trained for a second on real digits, and the files that it exports to."""
+"""A small classifier, trained for a second on real digits, and its exported files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class SomebodysNet(nn.Module):
-    """A network that is not of this project, with batch norm and a residual connection."""
+    """A network from outside this project, with batch norm and a residual connection."""
 
     def __init__(self, channels: int = 1, features: int = 24) -> None:
         super().__init__()
@@ -39,13 +39,15 @@ class SomebodysNet(nn.Module):
 
 @pytest.fixture
 def apart() -> None:
-    """New files are opened in a process of their own, as ever."""
+    """Open new files in a child process, as in use."""
 
 
 @pytest.fixture(autouse=True)
 def opened_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """New files are opened in this process, which saves half the time; those of session and module fixtures, and those
-    of tests that ask for `apart`, are not."""
+    """Open new files in this process, which saves half the time.
+
+    Exceptions are the files of session and module fixtures, and of tests with the fixture `apart`.
+    """
 
     def open_here(data: bytes, precision: str) -> None:
         if fault := fault_of(data):
@@ -66,7 +68,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def model(digits: tuple[np.ndarray, np.ndarray]) -> Model:
-    """Some 92 % right on the digits that it has not seen."""
+    """About 92 % accurate on held-out digits."""
     images, labels = digits
     torch.manual_seed(0)
     classifier = Classifier(SomebodysNet(), ImplicitETFHead(24, 10))
@@ -85,7 +87,7 @@ def model(digits: tuple[np.ndarray, np.ndarray]) -> Model:
 
 @pytest.fixture(scope="session")
 def held_out(digits: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels that the model has not seen."""
+    """Images and labels outside the training split."""
     return digits[0][1400:], digits[1][1400:]
 
 
@@ -93,7 +95,7 @@ def held_out(digits: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndar
 def files(
     model: Model, digits: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """The model as exported in every variant, by name."""
+    """The exported files of all variants, by name."""
     folder = tmp_path_factory.mktemp("exported")
     images, labels = digits
     shown: dict[str, Any] = {"check_images": images[1400:], "check_labels": labels[1400:]}
@@ -116,5 +118,5 @@ def files(
 
 @pytest.fixture(scope="session")
 def classifier(files: dict[str, Path]) -> OnnxClassifier:
-    """The float32 file, open."""
+    """The classifier of the float32 file."""
     return OnnxClassifier(files["fp32"], threads=1)

@@ -1,4 +1,4 @@
-"""Backbones as people write them: each answers as PyTorch does at every batch size, or is refused in words."""
+"""Backbones as people write them: each agrees with PyTorch at every batch size, or is refused with a clear message."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONS: dict[str, Any] = {"image_shape": (6, 6, 2), "mean": [0.4, 0.5], "std": 
 
 
 class Net(nn.Module):
-    """A convolution (N, 2, 6, 6) -> (N, 8, 6, 6), and what `rest` makes of it and of the images."""
+    """A convolution (N, 2, 6, 6) -> (N, 8, 6, 6), followed by `rest(its output, images)`."""
 
     def __init__(self, rest: Callable[..., Any], convolution: Callable[[nn.Module], nn.Module] = lambda c: c) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class OnPixels(nn.Module):
         self.layer = nn.Linear(72, D)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layer(images.sub_(0.5).view(images.size(0), -1))  # in place, and only for contiguous images
+        return self.layer(images.sub_(0.5).view(images.size(0), -1))  # changes its input; needs contiguous images
 
 
 class Recurrent(nn.Module):
@@ -52,7 +52,7 @@ class Recurrent(nn.Module):
 
 
 class WindowedAttention(nn.Module):
-    """Attention within windows, in five dimensions (N, heads, windows, tokens, width), as timm's Hiera has it."""
+    """Attention within windows, in five dimensions (N, heads, windows, tokens, width), as in timm's Hiera."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class WindowedAttention(nn.Module):
 
 
 class Remembering(Net):
-    """Keeps its last activations, as for a plot of them: after training these are part of a graph."""
+    """Stores its last activations, which are part of an autograd graph after training."""
 
     def forward(self, images: Tensor) -> Any:
         self.last = super().forward(images)
@@ -92,7 +92,7 @@ EXPORTED: dict[str, Callable[[], nn.Module]] = {
     "view not contiguous": lambda: Net(lambda x, _: x.permute(0, 2, 3, 1).view(x.size(0), -1, D).mean(1)),
     "len": lambda: Net(lambda x, _: x.mean((2, 3)).reshape(len(x), -1)),
     "float64 features": lambda: Net(lambda x, _: x.double().mean((2, 3))),
-    "weight norm of old": lambda: trained(Net(mean, nn.utils.weight_norm)),  # type: ignore[arg-type]
+    "old weight norm": lambda: trained(Net(mean, nn.utils.weight_norm)),  # type: ignore[arg-type]
     "remembering": lambda: trained(Remembering(mean)),
     "half": lambda: Net(mean).half().to(memory_format=torch.channels_last),  # type: ignore[call-overload]
     "recurrent": Recurrent,
@@ -101,7 +101,7 @@ EXPORTED: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", EXPORTED)
-def test_exports_and_answers_as_pytorch_does(name: str, tmp_path: Path) -> None:
+def test_exported_backbones_agree_with_pytorch(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Classifier(EXPORTED[name](), LearnedHead(D, 3, temperature=5.0))
     report = export_onnx(model, tmp_path / "model.onnx", **OPTIONS, float_input=name == "view of pixels, in place")
@@ -111,27 +111,30 @@ def test_exports_and_answers_as_pytorch_does(name: str, tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
-    "tuple": (lambda x, _: (x.mean((2, 3)), x), r"gives a tuple for 2 images: expected a tensor of features \(2, 8\)"),
-    "dict": (lambda x, _: {"features": x.mean((2, 3))}, "gives a dict for 2 images: .* wrap it in a module"),
-    "not pooled": (lambda x, _: x, r"gives \(2, 8, 6, 6\) float32 for 2 images"),
-    "integers": (lambda x, _: x.mean((2, 3)).long(), r"gives \(2, 8\) int64"),
+    "tuple": (
+        lambda x, _: (x.mean((2, 3)), x),
+        r"returns a tuple for 2 images: expected a tensor of features \(2, 8\)",
+    ),
+    "dict": (lambda x, _: {"features": x.mean((2, 3))}, "returns a dict for 2 images: .* wrap it in a module"),
+    "not pooled": (lambda x, _: x, r"returns \(2, 8, 6, 6\) float32 for 2 images"),
+    "integers": (lambda x, _: x.mean((2, 3)).long(), r"returns \(2, 8\) int64"),
     "fails": (
         lambda x, _: x.mean((2, 3)).view(64, -1),
         r"fails on images of shape .* = \(2, 2, 6, 6\): shape",
     ),
     "batch of two": (lambda x, _: x.mean((2, 3)).view(2, -1), "has to accept any batch size: write x.flatten"),
     "loop": (lambda x, _: torch.stack([one.mean((1, 2)) for one in x]), "has to accept any batch size"),
-    "branch": (lambda x, _: x.mean((2, 3)) if x.sum() > 1 else -x.mean((2, 3)), "free of branches on tensor values"),
+    "branch": (lambda x, _: x.mean((2, 3)) if x.sum() > 1 else -x.mean((2, 3)), "must not branch on tensor values"),
     "dropout": (lambda x, _: F.dropout(x.mean((2, 3)), 0.5), "random in eval mode"),
     "batch statistics": (lambda x, _: x.mean((2, 3)) - x.mean((0, 2, 3)), "change with the other images of its batch"),
-    "no such operator": (lambda x, _: F.adaptive_max_pool2d(x, 5).mean((2, 3)), "no form of adaptive_max_pool2d"),
+    "no such operator": (lambda x, _: F.adaptive_max_pool2d(x, 5).mean((2, 3)), "calls adaptive_max_pool2d, which has"),
     "autocast": (by_autocast, "leave autocast and .bfloat16"),
-    "bfloat16": (lambda x, _: x.bfloat16().relu().float().mean((2, 3)), "computes in bfloat16, whatever its weights"),
+    "bfloat16": (lambda x, _: x.bfloat16().relu().float().mean((2, 3)), "the forward of the backbone computes in bfl"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refuses_in_one_line_of_words(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_refusals_are_one_line_without_output(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     rest, message = REFUSED[name]
     torch.manual_seed(0)
     frozen = freeze(Classifier(Net(rest), LearnedHead(D, 3)))
@@ -142,15 +145,15 @@ def test_refuses_in_one_line_of_words(name: str, capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("", "")
 
 
-def test_random_numbers_are_found_in_the_graph_too() -> None:
-    """Dropped so rarely that two calls give the same."""
+def test_random_operators_in_the_graph_are_refused() -> None:
+    """The dropout rate is so small that two calls agree."""
     frozen = freeze(Classifier(Net(lambda x, _: F.dropout(x.mean((2, 3)), 1e-9)), LearnedHead(D, 3)))
     with pytest.raises(ExportError) as raised:
         backbone_model(frozen, (6, 6, 2))
     assert str(raised.value) == RANDOM
 
 
-def test_pytorch_s_failure_at_another_batch_size_is_one_line(tmp_path: Path) -> None:
+def test_a_failure_of_pytorch_at_another_batch_size_is_one_line(tmp_path: Path) -> None:
     def few(x: Tensor, images: Tensor) -> Tensor:
         assert len(images) <= 32, "too many images"
         return x.mean((2, 3))
@@ -161,10 +164,10 @@ def test_pytorch_s_failure_at_another_batch_size_is_one_line(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_reasons_are_told_from_the_causes_of_an_error() -> None:
+def test_reasons_come_from_the_causes_of_an_error() -> None:
     cause = RuntimeError("Constraints violated (N)! For more information, run with …\n - more")
     error = ValueError("Failed. \x1b[96mThis is step 1/3\x1b[0m")
     error.__cause__ = cause
     assert reason_of(error) == ANY_BATCH
     error.__cause__ = None
-    assert reason_of(error) == "torch.export does not follow its forward (ValueError: Failed. This is step 1/3)"
+    assert reason_of(error) == "torch.export cannot trace its forward (ValueError: Failed. This is step 1/3)"

@@ -1,4 +1,4 @@
-"""The factor against scipy's minimiser, derivatives against differences, and what files and reports make of it."""
+"""The factor against scipy's minimiser, derivatives against finite differences, and calibrated files and reports."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def test_the_factor_minimises_the_loss(scale: float, K: int, seed: int) -> None:
     assert not found.bounded
 
 
-def test_many_images_give_back_the_factor_that_they_were_drawn_with() -> None:
+def test_many_images_recover_the_factor_of_their_labels() -> None:
     found = fit_calibration(*sampled(40_000, 5, 2.5, 0))
     assert found.factor == pytest.approx(2.5, rel=0.02)
     assert found.ece_after < 0.01 < 0.1 < found.ece_before
 
 
 @pytest.mark.parametrize("s", [0.01, 1.0, 20.0])
-def test_derivatives_against_differences(s: float) -> None:
+def test_derivatives_agree_with_finite_differences(s: float) -> None:
     z, labels = sampled(50, 4, 1.0, 1)
     z -= z[np.arange(50), labels][:, None]
     step = 1e-5 * s
@@ -86,8 +86,8 @@ def test_units_and_shifts_of_logits_do_not_matter(dtype: type) -> None:
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 @pytest.mark.parametrize(("N", "K"), [(1, 2), (1, 10), (40, 3)])
-def test_the_factor_is_bounded_where_all_are_right(N: int, K: int, scale: float) -> None:
-    """As if one of N+1 images had been guessed: a loss of log(K)/(N+1)."""
+def test_the_factor_is_bounded_if_all_labels_are_correct(N: int, K: int, scale: float) -> None:
+    """The loss is that of one guess among N+1 images, log(K)/(N+1)."""
     labels = np.arange(N) % K
     rng = np.random.default_rng(0)
     logits = scale * (rng.random((N, K)) + 2 * np.eye(K)[labels])
@@ -98,13 +98,13 @@ def test_the_factor_is_bounded_where_all_are_right(N: int, K: int, scale: float)
     assert found.ece_after == pytest.approx(1 - softmax(found.factor * logits, axis=1).max(axis=1).mean(), abs=1e-9)
 
 
-def test_ties_with_the_right_class_leave_a_finite_factor() -> None:
+def test_ties_with_the_true_class_give_a_finite_factor() -> None:
     found = fit_calibration([[1.0, 1.0, 0.0], [0.0, 2.0, 0.0]], [0, 1])
     assert found.bounded
     assert 0 < found.factor < 10
 
 
-def test_a_sliver_of_an_error_leaves_a_finite_factor() -> None:
+def test_one_tiny_error_gives_a_finite_factor() -> None:
     logits = np.array([[9.0, 0.0]] * 50 + [[0.0, 1e-12]])
     found = fit_calibration(logits, np.zeros(51, int))
     assert not found.bounded
@@ -124,7 +124,7 @@ def test_a_sliver_of_an_error_leaves_a_finite_factor() -> None:
         (np.zeros((0, 3)), np.zeros(0, int), InputError, "N > 0"),
     ],
 )
-def test_what_cannot_be_calibrated_is_refused(
+def test_unusable_logits_and_labels_are_refused(
     logits: np.ndarray, labels: np.ndarray, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -176,7 +176,7 @@ def test_a_calibrated_file_differs_in_logits_and_probabilities_only(
     assert check_onnx(model, path, *held_out).passed
 
 
-def test_the_check_notices_another_factor(
+def test_the_check_fails_for_another_factor(
     model: Classifier[ImplicitETFHead], held_out: Images, calibration: Calibration, tmp_path: Path
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -192,7 +192,7 @@ def test_the_check_notices_another_factor(
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp64"])
-def test_heads_in_other_precisions_take_a_plain_number(
+def test_heads_in_other_precisions_accept_a_plain_number(
     model: Classifier[ImplicitETFHead], held_out: Images, tmp_path: Path, precision: Any
 ) -> None:
     path = tmp_path / "head.onnx"

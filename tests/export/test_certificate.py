@@ -1,4 +1,4 @@
-"""The certificate is zero for what it certifies, and agrees with the solver elsewhere."""
+"""The certificate is zero at the nearest ETF or tight frame, and agrees with the solver elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_zero_at_the_nearest_etf(d: int, K: int) -> None:
 
 @pytest.mark.parametrize(("d", "K"), [(2, 4), (4, 9), (7, 9), (16, 200)])
 def test_zero_at_the_nearest_tight_frame(d: int, K: int) -> None:
-    """Where no simplex ETF exists: tightness, gap and distance to the class means are zero, NC2 is not."""
+    """For K > d+1, where no simplex ETF exists: tightness, gap and distance to the class means are zero, NC2 is not."""
     H = np.random.default_rng(d).standard_normal((d, K))
     W = nearest_tight_frame(H, norms="tight").classifier
     certificate = etf_certificate(W, 7 * H)
@@ -44,15 +44,15 @@ def test_zero_at_the_nearest_tight_frame(d: int, K: int) -> None:
     assert elsewhere["certificate_gap"] == pytest.approx(1 - np.vdot(other.frame, H) / np.linalg.norm(H, "nuc"))
 
 
-def test_the_frame_s_own_figures_are_the_reference_s() -> None:
+def test_the_geometry_of_the_frame_is_the_reference_s() -> None:
     W = np.random.default_rng(0).standard_normal((30, 6))
     certificate = etf_certificate(W, W.T)
     geometry = frame_geometry(W)
     assert {name: certificate[name] for name in GEOMETRY} == {name: getattr(geometry, name) for name in GEOMETRY}
-    assert "certificate_gap" not in certificate, "it is defined for tight frames alone"
+    assert "certificate_gap" not in certificate, "it is defined only for tight frames"
 
 
-def test_measures_how_far_another_classifier_is() -> None:
+def test_gap_and_distance_of_another_classifier() -> None:
     rng = np.random.default_rng(0)
     H = rng.standard_normal((12, 5))
     elsewhere = nearest_etf(rng.standard_normal((12, 5)), method="svd")
@@ -82,7 +82,7 @@ def random_etf(d: int, K: int) -> np.ndarray:
 
 
 def rounded(W: np.ndarray, digits: int) -> np.ndarray:
-    """W with so many binary digits, as a type of machine epsilon 2^(1−digits) holds it."""
+    """W rounded to so many binary digits, as in a type with machine epsilon 2^(1−digits)."""
     fraction, exponent = np.frexp(W)
     return np.ldexp(np.round(fraction * 2.0**digits), exponent - digits)
 
@@ -92,7 +92,7 @@ def rounded(W: np.ndarray, digits: int) -> np.ndarray:
 @pytest.mark.parametrize("kind", sorted(REMEDIES))
 def test_an_etf_passes_in_every_precision(d: int, K: int, digits: int, kind: str) -> None:
     W, eps = rounded(random_etf(d, K), digits), 2.0 ** (1 - digits)
-    assert etf_error(W) <= eps  # what the bound adds to the solver's own
+    assert etf_error(W) <= eps  # the rounding term of the bound
     require_kind(W, kind, "unit", eps)
 
 
@@ -107,7 +107,7 @@ def test_a_tight_frame_passes_in_every_precision(
     require_kind(rounded(W, digits), "tight-frame", norms, 2.0 ** (1 - digits))
 
 
-def test_the_bound_tells_rounding_from_averaging() -> None:
+def test_the_bound_distinguishes_rounding_from_averaging() -> None:
     """The loosest frame that a method accepts passes; an average of two ETFs five degrees apart does not."""
     d, K = 32, 10
     rng = np.random.default_rng(0)
@@ -132,9 +132,11 @@ def test_the_bound_tells_rounding_from_averaging() -> None:
     ("kind", "remedy"),
     [("implicit", r"call head.refresh\(\)"), ("fixed", "load its weight from"), ("tight-frame", r"head.refresh\(\)")],
 )
-def test_what_is_no_etf_is_refused_in_one_line_with_a_remedy(kind: str, remedy: str) -> None:
+def test_a_classifier_that_is_not_an_etf_is_refused_with_a_remedy(kind: str, remedy: str) -> None:
     average = 0.5 * (random_etf(12, 5) + random_etf(12, 5)[::-1])
-    with pytest.raises(ExportError, match=rf"the {kind} head's classifier is no simplex ETF.*: .*{remedy}") as caught:
+    with pytest.raises(
+        ExportError, match=rf"the {kind} head's classifier is not a simplex ETF.*: .*{remedy}"
+    ) as caught:
         require_kind(average, kind, "unit", 2.0**-23)
     assert f"etf_error {etf_error(average):.1e}" in str(caught.value)
     assert f"at most {etf_bound(2.0**-23):.1e}" in str(caught.value)
@@ -143,7 +145,7 @@ def test_what_is_no_etf_is_refused_in_one_line_with_a_remedy(kind: str, remedy: 
 
 @pytest.mark.parametrize("W", [0.5 * random_etf(3, 2), np.zeros((2, 3))])
 def test_two_opposite_rows_that_are_too_short_are_refused(W: np.ndarray) -> None:
-    """Of two classes any opposite rows are an ETF but for their length."""
+    """For two classes, any opposite rows are an ETF up to their length."""
     with pytest.raises(ExportError, match=rf"rows of length {np.linalg.norm(W[0]):.4f}"):
         require_kind(W, "implicit", None, 2.0**-23)
 
@@ -151,7 +153,7 @@ def test_two_opposite_rows_that_are_too_short_are_refused(W: np.ndarray) -> None
 @pytest.mark.parametrize(
     ("kind", "norms", "fault"),
     [
-        ("tight-frame", "tight", r"is no tight frame: tightness_error \d\.\de-02 and rows of length"),
+        ("tight-frame", "tight", r"is not a tight frame: tightness_error \d\.\de-02 and rows of length"),
         ("tight-frame", "unit", r"has rows of length 0\.\d+; expected 1 to within 2\.0e-04"),
         ("tight-frame", "equal", r"has rows of length 0\.\d+; expected 1"),
         ("class-mean", None, r"has rows of length 0\.\d+; expected 1"),
@@ -166,13 +168,13 @@ def test_an_average_for_many_classes_is_refused(kind: str, norms: str | None, fa
         average[3] /= np.linalg.norm(average[3])
     with pytest.raises(ExportError, match=rf"the {kind} head's classifier {fault}.*head.refresh\(\)"):
         require_kind(average, kind, norms, 2.0**-23)
-    require_kind(average, "pinned", norms, 2.0**-23)  # and others are as they are on purpose
+    require_kind(average, "pinned", norms, 2.0**-23)  # other kinds of heads may have any W
 
 
 def test_a_row_of_zeros_has_no_direction_and_passes() -> None:
-    """A class whose mean is the global mean, or that has not been seen."""
+    """The row of an unseen class, or of one whose mean is the global mean, is zero."""
     W = np.vstack([np.eye(3), [[0.6, 0.8, 0.0]], np.zeros((2, 3))])
     require_kind(W, "class-mean", None, 2.0**-23)
     require_kind(np.zeros((6, 3)), "class-mean", None, 2.0**-23)
-    with pytest.raises(ExportError, match="is no tight frame: tightness_error inf"):
+    with pytest.raises(ExportError, match="is not a tight frame: tightness_error inf"):
         require_kind(np.zeros((6, 3)), "tight-frame", "tight", 2.0**-23)

@@ -1,4 +1,4 @@
-"""The check has to notice when file and model are not the same."""
+"""The check passes for a file of its model, and fails for another model or a damaged one."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_exports_agree_with_pytorch(files: dict[str, Path], model: Model, held_o
 
 
 @pytest.mark.parametrize("name", ["fp16", "head-fp16"])
-def test_half_precision_agrees_but_for_ties(files: dict[str, Path], model: Model, held_out: Images, name: str) -> None:
-    """An image whose two largest logits are nearer than float16 tells apart may change sides."""
+def test_half_precision_agrees_up_to_ties(files: dict[str, Path], model: Model, held_out: Images, name: str) -> None:
+    """The label may change if float16 cannot distinguish the two largest logits."""
     images, labels = held_out
     report = check_onnx(model, files[name], images, labels)
     assert report.passed
@@ -57,7 +57,7 @@ def test_int8_agrees_with_pytorch(files: dict[str, Path], model: Model, held_out
     assert "same label" in str(report)
 
 
-def test_it_is_the_live_model_that_is_compared(files: dict[str, Path], model: Model, held_out: Images) -> None:
+def test_the_live_model_is_compared(files: dict[str, Path], model: Model, held_out: Images) -> None:
     changed = copy.deepcopy(model)
     with torch.no_grad():
         changed.head.bias[0] += 1e-3
@@ -69,11 +69,11 @@ def test_it_is_the_live_model_that_is_compared(files: dict[str, Path], model: Mo
     assert "FAILED" in str(report)
 
 
-def test_another_normalisation_is_noticed(files: dict[str, Path], model: Model, held_out: Images) -> None:
+def test_another_normalisation_fails(files: dict[str, Path], model: Model, held_out: Images) -> None:
     assert not check_onnx(model, files["fp32"], held_out[0], mean=[0.31], std=[0.37]).passed
 
 
-def test_lost_agreement_and_accuracy_are_noticed(files: dict[str, Path], model: Model, held_out: Images) -> None:
+def test_lost_agreement_and_accuracy_fail(files: dict[str, Path], model: Model, held_out: Images) -> None:
     shuffled = copy.deepcopy(model)
     shuffled.head.weight[:2] = model.head.weight[[1, 0]]
     shuffled.head.bias[:2] = model.head.bias[[1, 0]]
@@ -110,7 +110,7 @@ def test_another_number_of_classes_is_refused(files: dict[str, Path], model: Mod
         check_onnx(other, files["fp32"], held_out[0])
 
 
-def test_an_answer_that_is_not_finite_fails_the_check(
+def test_a_failing_prediction_fails_the_check(
     files: dict[str, Path], model: Model, held_out: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def overflow(self: OnnxClassifier, images: np.ndarray, *, batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""Model files from strangers: what they could do beyond computing is refused, in house words and within seconds."""
+"""Untrusted model files: everything beyond operators and weights is refused, with an error of ours and in seconds."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def external(model: onnx.ModelProto) -> None:
         tensor.external_data.add(key=key, value=value)
 
 
-def quietly_external(model: onnx.ModelProto) -> None:
-    """Another place, but not said to be one."""
+def external_without_flag(model: onnx.ModelProto) -> None:
+    """An external location without the flag `data_location`."""
     model.graph.initializer[0].external_data.add(key="location", value="x")
 
 
@@ -78,15 +78,15 @@ def many(model: onnx.ModelProto) -> None:
 
 
 REFUSED: dict[str, tuple[Change, str]] = {
-    "weights in another folder": (external, "keeps weights in other files"),
-    "weights said to be elsewhere": (quietly_external, "keeps weights in other files"),
-    "a weight of 2^40 entries": (gigantic, "announces 1099511627776 entries in"),
-    "a constant of 2^40 entries": (constant, "announces 1099511627776 entries in"),
-    "a loop without end": (endless, "operator 'Loop' with a graph inside"),
-    "a branch": (branch, "operator 'If' with a graph inside"),
+    "weights in another folder": (external, "has weights in other files"),
+    "weights in another file, without the flag": (external_without_flag, "has weights in other files"),
+    "a weight of 2^40 entries": (gigantic, "a tensor has 1099511627776 entries in"),
+    "a constant of 2^40 entries": (constant, "a tensor has 1099511627776 entries in"),
+    "an endless loop": (endless, "operator 'Loop' with a subgraph"),
+    "a branch": (branch, "operator 'If' with a subgraph"),
     "sparse weights": (lambda m: m.graph.sparse_initializer.add(), "sparse weights"),
     "a training graph": (lambda m: m.training_info.add(), "a training graph"),
-    "functions": (lambda m: m.functions.add(name="f", domain=""), "holds functions"),
+    "functions": (lambda m: m.functions.add(name="f", domain=""), "has functions"),
     "another domain": (
         lambda m: m.graph.node.append(helper.make_node("PyOp", ["features"], ["y"], domain="ai.onnx.contrib")),
         "needs the operator 'PyOp' of 'ai.onnx.contrib'",
@@ -94,16 +94,16 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "too many nodes": (many, f"more than {MOST_NODES} nodes"),
     "a cycle": (
         lambda m: m.graph.node.extend(helper.make_node("Add", [a, a], [b]) for a, b in (("p", "q"), ("q", "p"))),
-        "damaged or no ONNX model",
+        "damaged or not an ONNX model",
     ),
-    "an input from nowhere": (lambda m: m.graph.node[0].input.__setitem__(0, "nowhere"), "damaged or no ONNX model"),
-    "no graph": (lambda m: m.ClearField("graph"), "damaged or no ONNX model|metadata"),
-    "no outputs": (lambda m: m.graph.ClearField("output"), "damaged or no ONNX model|contradicts"),
+    "an unknown input": (lambda m: m.graph.node[0].input.__setitem__(0, "nowhere"), "damaged or not an ONNX model"),
+    "no graph": (lambda m: m.ClearField("graph"), "damaged or not an ONNX model|metadata"),
+    "no outputs": (lambda m: m.graph.ClearField("output"), "damaged or not an ONNX model|contradicts"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_more_than_operators_and_weights_is_refused(name: str) -> None:
+def test_anything_but_operators_and_weights_is_refused(name: str) -> None:
     change, message = REFUSED[name]
     data, began = changed(change), time.monotonic()
     with pytest.raises(ModelFileError, match=message):
@@ -129,18 +129,18 @@ def test_a_million_nodes_are_refused_before_they_are_read() -> None:
 @pytest.mark.parametrize(
     "data", [b"\x08", b"\x3a\xff", b"\x08" + b"\xff" * 11, b"\x0b", b"\x09\x00", b"\x38\x01", b"\x3a\x02\x08\x01"]
 )
-def test_what_is_no_protobuf_is_refused(data: bytes) -> None:
-    with pytest.raises(ModelFileError, match=r"x\.onnx is damaged or no ONNX model"):
+def test_other_bytes_than_protobuf_are_refused(data: bytes) -> None:
+    with pytest.raises(ModelFileError, match=r"x\.onnx is damaged or not an ONNX model"):
         check_contents(data, "x.onnx")
 
 
-def test_the_format_of_onnxruntime_itself_is_refused() -> None:
+def test_onnxruntime_s_own_format_is_refused() -> None:
     with pytest.raises(ModelFileError, match="onnxruntime's own format"):
         check_contents(b"\x10\0\0\0ORTM" + bytes(100), "x.ort")
 
 
-def test_no_part_is_taken_on_trust_where_protobuf_merges_parts() -> None:
-    """A second graph behind the first one is merged into it, and so looked at as well."""
+def test_every_part_is_checked_where_protobuf_merges_parts() -> None:
+    """Protobuf merges a second graph into the first one, so both are checked."""
     second = onnx.ModelProto()
     second.graph.node.append(helper.make_node("PyOp", ["features"], ["y"], domain="ai.onnx.contrib"))
     with pytest.raises(ModelFileError, match="PyOp"):
@@ -151,13 +151,13 @@ ODD: list[Any] = [None, True, -1, 0, 2.5, 1e308, "", "x", [], {}, [[]], {"a": 1}
 
 
 @pytest.mark.parametrize("entry", ["input", "class_names", "transform", "ood", "calibration", "versions"])
-def test_metadata_of_another_type_are_refused(entry: str) -> None:
+def test_metadata_of_another_type_is_refused(entry: str) -> None:
     check_metadata(METADATA, "x.onnx")
     for odd in ODD:
         if odd is None and entry not in ("input", "class_names"):
             continue
         if isinstance(odd, dict) and entry in ("ood", "calibration", "versions"):
-            continue  # looked at where they are used
+            continue  # their entries are checked where they are used
         with pytest.raises(ModelFileError, match=r"metadata|records a transform"):
             check_metadata({**METADATA, entry: odd}, "x.onnx")
 

@@ -1,4 +1,4 @@
-"""Writing: what a file and its sidecar hold, that bytes repeat, and that nothing is left where something fails."""
+"""Writing of files and sidecars: contents, reproducible bytes, options, and no files after a failure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_same_model_gives_the_same_bytes(
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "float", "head-fp64"])
-def test_sidecar_vouches_for_the_file(files: dict[str, Path], name: str) -> None:
+def test_the_sidecar_has_the_checksum_of_the_file(files: dict[str, Path], name: str) -> None:
     sidecar = json.loads(files[name].with_suffix(".json").read_text(encoding="utf-8"))
     assert sidecar["sha256"] == hashlib.sha256(files[name].read_bytes()).hexdigest()
     assert sidecar["check"]["passed"]
@@ -54,7 +54,7 @@ def test_sidecar_vouches_for_the_file(files: dict[str, Path], name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["fp16", "float"])
-def test_layouts_and_inputs_answer_alike(
+def test_layouts_and_input_types_agree(
     files: dict[str, Path], classifier: OnnxClassifier, held_out: tuple[np.ndarray, np.ndarray], name: str
 ) -> None:
     other = OnnxClassifier(files[name], threads=1)
@@ -116,12 +116,12 @@ def test_contradictory_options_are_refused(model: Model, tmp_path: Path, options
         ("taken.onnx", "taken.onnx exists"),
         ("sidecar.onnx", "sidecar.json exists"),
         ("folder.onnx", "is a folder"),
-        ("nowhere/model.onnx", "nowhere is no folder"),
-        ("taken.onnx/model.onnx", "taken.onnx is no folder"),
+        ("nowhere/model.onnx", "nowhere is not a folder"),
+        ("taken.onnx/model.onnx", "taken.onnx is not a folder"),
         ("model.pt", "does not end in .onnx"),
     ],
 )
-def test_targets_that_cannot_be_written(model: Model, tmp_path: Path, target: str, message: str) -> None:
+def test_unwritable_targets_are_refused(model: Model, tmp_path: Path, target: str, message: str) -> None:
     (tmp_path / "taken.onnx").write_text("mine")
     (tmp_path / "sidecar.json").write_text("mine")
     (tmp_path / "folder.onnx").mkdir()
@@ -154,7 +154,9 @@ def test_heads_of_other_opsets(
         export_head_onnx(model, path, **options, opset=12, overwrite=True)
 
 
-def test_overwrites_only_when_told(model: Model, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+def test_existing_files_are_replaced_only_with_overwrite(
+    model: Model, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
     path = tmp_path / "model.onnx"
     options: dict[str, Any] = {"check_images": held_out[0], "mean": [0.3], "std": [0.37]}
     export_head_onnx(model, path, **options)
@@ -164,7 +166,7 @@ def test_overwrites_only_when_told(model: Model, held_out: tuple[np.ndarray, np.
     assert OnnxClassifier(path).metadata["precision"] == "fp16"
 
 
-def test_a_broken_bound_leaves_no_file(
+def test_an_exceeded_bound_leaves_no_file(
     model: Model, held_out: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(BOUNDS, "fp16", Bound(logits=1e-9, agreement=1.0))

@@ -1,4 +1,4 @@
-"""Files and runs of version 0.1.0 load, predict, are checked and are exported again."""
+"""Files and runs of version 0.1.0 still load and predict, and can be checked and exported again."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ WRITTEN = Path(__file__).parents[1] / "fixtures" / "written-by-0.1.0"
 RUNS = ("implicit-run", "learned-run", "fixed-run")
 
 
-def test_a_model_predicts_as_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_predicts_as_in_0_1_0(capsys: pytest.CaptureFixture[str]) -> None:
     classifier = OnnxClassifier(WRITTEN / "model.onnx")
     assert classifier.verified
     assert classifier.metadata["versions"]["nearest-etf"] == "0.1.0"
     paths = find_images([WRITTEN / "model-samples"]).paths
     images = np.stack([exact_pixels(path, (8, 8, 1)) for path in paths])
     assert [path.name for path in paths] == ["0-0.png", "180-6.png", "270-2.png", "90-2.png"]
-    assert classifier.predict(images).labels.tolist() == [0, 1, 1, 8]  # as 0.1.0 labels them
+    assert classifier.predict(images).labels.tolist() == [0, 1, 1, 8]  # the labels of 0.1.0
     assert predict([str(WRITTEN / "model.onnx"), str(WRITTEN / "model-samples"), "--format", "json", "--score"]) == 0
     out, err = capsys.readouterr()
     assert [row["label"] for row in json.loads(out)] == [0, 1, 1, 8]
@@ -52,10 +52,14 @@ def test_a_run_is_exported_again(run: str, tmp_path: Path) -> None:
     assert export([str(WRITTEN / run), "--to", str(path), "--head-only", "--check-images", "50"]) == 0
     found = OnnxClassifier(path).metadata
     assert found["head"]["kind"] == run.removesuffix("-run")
-    assert ("certificate_gap" in found["certificate"]) == (run != "learned-run"), "class means are found by their name"
+    assert ("certificate_gap" in found["certificate"]) == (run != "learned-run"), (
+        "class means are found under their earlier name"
+    )
     if run == "implicit-run":
         before = json.loads((WRITTEN / "head.json").read_text(encoding="utf-8"))["certificate"]
-        shared = {name: found["certificate"][name] for name in before}  # the figures of a frame have come since
+        shared = {
+            name: found["certificate"][name] for name in before
+        }  # without the entries of FrameGeometry, which are newer
         assert shared == pytest.approx(before, rel=1e-3, abs=1e-7)
 
 

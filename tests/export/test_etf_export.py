@@ -1,4 +1,4 @@
-"""`etf-export` from a run folder: what it writes, prints and refuses."""
+"""`etf-export` from a run folder: its files, its output and its errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def exported(run: Path) -> Path:
     return path
 
 
-def test_metadata_name_the_source(run: Path, exported: Path) -> None:
+def test_the_metadata_name_the_run(run: Path, exported: Path) -> None:
     found = OnnxClassifier(exported).metadata
     assert (found["data"], found["recipe"], found["backbone"], found["licence"]) == (
         "digits",
@@ -55,7 +55,7 @@ def test_metadata_name_the_source(run: Path, exported: Path) -> None:
     assert check["accuracy_onnx"] == pytest.approx(metrics["test_accuracy"])
 
 
-def test_samples_are_held_out_images_as_they_are(run: Path, exported: Path) -> None:
+def test_samples_are_unchanged_held_out_images(run: Path, exported: Path) -> None:
     test = load_trained(run).data.splits()["test"]
     files = sorted((exported.parent / "model-samples").iterdir())
     assert len(files) == 12
@@ -72,7 +72,7 @@ def test_predict_reads_what_export_wrote(exported: Path, capsys: pytest.CaptureF
     assert "of 12 right" in err
 
 
-def test_check_on_demand(run: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_check_is_repeated(run: Path, exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(exported), "--run", str(run), "--check-images", "100"]) == 0
     assert "100 images" in capsys.readouterr().out
 
@@ -123,7 +123,7 @@ def test_calibrated_probabilities_are_what_predict_prints(
     found = OnnxClassifier(path)
     entry = found.metadata["calibration"]
     assert f"logits × {entry['factor']:.4g}, fitted on {entry['images']} {split} images" in out
-    assert f"error {entry['ece_before']:.2%} before, {entry['ece_after']:.2%} after" in out
+    assert f"error {100 * entry['ece_before']:.2f} % before, {100 * entry['ece_after']:.2f} % after" in out
     assert entry["nll_after"] < entry["nll_before"]
     assert json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["calibration"]["split"] == split
     held_out = load_trained(source).data.splits()[split]
@@ -133,11 +133,11 @@ def test_calibrated_probabilities_are_what_predict_prints(
     pictures = sorted((tmp_path / "model-samples").iterdir())
     assert predict([str(path), str(pictures[0])]) == 0
     p = found.predict(found.read_photo(pictures[0])[None]).probabilities.max()
-    assert f"{p:.2%}" in capsys.readouterr().out
+    assert f"{100 * p:.2f} %" in capsys.readouterr().out
     assert main(["check", str(path), "--run", str(source), "--quiet"]) == 0
 
 
-def test_a_calibration_needs_images_that_were_not_trained_on(run: Path) -> None:
+def test_a_calibration_needs_images_outside_the_training_split(run: Path) -> None:
     trained = load_trained(run)
     bare = dataclasses.replace(trained, data=dataclasses.replace(trained.data, val=None, test=None))
     with pytest.raises(ExportError, match="no validation or test images: train with --val-fraction"):
@@ -162,7 +162,7 @@ def validated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
-def test_a_file_is_checked_against_the_checkpoint_that_it_was_made_from(
+def test_a_file_is_checked_against_its_own_checkpoint(
     checkpoint: str, validated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(tmp_path / "model.onnx")
@@ -172,7 +172,7 @@ def test_a_file_is_checked_against_the_checkpoint_that_it_was_made_from(
 
 
 @pytest.mark.parametrize("checkpoint", ["best", "last"])
-def test_figures_are_those_of_the_checkpoint_s_epoch(validated: Path, checkpoint: str) -> None:
+def test_metrics_are_those_of_the_checkpoint_s_epoch(validated: Path, checkpoint: str) -> None:
     trained = load_trained(validated, checkpoint)
     rows = [json.loads(line) for line in (validated / "metrics.jsonl").read_text().splitlines()]
     best = max(rows, key=lambda row: row["val_accuracy"])
@@ -185,7 +185,7 @@ def test_figures_are_those_of_the_checkpoint_s_epoch(validated: Path, checkpoint
     assert trained.reason == ""
 
 
-def test_the_run_s_result_is_exported_and_the_reason_said(
+def test_the_run_s_result_is_exported_and_the_reason_printed(
     validated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(validated, tmp_path / "run")
@@ -203,7 +203,7 @@ def test_the_run_s_result_is_exported_and_the_reason_said(
         assert f"{100 * best:.2f} %" in out
 
 
-def test_an_epoch_that_waits_for_its_evaluation_is_a_finished_one(validated: Path, tmp_path: Path) -> None:
+def test_an_epoch_without_its_evaluation_is_finished(validated: Path, tmp_path: Path) -> None:
     run = shutil.copytree(validated, tmp_path / "run")
     contents = torch.load(run / "last.pt", weights_only=True)
     steps = contents["steps_per_epoch"]
@@ -214,7 +214,7 @@ def test_an_epoch_that_waits_for_its_evaluation_is_a_finished_one(validated: Pat
     assert trained.name.endswith("last.pt, epoch 3")
 
 
-def test_an_unfinished_epoch_has_no_figures(validated: Path, tmp_path: Path) -> None:
+def test_an_unfinished_epoch_has_no_metrics(validated: Path, tmp_path: Path) -> None:
     run = shutil.copytree(validated, tmp_path / "run")
     contents = torch.load(run / "last.pt", weights_only=True)
     save_checkpoint(run / "last.pt", {**contents, "epoch": 3, "step": 2})
@@ -227,7 +227,7 @@ def test_an_unfinished_epoch_has_no_figures(validated: Path, tmp_path: Path) -> 
     ("folders", "split", "size"),
     [(("train", "val", "test"), "test", 6), (("train", "val"), "val", 4), (("train",), "train", 20)],
 )
-def test_checks_on_held_out_images_where_there_are_any(
+def test_the_check_uses_held_out_images_if_there_are_any(
     folders: tuple[str, ...], split: str, size: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
@@ -258,24 +258,24 @@ def test_checks_on_held_out_images_where_there_are_any(
     ("words", "message"),
     [
         (["{run}", "--to", "{file}"], "model.onnx exists: choose another name"),
-        (["{run}", "--to", "{folder}/x/model.onnx"], "is no folder"),
+        (["{run}", "--to", "{folder}/x/model.onnx"], "is not a folder"),
         (["{run}", "--to", "{folder}/model.pt"], "does not end in .onnx"),
-        (["{folder}/nothing", "--to", "{folder}/a.onnx"], "nothing is no run folder: it has no config.json"),
+        (["{folder}/nothing", "--to", "{folder}/a.onnx"], "nothing is not a run folder: it has no config.json"),
         (["{broken}", "--to", "{folder}/a.onnx"], "last.pt is damaged"),
         (["{run}", "--to", "{folder}/a.onnx", "--checkpoint", "best"], "has no checkpoint 'best': choose one of last"),
-        (["{run}", "--to", "{folder}/a.onnx", "--head-only", "--float-input"], "neither --float-input nor"),
-        (["{run}", "--to", "{folder}/a.onnx", "--head-only", "--precision", "int8"], "--head-only takes features"),
-        (["{run}", "--to", "{folder}/a.onnx", "--precision", "fp64"], "--precision fp64 is for --head-only"),
+        (["{run}", "--to", "{folder}/a.onnx", "--head-only", "--float-input"], "leave out --float-input and"),
+        (["{run}", "--to", "{folder}/a.onnx", "--head-only", "--precision", "int8"], "--head-only exports a head"),
+        (["{run}", "--to", "{folder}/a.onnx", "--precision", "fp64"], "--precision fp64 needs --head-only"),
         (["{run}", "--to", "{folder}/a.onnx", "--check-images", "0"], "--check-images is 0: expected at least 1"),
         (["{run}", "--to", "{folder}/a.onnx", "--samples", "-1"], "--samples is -1"),
         (["{run}", "--to", "{folder}/a.onnx", "--opset", "17"], "opset is 17: expected 18 to 25"),
         (["{run}", "--to", "{folder}/b.onnx", "--samples", "3"], "b-samples exists"),
-        (["{run}", "--to", "{folder}/b.onnx", "--samples", "3", "--overwrite"], "holds more than sample images"),
+        (["{run}", "--to", "{folder}/b.onnx", "--samples", "3", "--overwrite"], "contains more than sample images"),
         (["check", "{folder}/nothing.onnx", "--run", "{run}"], "nothing.onnx is missing"),
         (["check", "{file}", "--run", "{run}", "--check-images", "0"], "--check-images is 0"),
     ],
 )
-def test_refuses_in_one_line_and_leaves_nothing(
+def test_errors_are_one_line_and_leave_no_files(
     run: Path, exported: Path, tmp_path: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken"

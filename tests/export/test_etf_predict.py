@@ -1,4 +1,4 @@
-"""`etf-predict`: the rows that it prints and when, how it refuses or goes on without a picture, and no torch."""
+"""`etf-predict`: its rows and when they appear, usage errors, unreadable images, and its imports (no torch)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pictures(held_out: Images, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Three photos in three sizes and modes, of the classes "1" and "2", and four files that are none."""
+    """Three photos in three sizes and modes, of the classes "1" and "2", and four other files."""
     folder, rng = tmp_path / "photos", np.random.default_rng(0)
     for name, size, mode in (
         ("1/a.jpg", (40, 30), "CMYK"),
@@ -55,7 +55,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def scaling(model: Classifier[ImplicitETFHead], tmp_path: Path) -> Path:
-    """The classifier in a file that records how photos become its images."""
+    """The classifier in a file that records a transform."""
     path, transform = tmp_path / "scaling.onnx", PhotoTransform(8, 8, 1).to_dict()
     export_onnx(model, path, image_shape=(8, 8, 1), mean=[0.3], std=[0.37], metadata={"transform": transform})
     return path
@@ -94,7 +94,7 @@ def test_json_lines_are_an_object_per_image(
 
 
 @pytest.mark.parametrize("style", ["csv", "json", "jsonl", "table"])
-def test_no_rows_are_whole_files_too(
+def test_output_without_rows_is_a_valid_file(
     files: dict[str, Path], pictures: Path, style: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(files["fp32"]), str(pictures / "notes.txt"), "--format", style]) == 1
@@ -111,10 +111,10 @@ def test_no_rows_are_whole_files_too(
         (["{model}", "{pictures}", "--threads", "0"], "threads is 0"),
         (["{model}", "{pictures}", "--batch-size", "0"], "--batch-size is 0: expected at least 1"),
         (["{model}", "{pictures}", "--provider", "CPU"], "'CPU' is not in this onnxruntime: expected some of "),
-        (["{model}", "{pictures}", "--output", "{pictures}"], "pictures: expected a file in a folder that exists"),
+        (["{model}", "{pictures}", "--output", "{pictures}"], "pictures: expected a file in an existing folder"),
         (
             ["{model}", "{pictures}", "--output", "{pictures}/no/x.csv"],
-            "x.csv: expected a file in a folder that exists",
+            "x.csv: expected a file in an existing folder",
         ),
         (["{model}", "{pictures}", "--output", "{pictures}/notes.txt"], "notes.txt exists: choose another name, or"),
         (["{float}", "{pictures}"], "takes float32 images, not files"),
@@ -138,7 +138,7 @@ def test_bad_flags_end_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_quiet_prints_the_rows_and_the_score_alone(
+def test_quiet_prints_only_the_rows_and_the_score(
     files: dict[str, Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = shutil.copy(files["fp32"], tmp_path / "alone.onnx")  # without its sidecar
@@ -148,7 +148,7 @@ def test_quiet_prints_the_rows_and_the_score_alone(
     assert err.count("\n") == 1
     assert "of 5 right" in err
     assert main([str(alone), str(pictures)]) == 0
-    assert "no sidecar beside the model" in capsys.readouterr().err
+    assert "the model has no sidecar" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["etf_predict", "etf_export"])
@@ -201,17 +201,19 @@ def test_photos_of_any_size_and_mode_are_classified_and_bad_ones_counted(
     assert [Path(row["file"]).name for row in rows] == ["a.jpg", "b.png", "c.png"]
     right = sum(row["label"] == "1" for row in rows[:2]) + (rows[2]["label"] == "2")
     assert err.splitlines() == [
-        f"etf-predict: note: {photos}: 1 file is no image by its name: 1 .heic",
+        f"etf-predict: note: {photos}: 1 file has no known image suffix: 1 .heic",
         *[line for line in err.splitlines() if "cannot be read (" in line],
-        f"{right} of 3 right ({right / 3:.2%})",
+        f"{right} of 3 right ({100 * right / 3:.2f} %)",
         "etf-predict: 2 of 5 images were left out",
     ]
     assert err.count("cannot be read (") == 2
     assert main([*words, "--quiet"]) == 1
-    assert "note" not in capsys.readouterr().err, "but what is left out"
+    assert "note" not in capsys.readouterr().err, "only the images that were left out"
 
 
-def test_strictness_stays_available(scaling: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exact_refuses_photos_of_another_size_or_mode(
+    scaling: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(scaling), str(photos), "--exact", "--format", "csv"]) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
@@ -220,16 +222,16 @@ def test_strictness_stays_available(scaling: Path, photos: Path, capsys: pytest.
     assert "4 of 5 images were left out" in err
 
 
-def test_a_file_without_transform_says_what_it_takes(
+def test_a_model_without_transform_is_noted_with_the_size_of_its_photos(
     files: dict[str, Path], photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(files["fp32"]), str(photos / "1")]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert "records no transform: it takes photos of 8×8 pixels, as they are" in err
+    assert "records no transform, so photos are not resized: expected photos of 8×8 pixels" in err
 
 
-def test_rows_come_as_they_are_made(
+def test_rows_are_printed_batch_by_batch(
     files: dict[str, Path], pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     printed: list[int] = []
@@ -245,7 +247,7 @@ def test_rows_come_as_they_are_made(
 
 
 @pytest.mark.parametrize(("name", "begins"), [("out.csv", "file,rank"), ("out.JSON", "[\n"), ("out.jsonl", '{"file"')])
-def test_output_is_a_whole_file_in_the_format_of_its_name(
+def test_output_is_a_complete_file_in_the_format_of_its_suffix(
     scaling: Path, photos: Path, tmp_path: Path, name: str, begins: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / name
@@ -263,7 +265,7 @@ def test_output_is_a_whole_file_in_the_format_of_its_name(
     assert path.read_text(encoding="utf-8").count("cosine") == 3
 
 
-def test_what_ends_early_leaves_the_earlier_output(
+def test_an_interrupt_keeps_the_earlier_output(
     files: dict[str, Path], pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out.csv").write_text("earlier")
@@ -292,7 +294,9 @@ def test_what_ends_early_leaves_the_earlier_output(
 
 @pytest.mark.parametrize("separator", [b"\n", b"\0", b"\r\n"])
 def test_lists_of_files_from_standard_input(files: dict[str, Path], pictures: Path, separator: bytes) -> None:
-    strange = pictures / os.fsdecode(b"\xff \xe2\x89\xa4.png")  # no text in UTF-8, and a letter that cp1252 lacks
+    strange = pictures / os.fsdecode(
+        b"\xff \xe2\x89\xa4.png"
+    )  # a byte that is not UTF-8, and a letter that cp1252 lacks
     shutil.copy(next(pictures.glob("0-*.png")), strange)
     listed = [os.fsencode(path) for path in (strange, pictures / "gone.png", next(pictures.glob("1-*.png")))]
     command = [sys.executable, "-m", "nearest_etf.export.etf_predict", str(files["fp32"]), "-", "--format", "csv"]
@@ -308,7 +312,8 @@ def test_lists_of_files_from_standard_input(files: dict[str, Path], pictures: Pa
         assert (b"\\udcff " + ("≤" if encoding == "utf-8" else "<=").encode()) in result.stdout
         assert result.stderr.decode(encoding).splitlines() == [
             f"etf-predict: {pictures / 'gone.png'} is missing: expected an image",
-            "etf-predict: note: the model file records no transform: it takes photos of 8×8 pixels, as they are",
+            "etf-predict: note: the model file records no transform, so photos are not resized: expected photos of "
+            "8×8 pixels",
             "etf-predict: 1 of 3 images was left out",
         ]
 
@@ -318,11 +323,11 @@ def test_an_empty_list_is_refused(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n\n")))
     assert main([str(files["fp32"]), "-"]) == 2
-    assert "standard input names no images: expected a path a line" in capsys.readouterr().err
+    assert "standard input contains no paths: expected one path per line" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("style", ["table", "jsonl"])
-def test_a_reader_that_has_seen_enough_is_no_error(files: dict[str, Path], pictures: Path, style: str) -> None:
+def test_a_closed_standard_output_is_not_an_error(files: dict[str, Path], pictures: Path, style: str) -> None:
     words = [str(files["fp32"]), *[str(pictures)] * 400, "--batch-size", "2", "--format", style, "--quiet"]
     command = [sys.executable, "-m", "nearest_etf.export.etf_predict", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -334,10 +339,10 @@ def test_a_reader_that_has_seen_enough_is_no_error(files: dict[str, Path], pictu
     assert process.wait() == 0
 
 
-def test_truth_is_the_folder_or_the_end_of_a_samples_name() -> None:
+def test_the_true_label_is_the_folder_or_the_end_of_a_sample_s_name() -> None:
     names = ["cat", "dog", "2"]
     truth = {"val/dog/2019-0.jpg": 1, "cat/deep/er/x.jpg": 0, "2/samples/17-1.png": 1, "2/1-5.png": 2, "dog/cat/y": 0}
     assert {path: true_label(Path(path), names) for path in truth} == truth
     for path in ("val/bird/x.jpg", "samples/17-3.png", "samples/x-1.png"):
-        with pytest.raises(InputError, match="is named after a class, nor does its name end in a label"):
+        with pytest.raises(InputError, match="is named after a class, and its own name does not end in a label"):
             true_label(Path(path), names)

@@ -1,4 +1,4 @@
-"""What is taken from a model, and models without a backbone, head or constants."""
+"""The constants that `freeze` reads from a model, and its errors for models without a backbone, head or constants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nearest_etf.torchport import Classifier, FixedETFHead, Head, ImplicitETFHea
 
 
 def parts(backbone: object = None, **head: object) -> nn.Module:
-    """A module with a backbone and a head that has the given attributes."""
+    """A module with a backbone, and a head with the given attributes."""
     model = nn.Module()
     model.backbone = nn.Flatten() if backbone is None else backbone  # type: ignore[assignment]
     model.head = nn.Module()
@@ -26,7 +26,7 @@ def parts(backbone: object = None, **head: object) -> nn.Module:
 
 
 class Cosine(nn.Linear):
-    """A linear layer that normalises, with a forward of its own."""
+    """A linear layer whose forward normalises features."""
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(nn.functional.normalize(features), self.weight)
@@ -35,7 +35,7 @@ class Cosine(nn.Linear):
 @pytest.mark.parametrize(
     "head", [LearnedHead(8, 3), FixedETFHead(8, 3), ImplicitETFHead(8, 3, delta=0.01), LinearHead(8, 3)]
 )
-def test_takes_the_classifier_in_force(head: Head) -> None:
+def test_the_constants_are_those_of_the_current_classifier(head: Head) -> None:
     model = Classifier(nn.Flatten(), head).train()
     frozen = freeze(model)
     np.testing.assert_array_equal(frozen.weight, head.weight.detach().numpy())
@@ -47,21 +47,21 @@ def test_takes_the_classifier_in_force(head: Head) -> None:
     assert model.training, "the caller's model was put into eval mode"
 
 
-def test_takes_a_model_straight_from_training() -> None:
+def test_a_model_in_training_mode_is_frozen() -> None:
     head = ImplicitETFHead(8, 3)
     model = Classifier(nn.Linear(4, 8), head)
     model(torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])).sum().backward()
     np.testing.assert_array_equal(freeze(model).weight, head.weight.numpy())
 
 
-def test_refuses_a_forward_that_a_copy_would_share_with_the_original() -> None:
+def test_a_replaced_forward_is_refused_because_a_copy_would_share_it() -> None:
     backbone = nn.Linear(4, 8)
     backbone.forward = backbone.forward  # type: ignore[method-assign]
-    with pytest.raises(ExportError, match="replaced the forward of the backbone"):
+    with pytest.raises(ExportError, match="the forward of the backbone was replaced"):
         freeze(Classifier(backbone, LearnedHead(8, 3)))
 
 
-def test_a_head_without_bias_has_none() -> None:
+def test_a_head_without_bias_gets_zeros() -> None:
     frozen = freeze(parts(weight=torch.eye(3, 5), bias=None, temperature=2))
     assert frozen.bias.tolist() == [0, 0, 0]
     assert (frozen.num_classes, frozen.num_features, frozen.temperature) == (3, 5, 2.0)
@@ -87,18 +87,18 @@ def test_a_parametrised_linear_layer_is_a_linear_head() -> None:
     np.testing.assert_array_equal(frozen.weight, head.weight.detach().numpy())
 
 
-def test_a_linear_layer_with_its_own_forward_has_to_say_what_it_does() -> None:
+def test_a_linear_layer_with_its_own_forward_needs_a_temperature() -> None:
     model = parts()
     model.head = Cosine(8, 3)
     with pytest.raises(
-        ExportError, match=r"a Cosine, has no attribute 'temperature'.*None where it takes them as they"
+        ExportError, match=r"a Cosine, has no attribute 'temperature'.*None if it does not normalise them"
     ):
         freeze(model)
     model.head.temperature = 1.0  # type: ignore[assignment]
     assert freeze(model).describe_head()["kind"] == "Cosine"
 
 
-def test_own_heads_on_features_as_they_come_say_temperature_none() -> None:
+def test_own_heads_without_normalisation_have_temperature_none() -> None:
     frozen = freeze(parts(weight=torch.eye(3, 5), temperature=None))
     assert frozen.temperature is None
     assert frozen.describe_head()["temperature"] is None
@@ -118,7 +118,7 @@ def test_a_learned_temperature_has_its_present_value(log_temperature: float, tem
     ("dtype", "eps"),
     [(torch.float64, 2**-52), (torch.float32, 2**-23), (torch.float16, 2**-10), (torch.bfloat16, 2**-7)],
 )
-def test_takes_heads_of_any_floating_type(dtype: torch.dtype, eps: float) -> None:
+def test_heads_of_any_floating_type_are_frozen(dtype: torch.dtype, eps: float) -> None:
     own = freeze(parts(weight=torch.eye(3, 5, dtype=dtype), temperature=2)), eps
     ours = freeze(Classifier(nn.Flatten(), ImplicitETFHead(8, 3).to(dtype))), eps
     for frozen, expected in (own, ours):
@@ -126,7 +126,7 @@ def test_takes_heads_of_any_floating_type(dtype: torch.dtype, eps: float) -> Non
         assert frozen.eps == expected
 
 
-def test_unwraps_what_stands_around_a_model() -> None:
+def test_wrappers_around_a_model_are_removed() -> None:
     backbone = nn.Linear(4, 8)
     model = Classifier(torch.compile(backbone), LearnedHead(8, 3))  # type: ignore[arg-type]
     for wrapped in (model, torch.optim.swa_utils.AveragedModel(model), nn.DataParallel(model), torch.compile(model)):
@@ -153,7 +153,7 @@ def test_unwraps_what_stands_around_a_model() -> None:
         ),
     ],
 )
-def test_refuses_what_is_no_classifier(model: nn.Module, message: str) -> None:
+def test_other_modules_than_classifiers_are_refused(model: nn.Module, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         freeze(model)
 
@@ -165,18 +165,18 @@ def lazy() -> nn.Module:
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
-        (lazy, "the backbone has lazy layers without a shape so far: run the model on one batch first"),
+        (lazy, "the backbone has lazy layers without a shape: run the model on one batch first"),
         (lambda: nn.Linear(4, 8, device="meta"), "the backbone is on the meta device"),
-        (lambda: torch.jit.script(nn.Linear(4, 8)), "the backbone is TorchScript: export the module that"),
+        (lambda: torch.jit.script(nn.Linear(4, 8)), "the backbone is TorchScript: export the original module"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_refuses_backbones_without_values_or_code(backbone: Callable[[], nn.Module], message: str) -> None:
+def test_backbones_without_values_or_code_are_refused(backbone: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(ExportError, match=message):
         freeze(Classifier(backbone(), LearnedHead(8, 3)))
 
 
-def test_what_cannot_be_copied_is_one_line() -> None:
+def test_a_failed_copy_is_an_error_of_one_line() -> None:
     backbone = nn.Linear(4, 8)
     backbone.lock = threading.Lock()  # type: ignore[assignment]
     with pytest.raises(ExportError, match="the backbone, a Linear, cannot be copied: cannot pickle"):

@@ -1,4 +1,4 @@
-"""The graph: what is in the file, what is not, and the head's arithmetic at the edges of each floating-point type."""
+"""The contents of the graph, and the head's arithmetic at the limits of each floating-point type."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def small(backbone: nn.Module, head: Head | None = None) -> Frozen:
 
 
 def answers(frozen: Frozen, features: np.ndarray) -> Prediction:
-    """What the head's own graph makes of features, in their type."""
+    """The prediction of a file with only the head, in the type of the features."""
     metadata = {**HEAD_METADATA, "input": {**HEAD_METADATA["input"], "dtype": features.dtype.name}}  # type: ignore[dict-item]
     graph = head_model(frozen, features.dtype.type)
     return OnnxClassifier.from_bytes(seal(graph, metadata), threads=1).predict(features)
@@ -51,7 +51,7 @@ def test_versions_and_interface(files: dict[str, Path], name: str, opset: int, i
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "float", "head-fp32"])
-def test_nothing_of_the_exporting_machine_is_left(files: dict[str, Path], name: str) -> None:
+def test_no_path_of_the_exporting_machine_is_left(files: dict[str, Path], name: str) -> None:
     data = files[name].read_bytes()
     private = ["site-packages", ".py", "Traceback", "def forward", "pkg.torch", os.getcwd(), str(Path.home())]
     private += [getpass.getuser()] if len(getpass.getuser()) > 4 else []
@@ -71,8 +71,8 @@ def test_batch_norm_is_folded_and_the_head_is_bit_exact(files: dict[str, Path], 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32", "fp64"])
 @pytest.mark.parametrize("scale", ["tiny", "one", "huge", "zero"])
-def test_head_is_right_at_the_edges_of_its_type(precision: str, scale: str) -> None:
-    """float16 squares overflow above 255, and underflow below 2⁻¹²; float32's below 1e-22."""
+def test_the_head_is_exact_at_the_limits_of_its_type(precision: str, scale: str) -> None:
+    """Squares in float16 overflow above 255 and underflow below 2⁻¹²; in float32 they underflow below 1e-22."""
     dtype = DTYPES[precision]
     info = np.finfo(dtype)
     factor = {"tiny": 32 * float(info.tiny), "one": 1.0, "huge": float(info.max) / 8, "zero": 0.0}[scale]
@@ -86,7 +86,7 @@ def test_head_is_right_at_the_edges_of_its_type(precision: str, scale: str) -> N
     logits = h @ frozen.weight.T + frozen.bias
     tolerance = 40 * float(info.eps)
     np.testing.assert_allclose(answer.logits, logits, rtol=0, atol=tolerance)
-    norms = np.linalg.norm(frozen.weight.astype(np.float64), axis=1)  # one, but for rounding
+    norms = np.linalg.norm(frozen.weight.astype(np.float64), axis=1)  # one, up to rounding
     cosines = ((logits - frozen.bias) / (5 * norms))[np.arange(5), answer.labels]
     np.testing.assert_allclose(answer.cosines, cosines, rtol=0, atol=tolerance)
     np.testing.assert_allclose(answer.probabilities.sum(1), 1, atol=tolerance)
@@ -94,8 +94,8 @@ def test_head_is_right_at_the_edges_of_its_type(precision: str, scale: str) -> N
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32", "fp64"])
 @pytest.mark.parametrize("scale", ["tiny", "one", "huge", "zero"])
-def test_linear_head_is_right_at_the_edges_of_its_type(precision: str, scale: str) -> None:
-    """Logits of features as they come, and the cosine without squares that overflow or underflow."""
+def test_the_linear_head_is_exact_at_the_limits_of_its_type(precision: str, scale: str) -> None:
+    """Logits of features without normalisation, and the cosine without overflow or underflow of squares."""
     dtype = DTYPES[precision]
     info = np.finfo(dtype)
     factor = {"tiny": 32 * float(info.tiny), "one": 1.0, "huge": float(info.max) / 16, "zero": 0.0}[scale]

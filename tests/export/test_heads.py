@@ -1,4 +1,4 @@
-"""Every kind of head: exported as what it is, and refused where it should be an ETF and is none."""
+"""Every kind of head is exported under its kind, and refused if its W lacks the structure of that kind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GEOMETRY = set(FrameGeometry.__dataclass_fields__)
 
 
 class Plain(nn.Module):
-    """What people have: a backbone and an `nn.Linear`, without anything of this project."""
+    """A backbone and an `nn.Linear`, without any class of this project."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def test_a_linear_head_is_exported_checked_and_predicts(
     assert report.accuracy_torch > 0.9
     found = OnnxClassifier(path, threads=1)
     assert (found.metadata["head"]["kind"], found.metadata["head"]["temperature"]) == ("linear", None)
-    assert found.metadata["format"] == 1, "version 0.1.0 reads it, too"
+    assert found.metadata["format"] == 1, "version 0.1.0 can read it"
     assert set(found.metadata["certificate"]) == {"etf_error", "row_norm_error", "etf_distance", *GEOMETRY}
     assert found.metadata["certificate"]["etf_error"] > 0.1
 
@@ -102,7 +102,7 @@ def test_a_linear_head_is_exported_checked_and_predicts(
     assert row["cosine"] == pytest.approx(float(answer.cosines[0]), abs=1e-4)
 
 
-def test_a_linear_graph_holds_no_normalisation(linear: nn.Module, tmp_path: Path) -> None:
+def test_a_linear_graph_has_no_normalisation(linear: nn.Module, tmp_path: Path) -> None:
     export_onnx(linear, tmp_path / "model.onnx", **DIGITS)
     graph = onnx.load(tmp_path / "model.onnx").graph
     product = next(node for node in graph.node if node.name == "scores")
@@ -123,10 +123,10 @@ def test_a_linear_head_alone(
     assert check_onnx(linear, path, held_out[0]).passed
 
 
-def test_the_bound_of_a_linear_head_follows_the_size_of_its_products(
+def test_the_bound_of_a_linear_head_grows_with_the_size_of_its_products(
     linear: nn.Module, held_out: Images, tmp_path: Path
 ) -> None:
-    """Features a hundred times as long are as good in float32, and a difference beyond its rounding is noticed."""
+    """Features a hundred times as long pass in float32, and a difference above its rounding fails."""
     longer = copy.deepcopy(linear)
     longer.backbone = nn.Sequential(longer.get_submodule("backbone"), Hundredfold())
     path = tmp_path / "model.onnx"
@@ -196,11 +196,11 @@ def test_a_learned_temperature_is_a_constant_of_the_file(
     assert OnnxClassifier(path).metadata["head"]["temperature"] == head.temperature == pytest.approx(np.exp(2.7))
     with torch.no_grad():
         head.log_temperature.fill_(2.8)
-    assert not check_onnx(changed, path, held_out[0]).passed, "the file keeps the value that it was exported with"
+    assert not check_onnx(changed, path, held_out[0]).passed, "the file has the value at the time of export"
 
 
 def averaged(model: Classifier[Any]) -> AveragedModel:
-    """An exponential average over a few steps, buffers included."""
+    """An exponential moving average over a few steps, buffers included."""
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
     torch.manual_seed(1)
     labels = torch.arange(60) % model.head.num_classes
@@ -216,7 +216,7 @@ def test_an_averaged_implicit_head_is_exported_after_refresh(
 ) -> None:
     average = averaged(Classifier(copy.deepcopy(model.backbone), ImplicitETFHead(24, num_classes)))
     path = tmp_path / "model.onnx"
-    message = r"the implicit head's classifier is no simplex ETF: etf_error .*; expected at most 2.0e-04"
+    message = r"the implicit head's classifier is not a simplex ETF: etf_error .*; expected at most 2.0e-04"
     with pytest.raises(ExportError, match=message + r".*head.refresh\(\)"):
         export_onnx(average, path, **DIGITS)
     with pytest.raises(ExportError, match=message):
@@ -233,12 +233,12 @@ def test_an_averaged_implicit_head_is_exported_after_refresh(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_on_the_way_is_noticed_and_mended(
+def test_conversion_to_half_precision_is_refused_until_refresh(
     dtype: torch.dtype, model: Classifier[ImplicitETFHead], tmp_path: Path
 ) -> None:
     rounded = copy.deepcopy(model)
     rounded.head.to(dtype).float()
-    with pytest.raises(ExportError, match="half precision on the way"):
+    with pytest.raises(ExportError, match="conversion to half precision"):
         export_onnx(rounded, tmp_path / "model.onnx", **DIGITS)
     rounded.head.refresh()
     assert export_onnx(rounded, tmp_path / "model.onnx", **DIGITS).passed
@@ -249,13 +249,13 @@ def test_an_averaged_fixed_head_is_still_an_etf(model: Classifier[ImplicitETFHea
     assert export_onnx(average, tmp_path / "model.onnx", **DIGITS).passed
 
 
-def test_an_average_of_two_fixed_heads_takes_the_weight_of_one(
+def test_an_average_of_two_fixed_heads_needs_the_weight_of_one(
     model: Classifier[ImplicitETFHead], tmp_path: Path
 ) -> None:
     own, other = FixedETFHead(24, 10, initial="canonical"), FixedETFHead(24, 10, initial="random")
     average = Classifier(model.backbone, copy.deepcopy(own))
     average.head.weight.lerp_(other.weight, 0.5)
-    with pytest.raises(ExportError, match=r"the fixed head's classifier is no simplex ETF.*load its weight from"):
+    with pytest.raises(ExportError, match=r"the fixed head's classifier is not a simplex ETF.*load its weight from"):
         export_onnx(average, tmp_path / "model.onnx", **DIGITS)
     average.head.weight.copy_(own.weight)
     average.head.refresh()
@@ -263,12 +263,12 @@ def test_an_average_of_two_fixed_heads_takes_the_weight_of_one(
 
 
 class Tilted(FixedETFHead):
-    """A head of another kind, no ETF on purpose."""
+    """A head of another kind, whose W need not be an ETF."""
 
     kind = "tilted"
 
 
-def test_a_head_of_another_kind_is_no_etf_on_purpose(model: Classifier[ImplicitETFHead], tmp_path: Path) -> None:
+def test_a_head_of_another_kind_may_have_any_weight(model: Classifier[ImplicitETFHead], tmp_path: Path) -> None:
     head = Tilted(24, 10)
     head.weight[0] = head.weight[1]
     assert export_onnx(Classifier(model.backbone, head), tmp_path / "model.onnx", **DIGITS).passed

@@ -1,4 +1,4 @@
-"""More classes than a simplex ETF has vertices, and classes that came later: exported under their own kind."""
+"""Heads for K > d+1 and heads with added classes are exported under their kind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def normalised(images: np.ndarray) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def narrow(model: Classifier[ImplicitETFHead], digits: Images) -> nn.Module:
-    """The trained backbone, projected onto the four directions with most of its features: K = 10 > d + 1."""
+    """The trained backbone, projected onto the four principal directions of its features: K = 10 > d + 1."""
     with torch.no_grad():
         features = model.backbone(normalised(digits[0][:1400]))
     projection = nn.Linear(24, 4, bias=False).requires_grad_(False)
@@ -56,7 +56,7 @@ def narrow(model: Classifier[ImplicitETFHead], digits: Images) -> nn.Module:
     ],
     ids=["class-mean", "unit", "tight", "equal"],
 )
-def test_a_head_for_any_number_of_classes_says_what_frame_it_is(
+def test_the_certificate_describes_the_frame_of_heads_for_any_number_of_classes(
     head: ClassMeanHead | TightFrameHead,
     tight: bool,
     narrow: nn.Module,
@@ -71,7 +71,7 @@ def test_a_head_for_any_number_of_classes_says_what_frame_it_is(
     export_onnx(model, path, **DIGITS, check_images=held_out[0], check_labels=held_out[1])
     assert check_onnx(model, path, *held_out).passed
     found = OnnxClassifier(path, threads=1)
-    assert found.metadata["format"] == 1, "version 0.1.0 reads it, too"
+    assert found.metadata["format"] == 1, "version 0.1.0 can read it"
     assert found.metadata["head"]["kind"] == head.kind
     assert found.metadata["head"]["norms"] == getattr(head, "norms", None)
     certificate = found.metadata["certificate"]
@@ -100,7 +100,7 @@ def test_an_averaged_tight_frame_is_exported_after_refresh(
     for _ in range(6):
         model.train()(torch.randn(60, 1, 8, 8), torch.arange(60) % 10)
         average.update_parameters(model)
-    fault = "is no tight frame: tightness_error" if norms == "tight" else "has rows of length"
+    fault = "is not a tight frame: tightness_error" if norms == "tight" else "has rows of length"
     with pytest.raises(ExportError, match=rf"the tight-frame head's classifier {fault}.*call head.refresh\(\)"):
         export_onnx(average, tmp_path / "model.onnx", **DIGITS)
     assert not list(tmp_path.iterdir())
@@ -122,7 +122,7 @@ def test_an_averaged_tight_frame_is_exported_after_refresh(
 def test_a_grown_head_is_exported_with_the_names_of_all_its_classes(
     head: Head, pin: bool, model: Classifier[ImplicitETFHead], digits: Images, held_out: Images, tmp_path: Path
 ) -> None:
-    """From eight to ten digits: a head without pinned rows is still of its kind, one with them is pinned."""
+    """From eight to ten digits: a head without pinned rows keeps its kind; with pinned rows its kind is "pinned"."""
     head, path = copy.deepcopy(head), tmp_path / "model.onnx"
     images, labels = normalised(digits[0][:1400]), torch.from_numpy(digits[1][:1400])
     with torch.no_grad():
@@ -153,8 +153,10 @@ def test_a_grown_head_is_exported_with_the_names_of_all_its_classes(
     np.testing.assert_array_equal(answer.labels, grown(normalised(held_out[0])).argmax(1))
 
 
-def test_a_grown_state_is_exported_from_a_head_built_anew(model: Classifier[ImplicitETFHead], tmp_path: Path) -> None:
-    """A state dict is the whole truth: what was pinned stays pinned."""
+def test_the_state_of_a_grown_head_is_exported_from_a_new_head(
+    model: Classifier[ImplicitETFHead], tmp_path: Path
+) -> None:
+    """The state dict contains the pinned rows."""
     head = ImplicitETFHead(24, 8, 12.0)
     head.train()(torch.randn(40, 24), torch.arange(40) % 8)
     head.add_classes(2, pin=True)
@@ -165,7 +167,7 @@ def test_a_grown_state_is_exported_from_a_head_built_anew(model: Classifier[Impl
 
 
 def test_three_thousand_classes_in_sixty_four_dimensions(tmp_path: Path) -> None:
-    """The file holds W once, and nothing takes K² memory for long."""
+    """The file contains W once, and the export takes seconds."""
     torch.manual_seed(0)
     d, K = 64, 3000
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(64, d))

@@ -1,4 +1,4 @@
-"""The score for foreign images: the file's against NumPy's and torch's, its threshold, a run's, and `etf-predict`."""
+"""OOD scores: those of files against NumPy's and torch's, their thresholds, those of runs, and `etf-predict`."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ Images = tuple[np.ndarray, np.ndarray]
 
 
 def problem(seed: int, head: Head) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features of four classes (200, d), labels, and foreign features (50, d), as the backbone gives them."""
+    """Features of four classes (200, d), labels, and OOD features (50, d), before normalisation."""
     rng = np.random.default_rng(seed)
     labels = np.arange(200) % K
     means, mixing = 3 * rng.standard_normal((K, D)), rng.standard_normal((D, D))
     features = np.maximum(means[labels] + rng.standard_normal((200, D)) @ mixing / 3, 0)
-    features[:, -1] = 0  # a unit that never fires
+    features[:, -1] = 0  # a dead unit
     return features, labels, 3 * rng.standard_normal((50, D))
 
 
@@ -87,7 +87,7 @@ def run_head(head: Head, score: OodScore, features: np.ndarray, dtype: Any, opse
 
 
 def by_formula(score: OodScore, h: np.ndarray, W: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """NumPy's and torch's, which agree."""
+    """The score of the reference, after comparison with torch's."""
     known = score.constants
     tensors = {key: torch.from_numpy(value) for key, value in known.items()}
     x, w, v = (torch.from_numpy(value) for value in (h, W, b))
@@ -111,7 +111,7 @@ def by_formula(score: OodScore, h: np.ndarray, W: np.ndarray, b: np.ndarray) -> 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("name", SCORES)
-def test_the_file_s_score_is_numpy_s_and_torch_s(name: str, kind: str, dtype: Any, seed: int) -> None:
+def test_the_scores_of_file_numpy_and_torch_agree(name: str, kind: str, dtype: Any, seed: int) -> None:
     torch.manual_seed(seed)
     head = HEADS[kind]()
     score = fitted(name, head, seed)
@@ -136,20 +136,20 @@ def test_the_score_in_half_precision_and_of_extreme_features(name: str) -> None:
     raw = HEADS["raw"]()
     at_centre = np.repeat(fitted(name, raw).constants["centre" if name == "neco" else "global_mean"][None], 2, axis=0)
     assert np.abs(run_head(raw, fitted(name, raw), at_centre, np.float64, 18)).max() == 0.0
-    with pytest.raises(ExportError, match="mahalanobis is beyond float16"):
+    with pytest.raises(ExportError, match="mahalanobis exceeds float16"):
         run_head(head, fitted("mahalanobis", head), features, np.float16, 13)
 
 
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("share", [0.5, 0.95, 1.0])
-def test_the_threshold_accepts_the_share_and_foreign_features_score_less(name: str, share: float) -> None:
+def test_the_threshold_accepts_the_share_and_ood_features_score_less(name: str, share: float) -> None:
     head = HEADS["sphere"]()
     score = fitted(name, head, share=share)
     features, _, foreign = problem(0, head)
     inside, outside = (score(seen(head, x), *constants(head)) for x in (features[160:], foreign))
     assert share <= np.mean(inside >= score.threshold) <= share + 1 / 40
     assert (score.images, score.share, score.split) == (40, share, "val")
-    if name != "nci":  # which is about W, here untrained
+    if name != "nci":  # depends on W, which is not trained here
         assert inside.mean() > outside.mean()
     assert score.describe()["larger"] == "more like the training images"
 
@@ -220,12 +220,12 @@ W, B = np.eye(K, D), np.zeros(K)
         (lambda: fit_ood("neco", FEATURES, LABELS, FEATURES, W, B, share=0.0), r"share is 0.0: .* \(0, 1\]"),
         (lambda: fit_ood("nci", FEATURES, LABELS, FEATURES, np.eye(5, D), np.zeros(5)), "class 4 has no sample"),
         (lambda: fit_ood("neco", 0 * FEATURES, LABELS, FEATURES, W, B), "neco: all rows coincide"),
-        (lambda: fit_ood("neco", FEATURES, LABELS, FEATURES[:0], W, B), "matrix that is not empty"),
+        (lambda: fit_ood("neco", FEATURES, LABELS, FEATURES[:0], W, B), "expected a non-empty matrix"),
         (lambda: fit_ood("neco", FEATURES[:, :3], LABELS, FEATURES[:, :3], W[:, :3], B), "span all 3 dimensions"),
         (lambda: fit_ood("mahalanobis", FEATURES[:4], LABELS[:4], FEATURES, W, B), "covariance is zero"),
     ],
 )
-def test_what_is_refused(call: Callable[[], OodScore], message: str) -> None:
+def test_unusable_scores_are_refused(call: Callable[[], OodScore], message: str) -> None:
     with pytest.raises(ExportError, match=message):
         call()
 
@@ -246,7 +246,7 @@ def exported(run: Path) -> Path:
     return path
 
 
-def test_of_a_run_the_validation_images_set_the_threshold(run: Path, exported: Path) -> None:
+def test_the_threshold_of_a_run_comes_from_validation_images(run: Path, exported: Path) -> None:
     classifier, trained = OnnxClassifier(exported), load_trained(run)
     val = trained.data.val
     assert isinstance(val, Split)
@@ -260,7 +260,7 @@ def test_of_a_run_the_validation_images_set_the_threshold(run: Path, exported: P
     assert noise.mean() < 0.95
 
 
-def test_checking_a_file_again_computes_its_score_anew(
+def test_a_repeated_check_computes_the_score_again(
     run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(["check", str(exported), "--run", str(run)]) == 0
@@ -272,16 +272,16 @@ def test_checking_a_file_again_computes_its_score_anew(
     wide = OnnxClassifier(path).ood
     assert wide is not None
     assert wide == ood_of_run(trained, "nci", 0.8).describe()
-    with pytest.raises(CheckError, match=r"OOD score of 0.25 on, but the run's val images give 0\."):
+    with pytest.raises(CheckError, match=r"OOD threshold 0.25, but the run's val images give 0\."):
         recorded_ood(trained, {**wide, "threshold": 0.25})
     assert recorded_ood(trained, None) is None
 
 
-def test_without_validation_images_a_note_says_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_validation_images_are_noted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trained = load_trained(run)
     without = replace(trained, data=replace(trained.data, val=None))
     found = fitted_ood(without, Namespace(ood_score=None, ood_share=None, quiet=False))
-    assert "note: the OOD threshold is set on training images" in capsys.readouterr().err
+    assert "note: the OOD threshold comes from training images" in capsys.readouterr().err
     assert (found.split, found.images, found.name) == ("train", len(trained.data.train), "neco")
     assert found.constants["subspace"].shape == (32, 9)
     assert fitted_ood(trained, Namespace(ood_score=None, ood_share=0.9, quiet=False)).share == 0.9
@@ -291,19 +291,19 @@ def test_without_validation_images_a_note_says_so(run: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--ood-score", "nci"], "--ood-score is for --ood"),
-        (["--ood-share", "0.9"], "--ood-share is for --ood"),
+        (["--ood-score", "nci"], "--ood-score needs --ood"),
+        (["--ood-share", "0.9"], "--ood-share needs --ood"),
         (["--ood", "--ood-share", "0"], "--ood-share is 0.0: expected a number above 0"),
     ],
 )
-def test_flags_that_do_not_fit(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_contradictory_flags_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(["runs/none", "--to", "m.onnx", *words]) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
 def pictures(exported: Path) -> Path:
-    """The samples that were exported, and noise."""
+    """The exported samples, and noise."""
     folder = exported.parent / "model-samples"
     pixels = np.random.default_rng(1).integers(0, 256, (8, 8), np.uint8)
     Image.fromarray(pixels).save(folder / "noise-0.png")
@@ -311,7 +311,7 @@ def pictures(exported: Path) -> Path:
 
 
 @pytest.mark.parametrize("style", ["table", "csv", "json", "jsonl"])
-def test_the_command_says_what_is_unfamiliar(
+def test_the_command_prints_scores_and_verdicts(
     exported: Path, pictures: Path, style: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict([str(exported), str(pictures), "--ood", "--format", style]) == 0
@@ -335,13 +335,13 @@ def test_the_command_says_what_is_unfamiliar(
     np.testing.assert_allclose([float(row["ood_score"]) for row in rows], expected.ood_scores, atol=1e-6)
 
 
-def test_a_file_without_a_score_says_how_to_get_one(
+def test_a_file_without_a_score_is_refused_with_a_remedy(
     files: dict[str, Path], pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert predict([str(files["fp32"]), str(pictures), "--ood"]) == 2
-    assert "has no score for foreign images: export it with etf-export RUN --ood" in capsys.readouterr().err
+    assert "has no OOD score: export it with etf-export RUN --ood" in capsys.readouterr().err
 
 
-def test_input_that_is_no_image_is_refused_as_before(exported: Path) -> None:
+def test_a_file_with_a_score_refuses_other_dtypes(exported: Path) -> None:
     with pytest.raises(InputError, match="has dtype float64"):
         OnnxClassifier(exported).predict(np.zeros((2, 8, 8, 1)))

@@ -1,4 +1,4 @@
-"""The names of the package: lazy, complete, none of them a module, and a remedy where a package is missing."""
+"""The names of the package: lazy, complete, none of them a module, and a remedy for a missing dependency."""
 
 from __future__ import annotations
 

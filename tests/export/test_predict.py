@@ -1,4 +1,4 @@
-"""Classifying: right answers for good input, an error of our own for everything else."""
+"""Classification: correct predictions for valid input, and errors of this package for everything else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nearest_etf.torchport import Classifier, ImplicitETFHead
 Images = tuple[np.ndarray, np.ndarray]
 
 
-def test_answers_hang_together(classifier: OnnxClassifier, held_out: Images) -> None:
+def test_the_fields_of_a_prediction_are_consistent(classifier: OnnxClassifier, held_out: Images) -> None:
     images, labels = held_out
     answer = classifier.predict(images)
     assert (answer.labels == labels).mean() > 0.9
@@ -51,7 +51,7 @@ def test_memory_order_changes_nothing(classifier: OnnxClassifier, held_out: Imag
 
 
 @pytest.mark.parametrize(("name", "shape"), [("fp32", (0, 8, 8, 1)), ("float", (0, 1, 8, 8)), ("head-fp64", (0, 24))])
-def test_an_empty_batch_has_an_empty_answer(files: dict[str, Path], name: str, shape: tuple[int, ...]) -> None:
+def test_an_empty_batch_gives_an_empty_prediction(files: dict[str, Path], name: str, shape: tuple[int, ...]) -> None:
     classifier = OnnxClassifier(files[name], threads=1)
     answer = classifier.predict(np.empty(shape, classifier.input_dtype))
     assert (answer.labels.shape, answer.names, answer.cosines.shape) == ((0,), (), (0,))
@@ -74,7 +74,7 @@ ONE = np.zeros((1, 8, 8, 1), np.uint8)
         (ONE.astype(np.int64), "dtype int64"),
         (ONE.astype(bool), "dtype bool"),
         (ONE.astype(object), "dtype object"),
-        ([ONE[0], ONE[0, :4]], "not one array"),
+        ([ONE[0], ONE[0, :4]], "cannot be converted to an array"),
     ],
 )
 def test_wrong_images_are_refused(classifier: OnnxClassifier, images: np.ndarray, message: str) -> None:
@@ -101,20 +101,20 @@ def test_wrong_floats_are_refused(files: dict[str, Path], value: float, dtype: s
 
 
 def copied(path: Path, folder: Path, *, sidecar: bool = True) -> Path:
-    """The file in a folder of its own."""
+    """A copy of the file in a new folder."""
     if sidecar:
         shutil.copy(path.with_suffix(".json"), folder)
     return Path(shutil.copy(path, folder))
 
 
 def flip(data: bytes) -> bytes:
-    """One bit of the weights, which onnxruntime cannot notice."""
+    """Flip one bit of the weights, which onnxruntime does not detect."""
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
 @pytest.mark.parametrize("damage", [flip, lambda data: data[:-100], lambda data: b"", lambda data: data + b"\0"])
-def test_damage_is_noticed_by_the_sidecar(files: dict[str, Path], tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+def test_the_sidecar_detects_damage(files: dict[str, Path], tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
     path = copied(files["fp32"], tmp_path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ModelFileError, match=r"is damaged, or fp32.json belongs to another file: SHA-256"):
@@ -132,7 +132,7 @@ def test_without_a_sidecar_the_file_runs_with_a_warning(files: dict[str, Path], 
 
 
 @pytest.mark.parametrize("contents", ["", "[]", "{}", "not json"])
-def test_a_sidecar_that_is_none_is_refused(files: dict[str, Path], tmp_path: Path, contents: str) -> None:
+def test_other_contents_of_the_sidecar_are_refused(files: dict[str, Path], tmp_path: Path, contents: str) -> None:
     path = copied(files["fp32"], tmp_path)
     path.with_suffix(".json").write_text(contents)
     with pytest.raises(ModelFileError, match="expected the sidecar of a model"):
@@ -170,8 +170,8 @@ NEWER = {**CLAIM, "format": 3, "versions": {"nearest-etf": "9.1.0"}}
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "damaged or no ONNX model"),
-        (b"PK\x03\x04 something else", "damaged or no ONNX model"),
+        (b"", "damaged or not an ONNX model"),
+        (b"PK\x03\x04 something else", "damaged or not an ONNX model"),
         (foreign(), "not written by etf-export"),
         (foreign(nearest_etf="not json"), "not written by etf-export"),
         (foreign(nearest_etf="[]"), "not written by etf-export"),
@@ -207,12 +207,12 @@ def test_no_file(tmp_path: Path, name: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(("threads", "batch_size"), [(0, 64), (1, 0)])
-def test_counts_have_to_be_positive(files: dict[str, Path], threads: int, batch_size: int) -> None:
+def test_threads_and_batch_size_must_be_positive(files: dict[str, Path], threads: int, batch_size: int) -> None:
     with pytest.raises(InputError, match="expected at least 1"):
         OnnxClassifier(files["fp32"], threads=threads).predict(ONE, batch_size=batch_size)
 
 
-def test_graph_is_valid_for_the_checker(files: dict[str, Path]) -> None:
+def test_onnx_s_checker_accepts_the_graph(files: dict[str, Path]) -> None:
     for path in files.values():
         onnx.checker.check_model(path, full_check=True)
 
@@ -243,7 +243,7 @@ def test_cosines_agree_with_the_model(
     np.testing.assert_allclose(found, rows @ columns.T, atol=1e-6)
 
 
-def test_spawned_workers_can_be_given_a_classifier(files: dict[str, Path], held_out: Images) -> None:
+def test_a_classifier_can_be_sent_to_spawned_workers(files: dict[str, Path], held_out: Images) -> None:
     classifier = OnnxClassifier(files["fp32"], threads=1)
     parts = [held_out[0][:5], held_out[0][5:10]]
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -262,18 +262,18 @@ def test_a_pickled_classifier_is_the_same_one(
     monkeypatch.chdir(tmp_path)
     for classifier in opened:
         data = pickle.dumps(classifier)
-        assert (len(data) < 1000) == classifier.verified, "a path, or the file's contents"
+        assert (len(data) < 1000) == classifier.verified, "the pickle has a path, or the contents of the file"
         again = pickle.loads(data)
         assert (again.verified, again.metadata) == (classifier.verified, classifier.metadata)
         assert (again._threads, again._providers) == (classifier._threads, classifier._providers)
         np.testing.assert_array_equal(again.predict(held_out[0]).logits, classifier.predict(held_out[0]).logits)
 
 
-def test_a_pickle_notices_that_its_file_has_changed(files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_pickle_of_a_changed_file_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
     path = copied(files["fp32"], tmp_path)
     data = pickle.dumps(OnnxClassifier(path, threads=1))
     shutil.copy(files["int8"], path)
-    with pytest.raises(ModelFileError, match=r"fp32.onnx is another file than when it was pickled: open it anew"):
+    with pytest.raises(ModelFileError, match=r"fp32.onnx has changed since the classifier was pickled: open it again"):
         pickle.loads(data)
     path.unlink()
     with pytest.raises(ModelFileError, match=r"fp32.onnx is missing: expected the model that was pickled"):
@@ -287,22 +287,22 @@ def test_a_pickle_notices_that_its_file_has_changed(files: dict[str, Path], tmp_
         ([], "none are given: expected some of .*CPUExecutionProvider"),
     ],
 )
-def test_providers_that_are_not_there_are_refused(files: dict[str, Path], providers: list[str], message: str) -> None:
+def test_missing_providers_are_refused(files: dict[str, Path], providers: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         OnnxClassifier(files["fp32"], providers=providers)
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
-def test_a_provider_that_does_not_start_is_no_silent_fallback(
-    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_provider_that_does_not_start_is_an_error(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     there = [*onnxruntime.get_available_providers(), "TensorrtExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
     with pytest.raises(InputError, match="TensorrtExecutionProvider does not start on this machine"):
         OnnxClassifier(files["fp32"], providers=["TensorrtExecutionProvider", "CPUExecutionProvider"])
 
 
-def test_errors_of_onnxruntime_name_file_and_remedy(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_onnxruntime_are_reported_with_file_and_remedy(
+    files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     classifier = OnnxClassifier(files["fp32"], threads=1)
 
     class Session:
@@ -311,14 +311,14 @@ def test_errors_of_onnxruntime_name_file_and_remedy(files: dict[str, Path], monk
 
     monkeypatch.setattr(classifier, "_session", Session())
     with pytest.raises(
-        InputError, match=r"fp32.onnx cannot classify 1 at a time: try a smaller batch size \(onnxruntime: .*FAIL\)"
+        InputError, match=r"fp32.onnx cannot classify a batch of 1: try a smaller batch size \(onnxruntime: .*FAIL\)"
     ):
         classifier.predict(ONE)
 
 
 @pytest.fixture
 def scaling(model: Classifier[ImplicitETFHead], tmp_path: Path) -> Path:
-    """The classifier in a file that records how photos become its images."""
+    """The classifier in a file that records a transform."""
     transform = PhotoTransform(8, 8, 1, crop=0.5, interpolation="bicubic").to_dict()
     path = tmp_path / "scaling.onnx"
     export_onnx(model, path, image_shape=(8, 8, 1), mean=[0.3], std=[0.37], metadata={"transform": transform})
@@ -355,8 +355,8 @@ def test_photos_are_read_by_the_recorded_transform_or_exactly(
 @pytest.mark.parametrize(
     "entry", [{}, {"height": 8}, "whole", {**PhotoTransform(8, 8).to_dict(), "crop_mode": "round"}]
 )
-def test_a_transform_that_is_not_understood_is_refused(tmp_path: Path, entry: object) -> None:
+def test_an_unsupported_transform_is_refused(tmp_path: Path, entry: object) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(foreign(nearest_etf=json.dumps({**CLAIM, "transform": entry})))
-    with pytest.raises(ModelFileError, match="records a transform of photos that this version does not know"):
+    with pytest.raises(ModelFileError, match="records a transform of photos that this version does not support"):
         OnnxClassifier(path)

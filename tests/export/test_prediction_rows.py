@@ -1,4 +1,4 @@
-"""The table that etf-predict prints: a line for each row, columns of one width."""
+"""The table of `etf-predict`: one line per row, aligned columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from nearest_etf.common.text import columns_of
 from nearest_etf.export.prediction_rows import as_text, columns
 
 
-def test_any_name_takes_a_line_of_the_table_and_its_columns_stay_aligned() -> None:
+def test_columns_are_aligned_for_any_name() -> None:
     files, names = ["a.png", "猫/two\nlines.jpg", "\x1b[31mred.png", "Übung.png"], ["猫猫", "cat", "a\tb", "dog"]
     rows = [
         [{"file": file, "rank": 1, "label": 0, "name": name, "probability": 0.5, "cosine": cosine}]

@@ -1,4 +1,4 @@
-"""Lower precision reaches the backbone, and only it."""
+"""Lower precision applies to the backbone only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nearest_etf.torchport import Classifier, ImplicitETFHead, LearnedHead
 Model = Classifier[ImplicitETFHead]
 
 
-def test_float16_is_in_the_backbone_only(files: dict[str, Path]) -> None:
+def test_only_the_backbone_is_float16(files: dict[str, Path]) -> None:
     graph = onnx.load(files["fp16"]).graph
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
     assert {kinds[name] for name in kinds if name.startswith("backbone/") and "weight" in name} == {TensorProto.FLOAT16}
@@ -30,7 +30,7 @@ def test_float16_is_in_the_backbone_only(files: dict[str, Path]) -> None:
     assert files["fp16"].stat().st_size < 0.75 * files["fp32"].stat().st_size
 
 
-def test_int8_is_in_the_convolutions_only(files: dict[str, Path]) -> None:
+def test_only_convolutions_are_int8(files: dict[str, Path]) -> None:
     graph = onnx.load(files["int8"]).graph
     made_by = {node.output[0]: node for node in graph.node}
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -63,9 +63,7 @@ def test_int8_needs_convolutions() -> None:
         (np.zeros((0, 8, 8, 1), np.uint8), "N > 0"),
     ],
 )
-def test_int8_needs_images_to_calibrate_on(
-    model: Model, tmp_path: Path, images: np.ndarray | None, message: str
-) -> None:
+def test_int8_needs_calibration_images(model: Model, tmp_path: Path, images: np.ndarray | None, message: str) -> None:
     digits: dict[str, Any] = {"image_shape": (8, 8, 1), "mean": [0.3], "std": [0.37]}
     with pytest.raises(ExportError, match=message):
         export_onnx(model, tmp_path / "model.onnx", **digits, precision="int8", calibration_images=images)

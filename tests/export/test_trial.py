@@ -1,4 +1,4 @@
-"""A new file is opened in a process of its own, whose death is an answer."""
+"""A new file is opened in a child process, and a crash of the child becomes an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nearest_etf.export.trial import TrialError, open_apart
 from nearest_etf.torchport import Classifier, ImplicitETFHead, LearnedHead
 
 OPTIONS: dict[str, Any] = {"image_shape": (8, 8, 3), "mean": [0.5] * 3, "std": [0.25] * 3}
-OPENED_BY_ANYBODY = """
+OPEN_WITH_DEFAULTS = """
 import sys, numpy, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 session.run(None, {session.get_inputs()[0].name: numpy.zeros((3, 8, 8, 3), numpy.uint8)})
@@ -27,7 +27,7 @@ session.run(None, {session.get_inputs()[0].name: numpy.zeros((3, 8, 8, 3), numpy
 
 
 class Transformer(nn.Module):
-    """Patches and a class token through one layer of attention, as a ViT has it."""
+    """Patches and a class token through one layer of attention, as in a ViT."""
 
     def __init__(self, dim: int = 16) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def transformer() -> Classifier[LearnedHead]:
 
 
 def killing_python(tmp_path: Path) -> Path:
-    """An interpreter that dies."""
+    """An interpreter that crashes at once."""
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nkill -SEGV $$\n")
     python.chmod(0o755)
@@ -57,11 +57,11 @@ def killing_python(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("apart")
 def test_attention_in_fp16_opens_with_default_options(transformer: Classifier[LearnedHead], tmp_path: Path) -> None:
-    """onnxruntime 1.32 dies of it where nothing is kept in float32."""
+    """onnxruntime 1.32 crashes on it unless a part stays in float32."""
     path = tmp_path / "model.onnx"
     report = export_onnx(transformer, path, **OPTIONS, precision="fp16")
     assert report.passed
-    subprocess.run([sys.executable, "-c", OPENED_BY_ANYBODY, str(path)], check=True)
+    subprocess.run([sys.executable, "-c", OPEN_WITH_DEFAULTS, str(path)], check=True)
     assert OnnxClassifier(path).metadata["kept_in_fp32"] in (None, KEPT[1])
     weights = [tensor for tensor in onnx.load(path).graph.initializer if tensor.name.startswith("backbone/")]
     half = [tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in weights if len(tensor.dims) > 1]
@@ -91,40 +91,40 @@ def test_as_little_as_possible_stays_in_float32(
     assert {"Cast", "Softmax", "MatMul"} <= kinds
 
 
-def test_what_dies_in_every_form_is_refused_and_leaves_nothing(
+def test_a_crash_with_every_part_in_float32_is_refused_and_leaves_no_file(
     transformer: Classifier[LearnedHead], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def open_here(data: bytes, precision: str) -> None:
         if precision == "fp16":
-            raise TrialError("onnxruntime dies of this model in fp16")
+            raise TrialError("onnxruntime crashes on this model in fp16")
 
     monkeypatch.setattr(convert, "open_apart", open_here)
-    with pytest.raises(TrialError, match="dies of this model in fp16"):
+    with pytest.raises(TrialError, match="crashes on this model in fp16"):
         export_onnx(transformer, tmp_path / "model.onnx", **OPTIONS, precision="fp16")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("apart")
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_a_death_is_named_and_leaves_no_file(
+def test_a_crash_is_named_and_leaves_no_file(
     model: Classifier[ImplicitETFHead], held_out: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(killing_python(tmp_path)))
     (tmp_path / "folder").mkdir()
     how: dict[str, Any] = {"check_images": held_out[0], "mean": [0.3], "std": [0.37]}
-    with pytest.raises(TrialError, match=r"onnxruntime 1\.\S+ dies of this model in fp32 \(SIGSEGV\)") as raised:
+    with pytest.raises(TrialError, match=r"onnxruntime 1\.\S+ crashes on this model in fp32.*\(SIGSEGV\)") as raised:
         export_head_onnx(model, tmp_path / "folder" / "model.onnx", **how)
     assert raised.value.exit_status == 2
     assert not list((tmp_path / "folder").iterdir())
 
 
-def test_without_an_interpreter_there_is_no_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_interpreter_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
-    with pytest.raises(Exception, match="Python cannot be started to open the file on trial"):
+    with pytest.raises(Exception, match="Python cannot be started to test the file"):
         open_apart(b"", "fp32")
 
 
-def test_a_damaged_model_is_refused_in_words(files: dict[str, Path]) -> None:
+def test_a_damaged_model_is_refused_without_codes_of_onnxruntime(files: dict[str, Path]) -> None:
     with pytest.raises(TrialError, match=r"the model in fp32 does not run in onnxruntime \S+: \w") as raised:
         open_apart(files["fp32"].read_bytes()[:1000], "fp32")
     assert "ONNXRuntimeError" not in str(raised.value)
@@ -133,14 +133,14 @@ def test_a_damaged_model_is_refused_in_words(files: dict[str, Path]) -> None:
 def test_the_child_imports_what_this_process_imports(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever lies in the working folder, and whatever PYTHONPATH says."""
+    """The working folder and PYTHONPATH do not matter."""
     (tmp_path / "numpy.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     open_apart(files["fp32"].read_bytes(), "fp32")
 
 
-def test_an_output_that_is_not_finite_is_for_the_check(files: dict[str, Path]) -> None:
+def test_an_output_that_is_not_finite_is_not_an_error_here(files: dict[str, Path]) -> None:
     graph = onnx.load(files["fp32"])
     bias = next(tensor for tensor in graph.graph.initializer if tensor.name == "bias")
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.nan, np.float32), "bias"))

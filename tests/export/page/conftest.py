@@ -1,4 +1,4 @@
-"""Chromium by its DevTools protocol over a pipe, and pages to open in it."""
+"""Chromium, controlled by its DevTools protocol over a pipe, and pages for it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe"),
 )
-# DevTools reads file descriptor 3 and writes 4: this gives it the two that it is passed, whatever their numbers.
+# DevTools reads from file descriptor 3 and writes to 4: the launcher moves the two descriptors of its arguments there.
 LAUNCHER = """
 import fcntl, os, sys
 ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
@@ -82,7 +82,7 @@ class Chromium:
         while b"\0" not in self._read:
             ready, _, _ = select.select([self._in], [], [], max(0, end - time.monotonic()))
             more = os.read(self._in, 2**16) if ready else b""
-            assert more, "chromium does not answer"
+            assert more, "chromium does not respond"
             self._read += more
         message, _, self._read = self._read.partition(b"\0")
         return json.loads(message)
@@ -103,14 +103,14 @@ class Chromium:
         return answer["result"].get("value")
 
     def wait(self, condition: str) -> None:
-        """Until a JavaScript expression is true."""
+        """Wait until a JavaScript expression is true."""
         end = time.monotonic() + PATIENCE
         while not self.evaluate(condition):
             assert time.monotonic() < end, f"{condition} does not come true: {self.evaluate('document.body.innerText')}"
             time.sleep(0.05)
 
     def ask(self, function: str, files: Sequence[Path]) -> list[Any]:
-        """What a function of the page answers to each of these image files."""
+        """The results of a function of the page for each of these image files."""
         contents = [[path.name, base64.b64encode(path.read_bytes()).decode()] for path in files]
         return self.evaluate(f"""(async () => {{
             const answers = [];
@@ -147,12 +147,12 @@ class Chromium:
         target.write_bytes(base64.b64decode(picture))
 
     def requests(self) -> list[str]:
-        """Addresses that the page asked the browser for, other than itself and what it made."""
+        """Addresses that the page requested, except its own and those of its blobs and data."""
         asked = [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
         return [url for url in asked if not url.startswith(("file:", "blob:", "data:"))]
 
     def complaints(self) -> list[str]:
-        """Errors and warnings of the page, and what its security policy has refused."""
+        """Errors and warnings of the page, and violations of its security policy."""
         kinds = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
         return [json.dumps(event["params"]) for event in self.events if event.get("method") in kinds]
 
@@ -178,14 +178,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 
 @pytest.fixture(scope="session")
 def runtime_is_here() -> None:
-    """Skip what needs onnxruntime-web where it has not been downloaded: tests use no network."""
+    """Skip tests that need onnxruntime-web if it has not been downloaded: tests use no network."""
     if not (data_root() / FILE).is_file():
         pytest.skip(f"{data_root() / FILE} is missing (etf-export --page downloads it)")
 
 
 @pytest.fixture(scope="session")
 def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A network with random weights on 12×10 pixels in colour; names of classes and data are awkward on purpose."""
+    """A network with random weights on 12×10 pixels in colour, with awkward names of classes and data."""
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 10 * 8, 16))
     model = Classifier(backbone, FixedETFHead(16, len(AWKWARD), temperature=12.0)).eval()

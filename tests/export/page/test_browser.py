@@ -1,4 +1,4 @@
-"""The page in a real browser: etf-predict's numbers, no network, by mouse and keyboard, wide and narrow."""
+"""The page in a real browser: predictions as of `etf-predict`, no network, mouse and keyboard, wide and narrow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BOUNDS = {"fp32": 1e-5, "float": 1e-5, "int8": 1e-5, "fp16": 5e-3}
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Photos of many sizes and kinds: smooth colours with some noise, each third one a JPEG that lies on its side."""
+    """Photos of many sizes and kinds: smooth colours with some noise; every third one is a JPEG rotated by EXIF."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     paths = []
     for i in range(24):
@@ -75,7 +75,7 @@ def largest_difference(answers: list[Any], prediction: Any) -> tuple[float, floa
 def test_images_of_the_model_s_own_size(
     name: str, files: dict[str, Path], held_out: tuple[np.ndarray, np.ndarray], browser: Any, tmp_path: Path
 ) -> None:
-    """Probabilities and cosines are the predicting side's, for 40 images."""
+    """Probabilities and cosines are those of `OnnxClassifier`, for 40 images."""
     classifier, images = OnnxClassifier(files[name], threads=1), held_out[0][:40]
     paths = [tmp_path / f"{i}.png" for i in range(len(images))]
     for path, image in zip(paths, images, strict=True):
@@ -89,14 +89,14 @@ def test_images_of_the_model_s_own_size(
     assert max(largest_difference(answers, classifier.predict(pixels))) <= BOUNDS[name]
     Image.new("L", (9, 8)).save(paths[0])
     Image.new("RGB", (8, 8), "red").save(paths[1])
-    assert browser.ask("etf.classify", paths[:2]) == [  # as the predicting side refuses them: no transform is recorded
+    assert browser.ask("etf.classify", paths[:2]) == [  # refused as by `etf-predict`: no transform is recorded
         "This image has 9×8 pixels, but the model takes 8×8.",
         "This is a colour image, but the model takes greyscale.",
     ]
 
 
 def test_photos_of_any_size(classifier: OnnxClassifier, page: Path, photos: list[Path], browser: Any) -> None:
-    """Pixel for pixel where Pillow decodes as the browser does: PNG without transparency; the rest within 0.02."""
+    """Equal pixels for PNG without transparency, which Pillow and browsers decode alike; within 0.02 for the others."""
     browser.open(page)
     pixels = [classifier.read_photo(path) for path in photos]
     views = [np.array(view).reshape(12, 10, 3).transpose(2, 0, 1) for view in browser.ask("etf.view", photos)]
@@ -123,10 +123,10 @@ def test_every_way_of_scaling(page: Path, photos: list[Path], browser: Any) -> N
 
 @pytest.mark.parametrize("width", [360, 1200])
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_chosen_photo_is_answered(
+def test_a_chosen_photo_is_classified(
     classifier: OnnxClassifier, page: Path, photos: list[Path], browser: Any, tmp_path: Path, width: int, dark: bool
 ) -> None:
-    """Names are shown as text, nothing is wider than the window, nothing is asked of a network."""
+    """Names are shown as text, nothing is wider than the window, and there are no network requests."""
     browser.open(page, width, dark=dark)
     shown = browser.evaluate("getComputedStyle(document.body).backgroundColor")
     assert shown == ("rgb(18, 23, 28)" if dark else "rgb(245, 247, 250)")
@@ -158,7 +158,7 @@ def test_a_chosen_photo_is_answered(
     assert Image.open(tmp_path / "page.png").width == width
 
 
-def test_a_file_that_is_no_image_is_named(page: Path, browser: Any, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_named_in_the_error(page: Path, browser: Any, tmp_path: Path) -> None:
     browser.open(page)
     (tmp_path / "notes.txt").write_text("no image")
     browser.choose(tmp_path / "notes.txt")
@@ -169,7 +169,7 @@ def test_a_file_that_is_no_image_is_named(page: Path, browser: Any, tmp_path: Pa
 
 
 def test_drawing_by_mouse_and_by_keyboard(files: dict[str, Path], browser: Any, tmp_path: Path) -> None:
-    """What is drawn is what the network sees, the mean over each of its pixels; undo and clear take it back."""
+    """Each pixel of the input is the mean over its part of the drawing; undo and clear remove strokes."""
     write_page(files["fp32"], tmp_path / "demo.html")
     browser.open(tmp_path / "demo.html")
     seen = "[...document.getElementById('view').getContext('2d').getImageData(0, 0, 8, 8).data]"
@@ -178,7 +178,7 @@ def test_drawing_by_mouse_and_by_keyboard(files: dict[str, Path], browser: Any, 
     places = [(left + x * width, top + y * height) for x, y in ((0.5, 0.2), (0.5, 0.5), (0.5, 0.8))]
     browser.drag(*places)
     browser.wait("!document.getElementById('answer').hidden")
-    stroke = np.array(browser.evaluate(seen)).reshape(8, 8, 4)[..., 0]  # light on dark, as the digits are
+    stroke = np.array(browser.evaluate(seen)).reshape(8, 8, 4)[..., 0]  # light on dark, like the digits
     assert (stroke[2:6, 3:5] > 60).all()
     assert stroke[:, [0, 1, 6, 7]].max() == 0
     assert stroke[0].max() == 0
@@ -199,10 +199,10 @@ def test_drawing_by_mouse_and_by_keyboard(files: dict[str, Path], browser: Any, 
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),  # of long names that begin alike, what differs
+    ("name", "shown"),  # without the common beginning of long names
     [("class {}", "class {}"), ("a class with number {}", "…{}"), ("{} is a class", "{} is a class")],
 )
-def test_of_many_classes_the_picture_holds_the_ten_nearest(page: Path, browser: Any, name: str, shown: str) -> None:
+def test_the_picture_shows_the_ten_nearest_of_many_classes(page: Path, browser: Any, name: str, shown: str) -> None:
     browser.open(page)
     cosines = np.random.default_rng(0).uniform(-1, 1, 100)
     browser.evaluate(f"""(about.class_names = {[name.format(k) for k in range(100)]},
@@ -213,8 +213,8 @@ def test_of_many_classes_the_picture_holds_the_ten_nearest(page: Path, browser: 
     assert browser.evaluate(NAMES_INSIDE)
 
 
-def test_the_last_of_two_photos_is_answered(page: Path, photos: list[Path], browser: Any, tmp_path: Path) -> None:
-    """Though the first one takes longer."""
+def test_the_answer_is_that_of_the_latest_photo(page: Path, photos: list[Path], browser: Any, tmp_path: Path) -> None:
+    """The first photo takes longer than the second one."""
     browser.open(page)
     browser.evaluate("""(window.first = viewOf, window.viewOf = async (file) => {
         if (file.name.startsWith("slow")) await new Promise((resolve) => setTimeout(resolve, 500));

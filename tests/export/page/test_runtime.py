@@ -1,4 +1,4 @@
-"""onnxruntime-web on its way into the data directory: what is fetched, and what is refused."""
+"""The download of onnxruntime-web into the data directory, and its errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nearest_etf.export.page.runtime import FILE, PROGRAM, SCRIPT, PageError, fe
 
 
 def archive(path: Path, files: dict[str, bytes], link: str | None = None) -> Path:
-    """A tar archive with these files, and perhaps a link."""
+    """A tar archive with these files, and optionally a link."""
     with tarfile.open(path, "w:gz") as out:
         for name, content in files.items():
             entry = tarfile.TarInfo(name)
@@ -27,7 +27,7 @@ def archive(path: Path, files: dict[str, bytes], link: str | None = None) -> Pat
     return path
 
 
-def test_what_is_fetched_is_kept_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_download_is_kept_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = archive(tmp_path / "package.tgz", {SCRIPT: b"var ort", PROGRAM: b"\0asm", "package/other": b""})
     monkeypatch.setattr(runtime, "SHA512", runtime.sha512(package))
     asked = []
@@ -42,12 +42,14 @@ def test_what_is_fetched_is_kept_and_read(tmp_path: Path, monkeypatch: pytest.Mo
     assert asked == ["https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.18.0.tgz"]
 
 
-def test_without_a_network_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_network_is_an_error_of_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*_: object) -> None:
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(runtime, "resuming_download", download)
-    with pytest.raises(PageError, match=r"could not be fetched from https.*\(ConnectionError\): download it") as caught:
+    with pytest.raises(
+        PageError, match=r"could not be downloaded from https.*\(ConnectionError\): download it"
+    ) as caught:
         fetch_runtime(tmp_path)
     assert str(tmp_path / FILE) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -55,7 +57,7 @@ def test_without_a_network_one_line_says_so(tmp_path: Path, monkeypatch: pytest.
 
 def test_another_file_than_the_pinned_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "resuming_download", lambda _, output, __: Path(output).write_bytes(b"another"))
-    with pytest.raises(PageError, match="its SHA-512 sum is wrong"):
+    with pytest.raises(PageError, match="its SHA-512 is wrong"):
         fetch_runtime(tmp_path)
     assert not (tmp_path / FILE).exists()
     (tmp_path / FILE).write_bytes(b"changed")

@@ -23,7 +23,7 @@ from nearest_etf.torchport.training.train import train
 
 
 class Contents(HTMLParser):
-    """What elements hold that a browser does not show, and all that could reach outside the file."""
+    """The contents of scripts, styles and data blocks, and all attributes that could reach outside the file."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -61,7 +61,7 @@ class Contents(HTMLParser):
 
 @pytest.fixture
 def small_runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
-    """In place of onnxruntime-web."""
+    """A short runtime instead of onnxruntime-web."""
     runtime = Runtime("var ort = {};", b"\0asm")
     monkeypatch.setattr(write, "fetch_runtime", lambda _: runtime)
     return runtime
@@ -81,7 +81,7 @@ def test_everything_is_in_the_file(name: str, files: dict[str, Path], small_runt
     assert len(found.ids) == len(set(found.ids))
     packed = {name: gzip.decompress(base64.b64decode(found.block(name))) for name in ("model", "runtime")}
     assert packed == {"model": files[name].read_bytes() + WITH_COSINES, "runtime": small_runtime.program}
-    assert 'id="sheet"' in text  # 8×8 and grey: a drawing
+    assert 'id="sheet"' in text  # 8×8 and greyscale: a sheet to draw on
     about = json.loads(found.block("about"))
     assert about["image_shape"] == [8, 8, 1]
     assert about["input"]["dtype"] == ("float32" if name == "float" else "uint8")
@@ -91,7 +91,7 @@ def test_everything_is_in_the_file(name: str, files: dict[str, Path], small_runt
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == text
 
 
-def test_the_policy_allows_what_is_in_the_file_and_no_network(
+def test_the_policy_allows_the_contents_of_the_file_and_no_network(
     files: dict[str, Path], small_runtime: Runtime, tmp_path: Path
 ) -> None:
     write_page(files["fp32"], tmp_path / "demo.html")
@@ -110,29 +110,31 @@ def test_the_policy_allows_what_is_in_the_file_and_no_network(
     ]
 
 
-def test_names_are_text_whatever_they_hold(colour_model: Path, small_runtime: Runtime, tmp_path: Path) -> None:
+def test_names_are_escaped(colour_model: Path, small_runtime: Runtime, tmp_path: Path) -> None:
     names = OnnxClassifier(colour_model).class_names
     assert names[0] == "</script><script>alert(1)</script>"
     write_page(colour_model, tmp_path / "demo.html")
     text = (tmp_path / "demo.html").read_text(encoding="utf-8")
     found = Contents(text)
     assert json.loads(found.block("about"))["class_names"] == list(names)
-    assert text.count("<script") == 2 + 1 + 5  # model and runtime, what the page knows, what runs
+    assert text.count("<script") == 2 + 1 + 5  # model and runtime, data, scripts
     assert "Model: &lt;/script&gt;" in text
     assert "trained on &lt;/script&gt;" in text
-    assert 'id="sheet"' not in text  # in colour: a photo
+    assert 'id="sheet"' not in text  # in colour: a file input
 
 
-def test_what_cannot_be_a_page_is_refused(files: dict[str, Path], small_runtime: Runtime, tmp_path: Path) -> None:
+def test_unusable_models_and_paths_are_refused(files: dict[str, Path], small_runtime: Runtime, tmp_path: Path) -> None:
     with pytest.raises(PageError, match="takes features: a page needs a model that takes images"):
         write_page(files["head-fp32"], tmp_path / "demo.html")
     with pytest.raises(ModelFileError, match="is missing"):
         write_page(tmp_path / "model.onnx", tmp_path / "demo.html")
     with pytest.raises(PageError, match=r"expected a file that ends in \.html"):
         check_page(tmp_path / "demo.txt")
-    with pytest.raises(PageError, match="is no folder that can be written to"):
+    with pytest.raises(PageError, match="is not a writable folder"):
         check_page(tmp_path / "nowhere" / "demo.html")
-    with pytest.raises(PageError, match=r"opset is 22: onnxruntime-web 1\.18\.0, which the page needs, runs up to 21"):
+    with pytest.raises(
+        PageError, match=r"opset is 22: onnxruntime-web 1\.18\.0, which the page needs, supports at most 21"
+    ):
         check_page(tmp_path / "demo.html", opset=22)
     newer = onnx.load(files["fp32"])
     newer.opset_import[0].version = 22
@@ -156,7 +158,7 @@ def test_what_cannot_be_a_page_is_refused(files: dict[str, Path], small_runtime:
     assert (tmp_path / "old.html").stat().st_size > 1000
 
 
-def test_the_command_writes_the_model_whether_or_not_it_can_write_the_page(
+def test_the_command_writes_the_model_even_if_it_cannot_write_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, model, page = tmp_path / "run", tmp_path / "model.onnx", tmp_path / "demo.html"
