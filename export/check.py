@@ -307,7 +307,7 @@ def _factor(classifier: OnnxClassifier) -> float:
 def _failures(bound: Bound, size: float, error: float, images: int, differ: int, lost: int) -> list[str]:
     failures = []
     if bound.logits is not None and not error <= (largest := bound.logits * max(1.0, size / 5)):
-        failures.append(f"a logit is off by {error:.1e}; allowed is {largest:.1e}")
+        failures.append(f"a logit is off by {error:.2e}; allowed is {largest:.2e}")
     if differ > (most := _whole(1 - bound.agreement, images)):
         failures.append(f"{differ} of {images} images get another label; allowed are {most}")
     if bound.accuracy_loss is not None and lost > (most := _whole(bound.accuracy_loss, images)):

@@ -171,7 +171,7 @@ def test_an_exceeded_bound_leaves_no_file(
 ) -> None:
     monkeypatch.setitem(BOUNDS, "fp16", Bound(logits=1e-9, agreement=1.0))
     allowed = 1e-9 * model.head.temperature / 5
-    with pytest.raises(CheckError, match=rf"was not written: in fp16, a logit is off by .*; allowed is {allowed:.1e}"):
+    with pytest.raises(CheckError, match=rf"was not written: in fp16, a logit is off by .*; allowed is {allowed:.2e}"):
         export_head_onnx(
             model, tmp_path / "model.onnx", check_images=held_out[0], mean=[0.3], std=[0.37], precision="fp16"
         )
