@@ -30,7 +30,7 @@ import relu_floor  # type: ignore[import-not-found]
 import scale  # type: ignore[import-not-found]
 from paired import Results  # type: ignore[import-not-found]
 from scratch import SMALL, Run, Study, plan, run_of  # type: ignore[import-not-found]
-from scratch_tables import named  # type: ignore[import-not-found]
+from scratch_tables import named, secondary  # type: ignore[import-not-found]
 
 ROOT = Path(__file__).parents[2]
 PAGE, RESULTS = ROOT / "docs" / "evidence.md", ROOT / "benchmarks" / "results"
@@ -163,6 +163,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "fine-tuning-seconds": seconds,
     "relu-floor": lambda: relu_floor.table(rows_of("relu-floor")),
     "from-scratch-named": lambda: of_study("from-scratch", named),
+    "from-scratch-secondary": lambda: of_study("from-scratch", secondary),
     **{name: lambda name=name: of_study(name) for name in STUDIES},  # type: ignore[misc]
     "scale": growth,
 }

@@ -15,6 +15,11 @@ __all__ = ["collapse", "comparison", "groups", "markdown", "median_and_range", "
 SHOWN = (1, 2, 4)  # epochs with a column of accuracy, beside the last one
 COLLAPSE = (("nc1", 1.0), ("nc1", 0.3), ("nc2", 0.3), ("nc3", 0.3))  # upper bounds
 
+SECONDARY = (
+    *(("implicit", "linear"), ("fixed", "linear"), ("ntce", "linear"), ("canonical", "fixed")),
+    *(("implicit-detached", "implicit"), ("class-mean", "implicit")),
+)
+
 
 def groups(rows: Rows, label: Callable[[dict[str, Any]], str], **fixed: Any) -> dict[str, Rows]:
     """Reported rows whose columns have these values, grouped by a label, in the order of the rows."""
@@ -112,6 +117,18 @@ def named(rows: Rows) -> str:
             goals = (("test", SMALL[own[0]["data"]].targets[0]), ("nc1", 1.0))
             saved = [earlier(reached(own, *goal), reached(other, *goal)) for goal in goals]
             lines.append([factor, difference(*accuracy), *saved])
+    return str(markdown(lines))
+
+
+def secondary(rows: Rows) -> str:
+    """Further paired differences in final accuracy, on images; they were chosen after the results were known."""
+    lines = [["comparison", "data", "final accuracy, points; each seed"]]
+    for head, opponent in SECONDARY:
+        for factor in dict.fromkeys(row["factor"] for row in rows if not row["data"].startswith("ufm")):
+            by_head = groups(rows, lambda row: row["head"], factor=factor)
+            if {head, opponent} <= by_head.keys():
+                accuracy = ({row["seed"]: row["accuracy"] for row in by_head[name]} for name in (head, opponent))
+                lines.append([f"{head} − {opponent}", factor, difference(*accuracy)])
     return str(markdown(lines))
 
 
