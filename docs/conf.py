@@ -15,26 +15,26 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "mathml",  # these two: docs/extensions
+    "mathml",  # this one and the next: docs/extensions
     "site_links",
 ]
 exclude_patterns = ["extensions", "pictures/*.py"]
-nitpicky = True  # a name in a signature that has no page is an error, but for those of other libraries
+nitpicky = True  # a name in a signature without a page is an error, except names of other libraries
 nitpick_ignore_regex = [
     ("py:.*", r"(?!nearest_etf\.).*"),  # other libraries, and words in the types of docstrings
     ("py:.*", r"nearest_etf\..*\.(Array|Method|Formulation|Initial|Norms|Form|Averaging|Temperature|Layout|Precision)"),
 ]
 
-suppress_warnings = ["ref.python"]  # a word in a docstring's type that is the name of several things, as weight is
+suppress_warnings = ["ref.python"]  # a word in a docstring's type that several objects are named, such as weight
 
 myst_enable_extensions = ["dollarmath", "deflist", "fieldlist"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # shapes stand in the docstrings; types, in the code
+autodoc_typehints = "none"  # docstrings have the shapes, the code has the types
 napoleon_google_docstring = False
 napoleon_use_ivar = True  # an attribute is described once, in its class
-default_role = "literal"  # docstrings write code between single backticks
+default_role = "literal"  # in docstrings, code stands between single backticks
 
 html_theme = "furo"
 html_title = f"nearest-etf {release}"

@@ -1,4 +1,4 @@
-"""Formulas as MathML, which browsers draw themselves: docutils translates, and a page needs no script and no font."""
+"""Formulas as MathML, translated by docutils: pages need no script and no font."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.util import logging
 
-PAIRS = (r"\\\|", r"\\\|"), (r"\\langle", r"\\rangle")  # of a norm and of an inner product
+PAIRS = (r"\\\|", r"\\\|"), (r"\\langle", r"\\rangle")  # delimiters of a norm and of an inner product
+ACCENTED = re.compile(r"(\\(?:bar|hat|tilde)\s*(?:\\?[A-Za-z]+|\{[^{}]*\}))(?=\s*[_^])")
 log = logging.getLogger(__name__)
 
 
 def mathml(node: nodes.Element, display: bool) -> str:
-    """The formula of a node; what docutils cannot translate is a warning, and stays as it is written."""
-    source = node.astext()
-    for opening, closing in PAIRS:  # with \\left and \\right they belong together: as high as what is between them
+    """The MathML of a node; a formula that docutils cannot translate causes a warning and remains LaTeX."""
+    source = ACCENTED.sub(r"{\1{}}", node.astext())  # else docutils sets the index of such a letter below it
+    for opening, closing in PAIRS:  # with \\left and \\right delimiters are as high as their content
         bare = r"(?<!left)(?<!right)"
         source = re.sub(rf"{bare}({opening})(.+?){bare}({closing})", r"\\left\1\2\\right\3", source)
     try:

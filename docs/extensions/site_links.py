@@ -1,9 +1,10 @@
-"""Links of the site: pages that lie in the repository's root, folders that it does not have, and nothing foreign.
+"""Links of the site: to pages in the repository's root, to files and folders outside docs/, and to other sites.
 
-SECURITY.md, CHANGELOG.md and CONTRIBUTING.md are read where they lie; a page of the same name stands for each. A link
-to a file of the repository is a download; a link to a folder, or to a page elsewhere in it, becomes plain text. When
-all is built, every page is searched for scripts, styles, fonts and pictures from elsewhere: one is a warning, and
-`make docs` makes warnings errors.
+* Pages of the same names include SECURITY.md, CHANGELOG.md and CONTRIBUTING.md from the repository's root.
+* A link to a file of the repository becomes a download.
+* A link to a folder, or to a Markdown file outside docs/, becomes plain text.
+* A script, style, font or picture that a built page would load from another site causes a warning, which `make docs`
+  turns into an error.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def read_page(app: Any, name: str, source: list[str]) -> None:
-    """The Markdown of a page, with links that the site can follow."""
+    """Replace the source of a page by its Markdown with links that exist on the site."""
     path = ROOT / OF_THE_ROOT[name] if name in OF_THE_ROOT else Path(app.env.doc2path(name))
     if path.suffix != ".md":
         return
@@ -49,12 +50,12 @@ def read_page(app: Any, name: str, source: list[str]) -> None:
 
 
 def search_for_foreign(app: Any, error: Exception | None) -> None:
-    """Warn of whatever a built page would load from another place."""
+    """Warn of everything that a built page would load from another site."""
     if error is None and app.builder.format == "html":
         for path in sorted(Path(app.outdir).rglob("*")):
             if path.suffix in (".html", ".css"):
                 for found in FOREIGN.findall(path.read_text(encoding="utf-8")):
-                    log.warning("%s loads something from elsewhere: %s", path.relative_to(app.outdir), found)
+                    log.warning("%s loads something from another site: %s", path.relative_to(app.outdir), found)
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -1,7 +1,7 @@
 """The picture of the rooms, drawn from the imports: python -m docs.pictures.rooms
 
-An arrow goes from a room to one that it imports, anywhere in a file; arrows that others imply are left out. The imports
-are those that tests/test_structure.py reads, which also holds the picture against this script.
+An arrow goes from a room to one that it imports, at any level of a file; arrows implied by others are left out.
+tests/test_structure.py reads the imports and compares the picture with this script.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ PLACES = {  # room: left, top, title, two lines
 
 
 def arrows() -> set[tuple[str, str]]:
-    """From a room to another that it imports, the root's version aside."""
+    """Pairs (room, room that it imports), except imports of the version from the root."""
     found = {(room(module), room(target)) for module, targets in GRAPH.items() for target in targets}
     return {(a, b) for a, b in found if a != b and b != "root"}
 
 
 def without_implied(edges: set[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Arrows that no chain of others stands for."""
+    """Arrows that are not implied by a chain of others."""
 
     def reached(start: str, leaving_out: tuple[str, str]) -> set[str]:
         seen: set[str] = set()
@@ -46,7 +46,7 @@ def without_implied(edges: set[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def line(a: str, b: str) -> str:
-    """A straight arrow between the sides of two boxes that face each other."""
+    """A straight arrow between the facing sides of two boxes."""
     start: tuple[float, float]
     end: tuple[float, float]
     (x1, y1), (x2, y2) = PLACES[a][:2], PLACES[b][:2]
@@ -64,7 +64,7 @@ def line(a: str, b: str) -> str:
 
 
 def picture() -> str:
-    """The SVG; its colours are the page's where it is part of one."""
+    """The SVG; inside a page it takes the colours of the page."""
     boxes = [
         f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" rx="7"/>'
         f'<text class="name" x="{x + WIDTH / 2:.0f}" y="{y + 21}">{title}</text>'

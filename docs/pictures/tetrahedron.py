@@ -1,8 +1,8 @@
 """Four classes in three dimensions on their way to the tetrahedron, with each head: python -m docs.pictures.tetrahedron
 
-The digits 0 to 3, a network of two layers that ends in three features, and the same seed for every head. Dots are
-features at length one, thin lines the directions of the centred class means, thick lines the rows of the classifier at
-length one. The angles are those between the rows; in a regular tetrahedron all are 109.5°.
+Data: the digits 0 to 3. Network: two layers, three features, the same seed for every head. Dots are unit features, thin
+lines the directions of the centred class means, thick lines the unit rows of the classifier. The angles are those
+between the rows; in a regular tetrahedron all are 109.5°.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from nearest_etf import (
 )
 
 PICTURE = Path(__file__).parent / "tetrahedron.gif"
-STEPS = (*range(12), *range(12, 36, 3), *range(36, 121, 6))  # of the optimizer, that are drawn
+STEPS = (*range(12), *range(12, 36, 3), *range(36, 121, 6))  # drawn steps of the optimizer
 SHOWN, COLOURS, TAU = 24, ("#0072B2", "#D55E00", "#009E73", "#AA4499"), 10.0
 Array = NDArray[np.float64]
 
 
 class Moment(NamedTuple):
-    """What one head is, at one step: unit features (4, SHOWN, 3), class means (4, 3) and rows (4, 3)."""
+    """One head at one step: unit features (4, SHOWN, 3), class means (4, 3) and rows (4, 3)."""
 
     features: Array
     means: Array
@@ -58,7 +58,7 @@ def heads() -> dict[str, Any]:
 
 
 def trained(head: Any) -> list[Moment]:
-    """Train, and note every step that is drawn."""
+    """Train, and record every drawn step."""
     digits = load_digits(n_class=4)
     images, labels = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
     shown = torch.stack([torch.nonzero(labels == k).flatten()[:SHOWN] for k in range(4)])
@@ -83,7 +83,7 @@ def trained(head: Any) -> list[Moment]:
 
 
 def turned(points: Array, angle: float) -> Array:
-    """Seen from a little above, after a turn about the vertical axis: right, up, and towards the eye."""
+    """Points turned about the vertical axis and seen from slightly above: coordinates right, up, towards the viewer."""
     c, s, tilt = np.cos(angle), np.sin(angle), 0.35
     x, y, z = points[..., 0] * c - points[..., 1] * s, points[..., 0] * s + points[..., 1] * c, points[..., 2]
     return np.stack([x, z * np.cos(tilt) - y * np.sin(tilt), z * np.sin(tilt) + y * np.cos(tilt)], axis=-1)
@@ -118,7 +118,7 @@ def main() -> None:
         runs[name] = trained(heads()[name])
     frames = []
     last = len(STEPS) - 1
-    for count, at in enumerate([*range(len(STEPS)), *[last] * 6]):  # and some more to look at the end
+    for count, at in enumerate([*range(len(STEPS)), *[last] * 6]):  # the last step stays for six more frames
         figure, panels = plt.subplots(2, 3, figsize=(7.2, 5.6), dpi=92)
         figure.subplots_adjust(0, 0, 1, 0.93, 0, 0.06)
         for axes, (name, moments) in zip(panels.flat, runs.items(), strict=True):
