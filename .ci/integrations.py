@@ -1,8 +1,8 @@
 """Run the tests of other libraries beside timm and torchvision: `make test-integrations`.
 
-torchvision imports only beside the build of torch that it was made for, which for the CPU build in constraints.txt no
-package index has. So these versions are installed into build/integrations, an environment of its own of 6 GB; all else
-is as in constraints.txt. Arguments go to pytest, after the files: `python .ci/integrations.py -k timm`.
+torchvision needs its matching build of torch, and no package index has one for the CPU build in constraints.txt. These
+versions are therefore installed into build/integrations, a separate environment of 6 GB; all others are those of
+constraints.txt. Arguments go to pytest, after the files: `python .ci/integrations.py -k timm`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PLACE = ROOT / "build" / "integrations"
 PINS = ("torch==2.14.1", "torchvision==0.29.1", "timm==1.0.31")
 TOOLS = ("pytest", "pytest-xdist", "hypothesis")
 TESTS = ("tests/torchport/integrations", "tests/torchport/training/backbones")
-SPACE = 8 * 2**30  # bytes: what the environment takes, and room to unpack it
+SPACE = 8 * 2**30  # bytes: the size of the environment, and room to unpack it
 
 
 def main() -> int:

@@ -1,9 +1,9 @@
-"""Build what would be published, wheel and sdist, the same bytes from the same commit; and check what they hold.
+"""Build wheel and sdist for publication, the same bytes from the same commit, and check their contents.
 
     python .ci/release.py dist      (needs the package `build`; `make release` has it)
 
-Files get the commit's time, plain permissions and sorted names, which setuptools leaves to the machine. The wheel has
-to hold the rooms' files and nothing else, the sdist every tracked file but those of this folder and git's own.
+Files get the commit's time, fixed permissions and sorted names, which setuptools takes from the machine. The wheel has
+to hold exactly the rooms' files, the sdist every tracked file except those of this folder and git's own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def git(*arguments: str) -> str:
 
 
 def plain_sdist(path: Path, moment: int) -> bytes:
-    """The same archive, with sorted members whose time is `moment`, of nobody in particular."""
+    """The same archive with sorted members, whose time is `moment` and which have no owner."""
     content = io.BytesIO()
     with tarfile.open(path) as given, tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as plain:
         for member in sorted(given.getmembers(), key=lambda member: member.name):
@@ -41,7 +41,7 @@ def plain_sdist(path: Path, moment: int) -> bytes:
 
 
 def plain_wheel(path: Path, moment: int) -> bytes:
-    """The same archive, with sorted members whose time is `moment`."""
+    """The same archive with sorted members, whose time is `moment`."""
     content = io.BytesIO()
     with zipfile.ZipFile(path) as given, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as plain:
         for name in sorted(given.namelist(), key=lambda name: (".dist-info/" in name, name)):  # metadata last, as usual
@@ -60,7 +60,7 @@ def names(content: bytes, wheel: bool) -> set[str]:
 
 
 def expected(wheel: bool) -> set[str]:
-    """Files that it has to hold, but for what the build makes."""
+    """Files that an archive has to hold, without those that the build generates."""
     tracked = {name for name in git("ls-files").splitlines() if not name.startswith((".ci/", ".git"))}
     if not wheel:
         return tracked
@@ -76,7 +76,7 @@ def main() -> int:
     moment = int(git("log", "-1", "--format=%ct"))
     wrong = []
     with tempfile.TemporaryDirectory() as scratch:
-        clone = Path(scratch) / "clone"  # no leftover of a working tree comes along
+        clone = Path(scratch) / "clone"  # without leftovers of the working tree
         git("clone", "--quiet", str(ROOT), str(clone))
         environment = {**os.environ, "SOURCE_DATE_EPOCH": str(moment)}
         command = [sys.executable, "-m", "build", "--outdir", scratch, str(clone)]
@@ -92,7 +92,7 @@ def main() -> int:
                 name for name in names(content, wheel) if not (".dist-info/" in name or name.startswith(GENERATED))
             }
             wrong += [f"{path.name} lacks {name}" for name in sorted(expected(wheel) - found)]
-            wrong += [f"{path.name} holds {name} besides" for name in sorted(found - expected(wheel))]
+            wrong += [f"{path.name} also holds {name}" for name in sorted(found - expected(wheel))]
             (output / path.name).write_bytes(content)
             print(f"{hashlib.sha256(content).hexdigest()}  {output / path.name}  ({len(found)} files)")
     print(*wrong, sep="\n", file=sys.stderr)

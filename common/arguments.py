@@ -13,7 +13,7 @@ def whole_number(name: str, value: Any, least: int = 0) -> int:
     Raises
     ------
     ValueError
-        If the value is not an integer, or is less than `least`.
+        If the value is not an integer, is less than `least`, or has more than 64 bits.
 
     Examples
     --------
@@ -30,6 +30,8 @@ def whole_number(name: str, value: Any, least: int = 0) -> int:
         number = None
     if number is None or number < least:
         raise ValueError(f"{name} = {value!r}; expected an integer of at least {least}.")
+    if number >= 2**63:
+        raise ValueError(f"{name} = {number}; expected an integer of at most 2^63 - 1.")
     return number
 
 

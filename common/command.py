@@ -36,7 +36,16 @@ OPTIONAL_PACKAGES = (
     "onnxruntime",
 )
 # Phrases by which torch and NumPy report a lack of memory; the types of these errors differ.
-NO_MEMORY = ("allocate memory", "Unable to allocate", "out of memory", "Storage size calculation overflowed")
+NO_MEMORY = (
+    "allocate memory",
+    "Unable to allocate",
+    "out of memory",
+    "Storage size calculation overflowed",
+    "Maximum allowed dimension exceeded",
+    "array is too big",
+    "integer multiplication overflow",
+)
+LARGEST_INTEGER = 2**63 - 1  # the libraries below count in 64 bits
 LONGEST_WORD = 500  # characters; a file name has at most 255
 PLAIN = {"≤": "<=", "≥": ">=", "−": "-", "→": "->", "‖": "||", "√": "sqrt "}
 
@@ -68,6 +77,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.register("type", int, integer)
         self.add_argument("--version", action="version", version=f"{prog} {__version__}")
         self.add_argument("--quiet", action="store_true", help="print only requested results and errors")
 
@@ -101,6 +111,25 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {cut(message)} (see {self.prog} --help)\n")
+
+
+def integer(text: str) -> int:
+    """The integer that an argument gives, for `type=int`.
+
+    >>> integer("-3")
+    -3
+
+    Raises
+    ------
+    ValueError
+        If the text is not an integer.
+    argparse.ArgumentTypeError
+        If the integer has more than 64 bits.
+    """
+    number = int(text)
+    if abs(number) > LARGEST_INTEGER:
+        raise argparse.ArgumentTypeError(f"{text} is too large: expected at most {LARGEST_INTEGER}")
+    return number
 
 
 def use_plain_letters() -> None:

@@ -6,13 +6,21 @@ Every read has an upper bound on its size. Files of this package are checked aga
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
+import stat
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 from .errors import UserError, first_line
 from .seals import Damage, opened_json, sealed_json
@@ -61,8 +69,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file that replaces `path` when the block ends without an error.
 
     The file is written beside `path` as NAME.tmp, synced and renamed: at any time, also after a crash, `path` has the
-    old contents or the new ones, complete. If `path` is a symbolic link, its target is replaced. A device or a pipe,
-    such as /dev/stdout, is written when the block ends.
+    old contents or the new ones, complete. Of several writers, the last to end wins. If `path` is a symbolic link, its
+    target is replaced. A device or a pipe, such as /dev/stdout, is written when the block ends.
 
     Examples
     --------
@@ -73,33 +81,89 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     ...     sorted(p.name for p in Path(folder).iterdir())
     ['figures.bin']
     """
-    path = Path(os.path.realpath(path))
+    path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
         contents = io.BytesIO()
         yield contents
-        with open(path, "wb") as device:
+        with open(path, "wb", opener=at_once) as device:
             device.write(contents.getvalue())
         return
-    temporary = path.with_name(path.name + ".tmp")
+    path = Path(os.path.realpath(path))
     file = None
-    try:
-        with named(path), _Output(io.FileIO(temporary, "w+b")) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, Exception) and file is not None and file.write_error not in (None, error):
-            file.write_error.filename = str(path)
-            raise file.write_error from error
-        raise
+    with named(path), _claimed(path) as (raw, temporary):
+        try:
+            with _Output(raw) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, Exception) and file is not None and file.write_error not in (None, error):
+                file.write_error.filename = str(path)
+                raise file.write_error from error
+            raise
     with contextlib.suppress(OSError):  # some systems cannot open a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # so that the new name, too, survives a power cut
         finally:
             os.close(folder)
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[tuple[io.FileIO, Path]]:
+    """An empty file that no other writer has, and its name: NAME.tmp, or another one while somebody writes that.
+
+    The lock on it ends with its process, so that what a killed one has left is written over.
+    """
+    for name in (f"{path.name}.tmp", f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp"):
+        temporary = path.with_name(name)
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)  # and no O_TRUNC
+        file = io.FileIO(os.open(temporary, flags, 0o666), "r+b")
+        if _lock(file) and _is_at(file, temporary):
+            break
+        file.close()
+    held = os.dup(file.fileno()) if fcntl else None  # until the file has its final name
+    try:
+        if os.fstat(file.fileno()).st_size:
+            file.truncate()
+        yield file, temporary
+    finally:
+        file.close()
+        if held is not None:
+            os.close(held)
+
+
+def _lock(file: io.FileIO) -> bool:
+    """Lock a file, where files can be locked; False if another writer holds it."""
+    try:
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+def _is_at(file: io.FileIO, path: Path) -> bool:
+    """Whether a regular file still has this name: another writer may have renamed it before it was locked."""
+    found = os.fstat(file.fileno())
+    try:
+        return stat.S_ISREG(found.st_mode) and os.path.samestat(found, os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> None:
+    """Remove the NAME.tmp that killed writers have left in a folder; those that somebody writes stay."""
+    for path in Path(folder).glob("*.tmp"):
+        with contextlib.suppress(OSError), io.FileIO(path, "r+b") as file:
+            if _lock(file):
+                if fcntl is None:  # Windows removes no open file
+                    file.close()
+                path.unlink()
 
 
 def write_file(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -152,6 +216,23 @@ def reading(path: str | os.PathLike[str], expected: str, error_type: type[UserEr
         raise error_type(f"{path} is damaged or of another kind ({describe(error)}): expected {expected}") from error
 
 
+def at_once(name: str, flags: int) -> int:
+    """An `opener` that does not wait for the other end of a named pipe."""
+    number = os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if hasattr(os, "O_NONBLOCK"):
+        os.set_blocking(number, True)
+    return number
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[io.BufferedReader]:
+    """A regular file opened for reading; a pipe, which might be waited for, or a device without end is refused."""
+    with open(path, "rb", opener=at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
+        yield file
+
+
 def read_bytes(
     path: str | os.PathLike[str],
     expected: str,
@@ -159,7 +240,7 @@ def read_bytes(
     largest: int = LARGEST_TEXT,
 ) -> bytes:
     """The contents of a file of at most `largest` bytes; a larger file, or an endless device, is refused."""
-    with reading(path, expected, error_type), open(path, "rb") as file:
+    with reading(path, expected, error_type), open(path, "rb", opener=at_once) as file:
         size = os.fstat(file.fileno()).st_size or largest  # 0 for a pipe; `read` allocates its argument at once
         contents = b"" if size > largest else file.read(size + 1)
         if size > largest or len(contents) > size:

@@ -99,10 +99,12 @@ def seal_zip(file: IO[bytes]) -> None:
 
 
 def zip_seal(path: str | os.PathLike[str]) -> str:
-    """The digest in the seal of a zip archive, not verified; empty if there is no seal.
+    """The digest in the seal of a zip archive, not verified; empty if there is no seal, or no regular file.
 
     It identifies an archive without reading all of it, and independently of time stamps.
     """
+    if not os.path.isfile(path):
+        return ""
     with open(path, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - COMMENT_SIZE))
         tail = file.read()
@@ -127,7 +129,7 @@ def check_zip(file: IO[bytes], largest: int | None = None) -> bool:
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - COMMENT_SIZE))
-    tail = file.read()
+    tail = file.read(COMMENT_SIZE)
     file.seek(0)
     sealed = tail.startswith(COMMENT)
     if sealed:

@@ -33,6 +33,7 @@ COSINES = "cosines"  # (N, K): an inner value of every graph; the output `cosine
 # ModelProto.graph.output.name, fields 7, 12 and 1.
 WITH_COSINES = b"\x3a\x0b\x62\x09\x0a\x07" + COSINES.encode()
 CPU = ("CPUExecutionProvider",)
+MOST_THREADS = 1024
 
 
 def writable_target(path: str | os.PathLike[str], overwrite: bool) -> Path:
@@ -102,12 +103,12 @@ def open_session(data: bytes, name: str, threads: int, providers: Sequence[str] 
     Raises
     ------
     InputError
-        If `threads` is not positive, or a provider is not available or does not start on this machine.
+        If `threads` is not in 1…MOST_THREADS, or a provider is not available or does not start on this machine.
     ModelFileError
         If the file is damaged, is not an ONNX model, or is refused by `check_contents`.
     """
-    if threads < 1:
-        raise InputError(f"threads is {threads}: expected at least 1")
+    if not 1 <= threads <= MOST_THREADS:
+        raise InputError(f"threads is {threads}: expected at least 1 and at most {MOST_THREADS}")
     available = onnxruntime.get_available_providers()
     missing = [provider for provider in providers if provider not in available]
     if missing or not providers:

@@ -66,7 +66,7 @@ def classifier_from_tight_frame(frame: ArrayLike, norms: Norms = "unit") -> Arra
         F = equal_norm_tight_frame(F)
     lengths = np.linalg.norm(F, axis=0)
     if not (np.isfinite(lengths) & (lengths > rank_tolerance(F.shape))).any():
-        raise ValueError("frame has no column of a tight frame's length; expected one that nearest_tight_frame gives.")
+        raise ValueError("frame has no column of a tight frame's length; expected a result of nearest_tight_frame.")
     return (F / np.where(lengths > rank_tolerance(F.shape), lengths, np.inf)).T
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from ..common.command import Parser, printer, run_command
+from ..common.command import Parser, integer, printer, run_command
 from ..common.files import write_file
 from ..common.machine import provenance
 
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _size(text: str) -> tuple[int, int]:
     try:
-        d, K = (int(number) for number in text.lower().split("x"))
+        d, K = (integer(number) for number in text.lower().split("x"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected DxK, as in 512x10") from None
     if K < 2 or d < K - 1:
@@ -92,9 +92,9 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
-    return int(text)
+    return integer(text)
 
 
 if __name__ == "__main__":

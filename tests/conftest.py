@@ -1,10 +1,20 @@
-"""Tests that need what a machine may lack: `gpu` a CUDA device, `pretrained` a network that is installed separately."""
+"""Skip tests with unmet requirements: `gpu` needs a CUDA device, `pretrained` a separately installed network."""
 
 from __future__ import annotations
 
 import importlib.util
+import signal
+from collections.abc import Iterator
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heed_ctrl_c() -> Iterator[None]:
+    """Let tests and their children receive SIGINT, which a shell without job control ignores for a job with `&`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

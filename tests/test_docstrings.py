@@ -1,4 +1,4 @@
-"""Every example in a docstring runs and prints what it says, and every public name has a docstring that is complete."""
+"""Every docstring example runs and gives the stated output, and the docstring of every public name is complete."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 ROOMS = ("reference", "torchport", "export")
 SECTION = re.compile(r"^([A-Z][A-Za-z]+)\n-{3,}$", re.MULTILINE)
-SOURCE = re.compile(r"arXiv|\b(?:19|20)\d\d\b")  # a paper, in the docstring of the name or of its module
+SOURCE = re.compile(r"arXiv|\b(?:19|20)\d\d\b")  # a reference to a paper
 SHAPE = re.compile(r"\([^()]*(?:\bd\b|\bK\b|\bN\b|\bB\b|\bm\b|H, W|…)[^()]*\)")
 WITHOUT_FORMULA = ("export", "torchport.heads.classifier", "torchport.heads.base", "torchport.heads.linear")
 
@@ -33,26 +33,26 @@ def public_names() -> list[str]:
 
 
 def has_source(text: str) -> bool:
-    """Whether a paper is named: here, or in the file of the reference that this says it follows."""
+    """Whether the text names a paper, directly or by naming a module of the reference that does."""
     followed = {f"nearest_etf.{name}" for name in re.findall(r"`(reference\.\w+)`", text)} & set(modules())
     return any(SOURCE.search(words) for words in (text, *(importlib.import_module(m).__doc__ or "" for m in followed)))
 
 
 def described(text: str) -> set[str]:
-    """What the sections of a docstring describe: arguments, attributes and the like."""
+    """The names that the sections of a docstring describe: arguments, attributes and the like."""
     entries = re.findall(r"^([\w*, ]+?)(?: : .*)?$", text, re.MULTILINE)
     return {name for entry in entries for name in entry.split(", ")}
 
 
 def lacking(found: Any) -> list[str]:
-    """What the docstring of a public name has not, but should have."""
+    """The required parts that the docstring of a public name lacks."""
     text = inspect.getdoc(found) or ""
     if inspect.isclass(found) and issubclass(found, Exception):
-        return [] if text.endswith(".") else ["a sentence that says when it is raised"]
+        return [] if text.endswith(".") else ["a sentence"]
     sections = {match[1] for match in SECTION.finditer(text)}
     module = found.__module__.removeprefix("nearest_etf.")
     sourced = has_source(text) or has_source(sys.modules[found.__module__].__doc__ or "")
-    called = inspect.isfunction(found) or "Parameters" in sections  # the others are results, which functions make
+    called = inspect.isfunction(found) or "Parameters" in sections  # other classes are results of functions
     arguments = set(inspect.signature(found).parameters) - {"self"} if called else set()
     names = described(text)
     checks = {

@@ -1,4 +1,4 @@
-"""The house: no import circles, arrows between rooms in one direction, packages that only export, short files."""
+"""The structure of the house: no import circles, one-way imports between rooms, packages that only export, lengths."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sources() -> dict[str, Path]:
 
 
 def imports(name: str, path: Path, known: set[str]) -> Iterator[str]:
-    """Modules of ours that a module imports anywhere in it: at load time, in a function, or for type checkers."""
+    """Modules of this package that a module imports: at load time, in functions, or for type checkers."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -55,7 +55,7 @@ SOURCES = sources()
 GRAPH = {name: sorted(set(imports(name, path, set(SOURCES))) - {name}) for name, path in SOURCES.items()}
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
+def test_there_are_no_import_circles() -> None:
     reached: dict[str, set[str]] = {}
     for start in GRAPH:
         seen, ahead = set(), list(GRAPH[start])
@@ -104,9 +104,9 @@ def test_files_stay_short() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, path in SOURCES.items() if path.name == "__init__.py"])
-def test_packages_hold_exports_and_nothing_else(name: str) -> None:
+def test_packages_only_export(name: str) -> None:
     tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), f"{name} does not say what it is"
+    assert ast.get_docstring(tree), f"{name} has no docstring"
     for node in tree.body[1:]:
         if isinstance(node, ast.If):
             functions = [item.name for item in node.orelse if isinstance(item, ast.FunctionDef)]
@@ -116,7 +116,7 @@ def test_packages_hold_exports_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAZY)
-def test_lazy_exports_agree_with_what_type_checkers_see(name: str) -> None:
+def test_lazy_exports_agree_with_those_for_type_checkers(name: str) -> None:
     package = import_module(name)
     tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
     (branch,) = (node for node in tree.body if isinstance(node, ast.If))
@@ -132,7 +132,7 @@ def test_lazy_exports_agree_with_what_type_checkers_see(name: str) -> None:
         package.nonsense  # noqa: B018
 
 
-def test_the_root_hands_on_what_the_layer_exports() -> None:
+def test_the_root_exports_the_names_of_the_layer() -> None:
     assert import_module("nearest_etf").__all__ == import_module("nearest_etf.torchport").__all__
 
 
@@ -163,13 +163,13 @@ def loaded_after(code: str) -> set[str]:
         ("nearest_etf.common.photo", {"torch", "scipy"}),
     ],
 )
-def test_what_must_stay_light_loads_little(module: str, heavy: set[str]) -> None:
+def test_light_modules_load_no_heavy_packages(module: str, heavy: set[str]) -> None:
     assert loaded_after(f"import {module}") & heavy == set()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_answer_before_they_load_anything_heavy(command: str, arguments: list[str]) -> None:
+def test_help_and_version_load_no_heavy_packages(command: str, arguments: list[str]) -> None:
     code = (
         f"from {COMMANDS[command]} import main\nimport contextlib, io\n"
         f"with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):\n"

@@ -1,4 +1,4 @@
-"""What a user's own type checker makes of the installed package: names resolve, heads are known, misspellings fail."""
+"""The installed package under a user's type checker: names resolve, heads keep their types, misspellings are errors."""
 
 from __future__ import annotations
 
@@ -51,4 +51,4 @@ def test_right_code_is_clean_and_misspellings_fail(tmp_path: Path) -> None:
     done = checked(tmp_path, WRONG)
     for name in ("ImplicitEtfHead", "NeuralColapseMeter", "nearest_eft", "OnyxClassifier"):
         assert f'has no attribute "{name}"' in done.stdout, done.stdout
-    assert "mine.py:8: error" in done.stdout  # a learned head has no solver to ask
+    assert "mine.py:8: error" in done.stdout  # a learned head has no solver

@@ -1,6 +1,6 @@
-"""The layer, in PyTorch: a differentiable nearest simplex ETF, classifier heads made of it, and collapse metrics.
+"""The layer, in PyTorch: a differentiable nearest simplex ETF, classifier heads based on it, and collapse metrics.
 
-The names load on first use, so that the torch-free parts of the training system (`training.run`) stay quick.
+The names load on first use, so that the torch-free parts of the training system (`training.run`) load quickly.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,7 @@
-"""Neural collapse of any network, in any training loop: features are caught where they enter the classifier.
+"""Neural collapse of any network, in any training loop, from the features that enter its classifier.
 
-`measure_collapse` takes a trained model as it is: hooks stand on one layer during the measurement and go afterwards. It
-streams the features into `NeuralCollapseMeter`, in memory O(Kd + d²).
-Formulas and sources are those of `reference.collapse`.
+During a measurement, `measure_collapse` hooks one layer of the unchanged model and streams its features into
+`NeuralCollapseMeter`, in memory O(Kd + d²). Formulas and sources are those of `reference.collapse`.
 """
 
 from __future__ import annotations
@@ -40,43 +39,44 @@ def measure_collapse(
     Parameters
     ----------
     model : nn.Module
-        It is in eval mode during the measurement; afterwards every submodule has the mode that it had, and no hook
-        stays. It is not moved. `nn.DataParallel`, `DistributedDataParallel` and `torch.compile` are looked through: the
+        In eval mode during the measurement; afterwards the mode of every submodule is restored and the hook removed.
+        The model is not moved. `nn.DataParallel`, `DistributedDataParallel` and `torch.compile` are unwrapped: the
         network itself runs, uncompiled, in this process.
     batches : iterable of (inputs, labels)
-        A DataLoader or a list: it is gone through twice, so that an iterator or generator is refused. Tensors go to the
-        model as `model(inputs)`, a mapping as `model(**inputs)`, a tuple or list as `model(*inputs)`, anything else as
-        it is. Labels are (B,) integers of any type in 0…K−1, and are not given to the model.
+        A DataLoader or a list. The measurement takes two passes, so an iterator or generator is refused. The model is
+        called as `model(**inputs)` for a mapping, `model(*inputs)` for a tuple or list, and `model(inputs)` for a
+        tensor or any other object. Labels are (B,) integers of any type in 0…K−1; the model does not receive them.
     classifier : str, nn.Module or None
-        The linear layer that gives the K logits, or its name for `model.get_submodule`: an `nn.Linear`, or a head of
-        this package, of which the normalised features count. None, for a network without one: `features` and
-        `num_classes` are needed then, and all figures of W are nan.
+        The linear layer that computes the K logits, or its name for `model.get_submodule`: an `nn.Linear`, or a head of
+        this package, whose normalised features are measured. None for a network without one: then `features` and
+        `num_classes` are required, and all metrics of W are nan.
     features : str or nn.Module, optional
-        A layer whose output (B, d′) is measured instead; trailing dimensions of size 1 are dropped. W and b take part
-        if d′ is the d of the classifier, whose head, if it is one, normalises them then; else all figures of W are nan.
+        A layer whose output (B, d′) is measured instead; trailing dimensions of size 1 are dropped. If d′ is the
+        classifier's d, the metrics of W are computed too, after a head of this package has normalised the features.
+        Else all metrics of W are nan.
     num_classes : int, optional
-        K, where no classifier says it.
+        K; required without a classifier.
     device : torch.device or str, optional
-        Where inputs go; default: the device of the model's first parameter.
+        The device of the inputs; default: that of the model's first parameter.
 
     Returns
     -------
     NeuralCollapse
-        `numerical_rank` is nan, since it takes the features of a whole class at once.
+        `numerical_rank` is nan, since it needs all features of a class at once.
 
     Raises
     ------
     TypeError
         If batches are an iterator, a batch is not a pair, or the classifier is not a linear layer.
     ValueError
-        If there is no such layer, it runs not exactly once per batch, or what it sees is not (B, d); if labels do not
-        fit; if the second pass brings other samples; and as `NeuralCollapseMeter.compute`.
+        If there is no such layer, it does not run exactly once per batch, or its features are not (B, d); if labels are
+        invalid; if the second pass yields other samples; or as `NeuralCollapseMeter.compute`.
 
     Notes
     -----
-    Several processes: each one measures its own batches. The state of torch's CPU generator, from which a shuffling
-    DataLoader draws, is restored. Modes are set by the flag `training` alone, without calling `train()` or `eval()`,
-    which some modules overload with more.
+    Under several processes, each one measures its own batches. The state of torch's CPU generator, from which a
+    shuffling DataLoader draws, is restored. Modes are set by the flag `training`, without calling `train()` or
+    `eval()`, since some modules override these with further effects.
 
     Examples
     --------
@@ -93,13 +93,13 @@ def measure_collapse(
     """
     if isinstance(batches, Iterator):
         raise TypeError(
-            f"batches are a {type(batches).__name__}, which can be gone through once, and the measurement takes two "
-            "passes: give the DataLoader itself, or list(batches)."
+            f"batches are a {type(batches).__name__}, which can be iterated over only once, but the measurement takes "
+            "two passes: give the DataLoader itself, or list(batches)."
         )
     network = _unwrapped(model)
     linear = None if classifier is None else linear_layer(network, classifier)
     if linear is None and (features is None or num_classes is None):
-        raise ValueError("without a classifier, features (a layer) and num_classes are needed: give both.")
+        raise ValueError("without a classifier, features (a layer) and num_classes are required: give both.")
     if linear is not None and num_classes is not None and num_classes != len(linear.weight):
         raise ValueError(f"num_classes is {num_classes}, but the classifier has {len(linear.weight)} rows.")
     layer = linear if features is None else named_layer(network, features, "features")
@@ -120,7 +120,7 @@ def measure_collapse(
                 x = one_matrix(caught, features is None)
                 if isinstance(linear, Head) and x.shape[1] == linear.num_features:
                     x = linear.normalise(x)
-                if x.device.type == "mps":  # which lacks float64
+                if x.device.type == "mps":  # MPS lacks float64
                     x = x.cpu()
                 yield x, _class_indices(labels, len(x)).to(x.device)
 
@@ -130,7 +130,7 @@ def measure_collapse(
 def _measured(
     stream: Callable[[], Iterator[tuple[Tensor, Tensor]]], linear: Any, num_classes: int | None
 ) -> NeuralCollapse:
-    """Both passes, or the first alone where the features are not those that W is for."""
+    """Both passes, or only the first if W does not apply to the features."""
     meter: NeuralCollapseMeter | None = None
     for x, labels in stream():
         if meter is None:
@@ -150,7 +150,7 @@ def _measured(
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode, and each module's own mode afterwards."""
+    """Eval mode in the block; afterwards each module's previous mode."""
     modes = [(module, module.training) for module in network.modules()]
     try:
         for module, _ in modes:
@@ -163,7 +163,7 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def catching(layer: nn.Module, of_input: bool) -> Iterator[list[Any]]:
-    """What enters the layer, or leaves it, an entry per call; copied, for a later layer may work in place."""
+    """The inputs or outputs of the layer, one per call; copies, since a later layer may work in place."""
     caught: list[Any] = []
 
     def keep(value: Any) -> None:
@@ -193,7 +193,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def named_layer(network: nn.Module, layer: str | nn.Module, argument: str) -> nn.Module:
-    """A layer of the network, by name or itself."""
+    """The layer of the network with this name, or the given layer if the network contains it."""
     if isinstance(layer, str):
         try:
             return _unwrapped(network.get_submodule(layer))
@@ -217,18 +217,18 @@ def linear_names(network: nn.Module) -> list[str]:
 
 
 def linear_layer(network: nn.Module, classifier: str | nn.Module) -> nn.Linear | Head:
-    """The layer that a classifier is, by name or itself."""
+    """The classifier, given by its name or itself; it must be an `nn.Linear` or a head of this package."""
     linear = named_layer(network, classifier, "classifier")
     if not isinstance(linear, nn.Linear | Head):
         raise TypeError(
             f"classifier is a {type(linear).__name__}; expected an nn.Linear or a head of nearest_etf: name the linear "
-            "layer that gives the logits."
+            "layer that computes the logits."
         )
     return linear
 
 
 def _input_device(network: nn.Module, device: torch.device | str | None) -> torch.device | None:
-    """Where inputs go; None, to leave them where they are, for a network without parameters."""
+    """The device of the inputs; None, which does not move them, for a network without parameters."""
     places = [p.device for p in network.parameters()]
     if device is None:
         return places[0] if places else None
@@ -272,11 +272,11 @@ def _run(network: nn.Module, inputs: Any) -> None:
 
 def one_matrix(caught: list[Any], of_input: bool) -> Tensor:
     """The features (B, d) of one forward pass."""
-    what = "what enters the classifier" if of_input else "the output of the layer given as features"
+    what = "the input of the classifier" if of_input else "the output of the layer given as features"
     if len(caught) != 1:
         remedy = "choose one that runs once per forward pass"
         if not caught and of_input:
-            remedy = "if the model uses its weight alone, measure the layer before it: features='its name'"
+            remedy = "if the model uses only its weight, measure the layer before it: features='its name'"
         layer = "classifier" if of_input else "layer given as features"
         raise ValueError(f"the {layer} ran {len(caught)} times in one forward pass; expected once: {remedy}.")
     x = caught[0]
@@ -296,7 +296,7 @@ def one_matrix(caught: list[Any], of_input: bool) -> Tensor:
 def _class_indices(labels: Any, size: int) -> Tensor:
     y = torch.as_tensor(labels)
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f"labels are {y.dtype}; expected integers in 0…K−1: of soft labels take labels.argmax(1).")
+        raise ValueError(f"labels are {y.dtype}; expected integers in 0…K−1: for soft labels give labels.argmax(1).")
     if y.shape != (size,):
         raise ValueError(f"labels have shape {tuple(y.shape)}; expected ({size},), one per feature vector.")
     return y.long()

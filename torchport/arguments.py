@@ -1,7 +1,6 @@
-"""One look at every tensor that a public function is given: plain, floating, on the right device, or refused.
+"""Validation of the tensor arguments of public functions: layout, dtype, device, and finite entries on the CPU.
 
-Only attributes are looked at, so that no device waits and compilers see constants. Values are looked at by
-`check_finite`, on the CPU alone.
+All checks but `check_finite` read only attributes, so that none synchronises and compilers see constants.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ PLURAL = ("features", "labels", "rows", "counts", "training_features")
 
 
 def check_dense(name: str, value: Any, expected: str) -> None:
-    """Refuse what is no tensor, and tensors whose entries lie in no plain grid: sparse, nested, of another library.
+    """Refuse values that are not tensors of torch, and tensors that are sparse or nested.
 
     Raises
     ------
     ValueError
-        With what was found, what was expected, and the remedy.
+        It names what was found, what was expected, and the remedy.
     """
     if not isinstance(value, Tensor):
         raise ValueError(
@@ -34,21 +33,21 @@ def check_dense(name: str, value: Any, expected: str) -> None:
 
 
 def check_floats(name: str, value: Any, expected: str, *, beside: Tensor | None = None, values: bool = False) -> None:
-    """Refuse all but a plain tensor of float16, bfloat16, float32 or float64; its shape is the caller's.
+    """Refuse all but a dense tensor of float16, bfloat16, float32 or float64; the caller checks its shape.
 
     Parameters
     ----------
     name, expected : str
         For the message, as in "a floating-point matrix (d, K)".
     beside : Tensor, optional
-        Another argument, on whose device it must lie.
+        Another argument, which must be on the same device.
     values : bool
-        Whether its entries are read on the host, which the meta device does not have.
+        Whether the caller reads the entries on the host; then the meta device is refused.
 
     Raises
     ------
     ValueError
-        With what was found, what was expected, and the remedy.
+        It names what was found, what was expected, and the remedy.
 
     Examples
     --------
@@ -75,7 +74,7 @@ def check_device(name: str, value: Tensor, beside: Tensor) -> None:
     Raises
     ------
     ValueError
-        With both devices, and the remedy.
+        It names both devices and the remedy.
     """
     if value.device != beside.device:
         raise ValueError(
@@ -85,7 +84,7 @@ def check_device(name: str, value: Tensor, beside: Tensor) -> None:
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Refuse NaN and infinite entries, on the CPU, outside of compilers and `torch.func.vmap`, where nobody waits.
+    """Refuse NaN and infinite entries, if they can be read without synchronising (see `sees_values`).
 
     Raises
     ------
@@ -97,12 +96,12 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 def sees_values(value: Tensor) -> bool:
-    """Whether Python may look at the entries: on the CPU, outside of compilers and `torch.func.vmap`."""
+    """Whether the entries can be read without synchronising: on the CPU, outside of compilers and `torch.func.vmap`."""
     return value.device.type == "cpu" and not torch.compiler.is_compiling() and not is_mapped(value)
 
 
 def is_mapped(A: Tensor) -> bool:
-    """Whether A is a batch to `torch.func.vmap`, which knows no values."""
+    """Whether A is a batch under `torch.func.vmap`, where its entries cannot be read."""
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(A):
         if functorch.is_batchedtensor(A):

@@ -2,8 +2,8 @@
 
 Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 4. Step t (from 1) mixes the batch's centred class
 means into the running ones, `H_t = α_t · batch + (1−α_t) · H_{t−1}` with `α_t = max(2/(t+1), floor)`; the gradient
-flows through the batch term only. A class that the batch does not hold keeps its running value, one that was never
-seen is zero, and one seen for the first time enters at rate 1: at α_t it would stay too short for thousands of steps.
+flows through the batch term only. A class that the batch does not hold keeps its running value. A class not seen yet is
+zero. A class seen for the first time enters at rate 1; with rate α_t it would stay too short for thousands of steps.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .targets import INTEGERS, checked_targets, class_sums
 
 Averaging = Literal["step", "class"]
 AVERAGING = ("step", "class")
-# Batches: the age at which means that were set go on being averaged. In benchmarks/results/kept-means.json 3 to 30 do
-# as well as each other, within seeds, and both forgetting (0) and clinging (100 and more) lose one to two points.
+# Batches: the age of given means in the average. In benchmarks/results/kept-means.json ages of 3 to 30 do not differ
+# beyond the spread over seeds; 0, and 100 or more, lose one to two points.
 MEANS_AS_OLD_AS = 10
 
 
@@ -36,9 +36,13 @@ class ClassMeans(nn.Module):
     floor : float
         The least weight of a new batch.
     averaging : {"step", "class"}
-        "step" is the paper's rate, the same for all classes of a batch. "class" gives each class its own,
-        `α_c = max(2/(n_c+1), floor)` with n_c the batches that held it: truer means of rare classes, and noisier ones
-        where a batch holds about one sample of a class. Both agree where every batch holds every class.
+        The rate of a class that the batch holds:
+
+        - "step": the paper's `α_t` for every class, and 1 for a class seen for the first time;
+        - "class": `α_c = max(2/(n_c+1), floor)`, with n_c the number of batches that held class c, this one included.
+          The means have less bias, but more noise, where most batches lack most classes.
+
+        Both are equal if every batch holds every class.
 
     Attributes
     ----------
@@ -46,14 +50,14 @@ class ClassMeans(nn.Module):
         `H`, class means minus the global mean.
     global_mean : (d,) buffer
     batches : (K,) int64 buffer
-        n_c, how many batches have held each class so far.
+        n_c, the number of batches that held the class.
     steps : int64 buffer
         t, the number of batches.
 
     Raises
     ------
     ValueError
-        If a size is no whole number, or `averaging` is unknown.
+        If a size is not a whole number, `floor` is not a number, or `averaging` is unknown.
 
     Examples
     --------
@@ -84,11 +88,11 @@ class ClassMeans(nn.Module):
 
     @property
     def seen(self) -> Tensor:
-        """Classes that any batch has held so far, (K,) bool."""
+        """Classes with a sample in any batch so far, (K,) bool."""
         return self.batches > 0
 
     def forward(self, features: Tensor, labels: Tensor, update: bool = True) -> tuple[Tensor, Tensor]:
-        """Average over one more batch.
+        """Add one batch to the averages.
 
         Parameters
         ----------
@@ -107,8 +111,8 @@ class ClassMeans(nn.Module):
         ------
         ValueError
             If shapes do not fit, and on the CPU if a label lies outside 0…K−1 or a feature is not finite. On other
-            devices that check would make the host wait: there an invalid label is a device-side assertion, and a batch
-            that is not finite leaves the stored averages as they were.
+            devices this check would synchronise: there an invalid label is a device-side assertion, and a batch that is
+            not finite does not change the stored averages.
         """
         targets = checked_targets(features, labels, self.num_features, self.num_classes)
         assert targets is not None
@@ -118,8 +122,8 @@ class ClassMeans(nn.Module):
         return self.average(sums, counts, update)
 
     def batch_sums(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of features per class (d, K), and how many there are (K,), over all processes."""
-        if self.steps.is_floating_point():  # a loader that casts has set the buffers one by one, as Transformers' does
+        """Sums of features per class (d, K), and their numbers (K,), over all processes."""
+        if self.steps.is_floating_point():  # set one by one by a loader that casts, as Transformers' does
             keep_single(self, "class_means", "global_mean")
             keep_integer(self, "batches", "steps")
         sums = all_reduce_sum(class_sums(features.to(self.class_means.dtype), targets, self.num_classes))
@@ -129,7 +133,7 @@ class ClassMeans(nn.Module):
     def average(self, sums: Tensor, counts: Tensor, update: bool = True) -> tuple[Tensor, Tensor]:
         """H (d, K) and the global mean (d,) after a batch with these sums (d, K) and counts (K,)."""
         total = counts.sum()
-        held = total > 0  # false where every row was ignored
+        held = total > 0  # false if every row is ignored
         batch_mean = sums.sum(1) / torch.where(held, total, 1.0)
         present = counts > 0
         batch = sums / torch.where(present, counts, 1.0) - batch_mean[:, None]
@@ -154,15 +158,15 @@ class ClassMeans(nn.Module):
     def set_means(
         self, class_mean_rows: Tensor, counts: Tensor | None = None, global_mean: Tensor | None = None
     ) -> None:
-        """Put exact means in place of the running ones; averaging goes on from there, as if after some batches.
+        """Replace the running means by exact ones; averaging continues from there, as if after at least ten batches.
 
         Parameters
         ----------
         class_mean_rows : (K, d)
             Means per class, not centred; rows are classes.
         counts : (K,), optional
-            Samples of each class: a class without samples counts as never seen, and the global mean is weighted by
-            them. Default: every class was seen, equally often.
+            Number of samples of each class, the weights of the global mean. A class without samples counts as not
+            seen. Default: equal numbers.
         global_mean : (d,), optional
             Default: the weighted mean of the class means.
 
@@ -177,7 +181,7 @@ class ClassMeans(nn.Module):
         )
         found = tuple(class_mean_rows.shape)
         if found != (K, d):
-            remedy = " Pass class_mean_rows.T: its rows have to be the classes." if found == (d, K) else ""
+            remedy = " Pass class_mean_rows.T: its rows must be the classes." if found == (d, K) else ""
             raise ValueError(f"class_mean_rows has shape {found}; expected ({K}, {d}), a row for each class.{remedy}")
         if counts is not None:
             check_dense("counts", counts, f"({K},) numbers of samples")
@@ -206,14 +210,14 @@ class ClassMeans(nn.Module):
 
     @torch.no_grad()
     def add_classes(self, n: int) -> None:
-        """Make room for n more classes, never seen so far, behind the others, whose means and counts stay."""
+        """Append n classes that have not been seen; means and counts of the others do not change."""
         d = self.num_features
         self.class_means = torch.cat([self.class_means, self.class_means.new_zeros(d, n)], 1)
         self.batches = torch.cat([self.batches, self.batches.new_zeros(n)])
         self.num_classes += n
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClassMeans:
-        """`.to(bfloat16)` and `.half()` stop at float32: an average that moves by 1e-4 would stand still in less."""
+        """`.to(bfloat16)` and `.half()` keep the averages in float32: half precision would lose changes of 1e-4."""
         super()._apply(fn, recurse)
         keep_single(self, "class_means", "global_mean")
         return self
@@ -225,14 +229,14 @@ def at_least_single(dtype: torch.dtype) -> torch.dtype:
 
 
 def keep_single(module: nn.Module, *names: str) -> None:
-    """Take buffers that a cast has brought to half precision back to float32."""
+    """Cast buffers in half precision back to float32."""
     for name in names:
         value: Tensor = getattr(module, name)
         setattr(module, name, value.to(at_least_single(value.dtype)))
 
 
 def keep_integer(module: nn.Module, *names: str) -> None:
-    """Take counters that a cast has made floating-point numbers of back to integers."""
+    """Cast counters in floating point back to integers."""
     for name in names:
         value: Tensor = getattr(module, name)
         if value.is_floating_point():
@@ -240,9 +244,9 @@ def keep_integer(module: nn.Module, *names: str) -> None:
 
 
 def only_finite(module: nn.Module, values: dict[str, Tensor], *decisive: Tensor) -> dict[str, Any]:
-    """The values, or what the module holds under their names where one of the decisive tensors is not finite.
+    """The values, or the module's present ones if a decisive tensor is not finite.
 
-    On an eager CPU such a batch was refused before; elsewhere the device decides, and the host does not wait.
+    In eager mode on the CPU such a batch has been refused before; elsewhere the device decides, without synchronising.
     """
     if decisive[0].device.type == "cpu" and not torch.compiler.is_compiling():
         return values
@@ -251,10 +255,10 @@ def only_finite(module: nn.Module, values: dict[str, Tensor], *decisive: Tensor)
 
 
 def store(module: nn.Module, **values: Tensor) -> None:
-    """Give buffers new values, without gradient.
+    """Set buffers to new values, without gradient.
 
-    In place, so that CUDA graphs and shared references see them. A compiler gets new tensors instead: torch 2.13
-    may recompute a forward value during the backward pass, and would read an input that was overwritten meanwhile.
+    In place, so that CUDA graphs and shared references see them. Under a compiler they are new tensors: torch 2.13 may
+    recompute a forward value during the backward pass, and would read an input that was overwritten meanwhile.
     """
     for name, value in values.items():
         if torch.compiler.is_compiling():

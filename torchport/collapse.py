@@ -1,14 +1,13 @@
 """Neural collapse measured over a stream of batches, on the device, in memory O(Kd + d²).
 
-The figures are those of `reference.collapse`, which has their formulas and sources. What is particular here is how
-covariances are accumulated without cancellation: every class has an *origin*, its first sample seen, and sums are taken
-of the residuals `r = x − origin` alone. `Σ_W = (Σ r rᵀ − Σ_c n_c δ_c δ_cᵀ)/N`, δ_c the mean residual of class c, then
-subtracts numbers of the size of the spread within a class, however far the classes are apart; it is exactly zero for
-features that have collapsed exactly. Products of a batch are taken in the precision of the features, everything that
-outlives the batch is float64. Lengths are measured in a *unit*, the power of two below the largest entry of the first
-batch, so that squares neither overflow nor underflow.
+The metrics are those of `reference.collapse`, which has their formulas and sources. Here, covariances are accumulated
+without cancellation: every class has an *origin*, its first sample, and only residuals `r = x − origin` are summed.
+`Σ_W = (Σ r rᵀ − Σ_c n_c δ_c δ_cᵀ)/N`, δ_c the mean residual of class c, is then a difference of numbers of the size of
+the spread within a class, at any distance between classes, and exactly zero for exactly collapsed features. Products of
+a batch are computed in the precision of the features; all accumulators are float64. Lengths are measured in a *unit*,
+the power of two below the largest entry of the first batch, so that squares neither overflow nor underflow.
 
-What depends on single samples and on the class means (NC4, the cosine margins) takes a second pass over the data.
+Metrics that depend on single samples and on the class means (NC4, the cosine margins) need a second pass over the data.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ SAME_DATA = 1e-4  # how far a class mean may move in the second pass, relative t
 
 
 class NeuralCollapseMeter:
-    """Accumulates what the metrics of neural collapse need, batch by batch.
+    """Accumulates the statistics for the metrics of neural collapse, batch by batch.
 
     Parameters
     ----------
     num_features, num_classes : int
         d and K, at least 1 and 2.
     device : torch.device or str, optional
-        Where the accumulators lie and features (B, d) are expected; it must have float64.
+        The device of the accumulators and of the features (B, d); it must support float64.
 
     Raises
     ------
@@ -80,7 +79,7 @@ class NeuralCollapseMeter:
         self.squares = torch.zeros(K, dtype=torch.float64, device=device)  # Σ ‖r‖² per class
         self.scatter = torch.zeros(d, d, dtype=torch.float64, device=device)  # Σ r rᵀ
         self.unit = torch.zeros((), dtype=torch.float64, device=device)  # of all of these; 0 before the first batch
-        self._begun = False  # what `unit > 0` says, without waiting for the device
+        self._begun = False  # equals `unit > 0`, without synchronising
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> None:
@@ -89,7 +88,7 @@ class NeuralCollapseMeter:
         Parameters
         ----------
         features : (B, d) floating point
-            What the classifier sees; half precision is computed with as float32.
+            The input of the classifier; half precision is converted to float32.
         labels : (B,) int64
 
         Raises
@@ -116,12 +115,12 @@ class NeuralCollapseMeter:
         self.scatter += residuals.T @ residuals
 
     def merge(self, other: NeuralCollapseMeter) -> None:
-        """Add what another meter has seen, as if this one had seen it too.
+        """Add the data of another meter.
 
         Raises
         ------
         ValueError
-            If the other one is for another K or d.
+            If the meters differ in K or d.
         """
         if (other.num_classes, other.num_features) != (self.num_classes, self.num_features):
             raise ValueError(
@@ -150,7 +149,7 @@ class NeuralCollapseMeter:
         self.scatter += scatter
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
-        """Merge the meters of all processes, so that each holds the whole; alone, do nothing."""
+        """Merge the meters of all processes into each of them; without a process group, do nothing."""
         if not dist.is_initialized():
             return
         unit = self.unit.clone()
@@ -170,7 +169,7 @@ class NeuralCollapseMeter:
             dist.all_reduce(total, group=group)
 
     def _measure_in(self, unit: Tensor) -> None:
-        """Change the unit, to one that is not smaller."""
+        """Change to a unit that is not smaller."""
         ratio = self.unit / unit.where(unit > 0, 1.0)
         self.origins, self.sums = ratio * self.origins, ratio * self.sums
         self.squares, self.scatter = ratio**2 * self.squares, ratio**2 * self.scatter
@@ -180,8 +179,8 @@ class NeuralCollapseMeter:
     def compute(self, weight: Tensor, bias: Tensor | None = None) -> NeuralCollapse:
         """The metrics of the data seen so far, for logits `W x + b`.
 
-        What takes a second pass (nc4, the cosine margins) is nan, and so is `numerical_rank`, which takes the
-        features of a whole class at once; see `second_pass` and `numerical_rank`.
+        nc4 and the cosine margins are nan, since they need a `second_pass`; so is `numerical_rank`, which needs all
+        features of a class at once (see `collapse_metrics.numerical_rank`).
 
         Parameters
         ----------
@@ -246,7 +245,7 @@ class NeuralCollapseMeter:
         return SecondPass(self, weight, bias)
 
     def _classifier(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """W in a unit of its own, b in that of the logits, which is the product of both units, and this unit."""
+        """W in its own unit, b in that of the logits, and the latter: the product of W's unit and the meter's."""
         K, d = self.num_classes, self.num_features
         check_floats("weight", weight, f"a floating-point matrix ({K}, {d})", values=True)
         if bias is not None:
@@ -255,7 +254,7 @@ class NeuralCollapseMeter:
         b = W.new_zeros(K) if bias is None else bias.detach().to(self.scatter)
         if W.shape != (K, d) or b.shape != (K,):
             raise ValueError(
-                f"weight {tuple(W.shape)}, bias {tuple(b.shape)}; expected what the meter is for: {(K, d)} and {(K,)}."
+                f"weight {tuple(W.shape)}, bias {tuple(b.shape)}; expected {(K, d)} and {(K,)}, as the meter."
             )
         if not (W.isfinite().all() and b.isfinite().all()):
             raise ValueError("weight or bias holds NaN or infinite entries.")
@@ -273,11 +272,11 @@ class NeuralCollapseMeter:
         return self.unit * self._class_mean_rows()
 
     def _class_mean_rows(self) -> Tensor:
-        """The same in the meter's unit."""
+        """`class_mean_rows` in the meter's unit."""
         return self.origins + self.sums / self.counts.clamp_min(1)[:, None]
 
     def _centred_means(self) -> tuple[Tensor, Tensor]:
-        """The mean μ_G (d,) of the means of the classes seen, and H̄ᵀ (K, d), those less μ_G."""
+        """The mean μ_G (d,) of the means of the classes seen, and H̄ᵀ (K, d), these means minus μ_G."""
         present = self.counts > 0
         if int(present.sum()) < 2:
             raise ValueError(f"{int(present.sum())} class(es) have been seen; neural collapse compares at least two.")
@@ -293,9 +292,9 @@ class NeuralCollapseMeter:
 
 
 class SecondPass:
-    """What depends on single samples: begun by `NeuralCollapseMeter.second_pass`, fed with the same data.
+    """The metrics that depend on single samples, from the same data; see `NeuralCollapseMeter.second_pass`.
 
-    It accumulates counts and class sums once more; `compute` refuses if they are not those of the first pass.
+    Counts and class sums are accumulated again; `compute` raises an error if they differ from those of the first pass.
     """
 
     def __init__(self, first: NeuralCollapseMeter, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -308,7 +307,7 @@ class SecondPass:
         self.class_mean_rows = first._class_mean_rows()
         spread = first.squares.sum() / (first.counts.sum() * self.num_features)
         self.size = float((self.class_mean_rows.square().mean() + spread).sqrt())
-        # With x̃ = x − μ_G logits are `W x̃ + shifted_bias`; h_cᵀx̃ − ‖h_c‖²/2 is largest at the nearest mean.
+        # With x̃ = x − μ_G, the logits are `W x̃ + shifted_bias`, and h_cᵀx̃ − ‖h_c‖²/2 is largest at the nearest mean.
         self.weight, self.shifted_bias = W, W @ self.global_mean + b
         self.lengths = (W - W.mean(0)).norm(dim=1)
         self.centred_rows = self.class_mean_rows - self.global_mean
@@ -354,18 +353,18 @@ class SecondPass:
         self.histogram += torch.bincount(bins.clamp(0, MARGIN_BINS - 1), minlength=MARGIN_BINS)
 
     def merge(self, other: SecondPass) -> None:
-        """Add what another second pass, begun from an equal meter, has seen."""
+        """Add the data of another second pass, begun from an equal meter."""
         for ours, theirs in zip(self._accumulators(), other._accumulators(), strict=True):
             ours += theirs.to(ours.device)
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
-        """Merge the second passes of all processes; without a process group, nothing."""
+        """Merge the second passes of all processes; without a process group, do nothing."""
         if dist.is_initialized():
             for total in self._accumulators():
                 dist.all_reduce(total, group=group)
 
     def compute(self) -> NeuralCollapse:
-        """All metrics of the data, with those of the second pass.
+        """All metrics of the data, including those of the second pass.
 
         Raises
         ------
@@ -377,7 +376,7 @@ class SecondPass:
             c = int((self.counts != self.expected_counts).nonzero()[0])
             raise ValueError(
                 f"the second pass was over other data: it saw {int(self.counts[c])} samples of class "
-                f"{c}, the first {int(self.expected_counts[c])}. Feed both with the same samples."
+                f"{c}, the first {int(self.expected_counts[c])}. Feed both the same samples."
             )
         change = float((self.deviations / self.counts.clamp_min(1)[:, None]).abs().max())
         if not change <= SAME_DATA * self.size:

@@ -1,4 +1,4 @@
-"""Batches for the collapse meter: checked, cut into pieces, in a unit that squares can bear; and sums re-centred."""
+"""Batches of the collapse meter: validation, chunks, and the unit of lengths; and a change of origin for its sums."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def moved(
 
 
 def chunks(features: Tensor, labels: Tensor, unit: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch in float32 or float64 and in that unit, in pieces of d rows or so: what is made of one needs O(d²)."""
+    """The batch in float32 or float64, in the given unit, in chunks of max(d, 256) rows: memory O(d²)."""
     rows = max(features.shape[1], 256)
     for x, y in zip(features.detach().split(rows), labels.split(rows), strict=True):
         x = x if x.dtype == torch.float64 else x.float()

@@ -1,7 +1,7 @@
-"""The formulas of neural collapse on what a pass over the data has gathered, in blocks where K×K is large.
+"""The formulas of neural collapse for accumulated statistics, in blocks instead of K×K matrices.
 
-They are those of `reference.collapse`. Rows are classes: `class_mean_rows` is `H̄ᵀ` (K, d), class means less their mean,
-beside W (K, d).
+They are those of `reference.collapse`. Rows are classes: `class_mean_rows` is `H̄ᵀ` (K, d), class means minus their
+mean, like W (K, d).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from .procrustes import nearest_etf
 
 
 def numerical_rank(features: Tensor, labels: Tensor) -> float:
-    """`(‖X_c‖_*/‖X_c‖_F)²` of the features of a class, averaged over the classes that have any.
+    """`(‖X_c‖_*/‖X_c‖_F)²` of the features of a class, averaged over the classes present.
 
-    The one metric that a stream cannot give in memory O(Kd + d²): it takes all features (N, d) at once.
+    The one metric that a stream cannot provide in memory O(Kd + d²): it needs all features (N, d) at once.
 
     Parameters
     ----------
@@ -39,8 +39,8 @@ def numerical_rank(features: Tensor, labels: Tensor) -> float:
 def eigenpairs(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (d,), ascending, and -vectors (d, d).
 
-    Where divide and conquer does not converge, as torch's may not on covariances of far fewer samples than dimensions
-    (90 photos with 1280 features), by QR iteration.
+    torch's divide and conquer may not converge for covariances of far fewer samples than dimensions (90 photos with
+    1280 features); then QR iteration is used.
     """
     try:
         values, vectors = torch.linalg.eigh(symmetric)
@@ -76,7 +76,7 @@ def variability_collapse(sigma_w: Tensor, class_mean_rows: Tensor, rank: int) ->
 
 
 def etf_error(left: Tensor, right: Tensor) -> float:
-    """`‖G/‖G‖_F − M/√(K−1)‖_F` for `G = left rightᵀ` (K, K), never held whole: blocks of at most d rows."""
+    """`‖G/‖G‖_F − M/√(K−1)‖_F` for `G = left rightᵀ` (K, K), in blocks of at most d rows."""
     K, d = left.shape
     norm = torch.stack([(left[i : i + d] @ right.T).square().sum() for i in range(0, K, d)]).sum().sqrt()
     scale = 1.0 / norm if norm > 0 else torch.zeros_like(norm)
@@ -91,13 +91,13 @@ def etf_error(left: Tensor, right: Tensor) -> float:
 def unit_etf(G: Tensor) -> tuple[Tensor, bool]:
     """The simplex ETF of unit Frobenius norm nearest to G (K, d), rows are classes, and whether it is unique.
 
-    It is nan where d is too small for one.
+    All entries are nan if d < K−1.
     """
     K, d = G.shape
     if d < K - 1:
         return torch.full_like(G, torch.nan), False
     frame = nearest_etf(unit(G).T, formulation="gauge-free", method="svd")
-    values = torch.linalg.svdvals(G - G.mean(0))  # the last one is zero, for 1 is taken out
+    values = torch.linalg.svdvals(G - G.mean(0))  # at most K−1 of them are not zero, since rows are centred
     unique = values[K - 2] > max(K, d) * torch.finfo(G.dtype).eps * values[0]
     return frame.T / (K - 1) ** 0.5, bool(unique)
 

@@ -1,4 +1,4 @@
-"""Sums over all processes, differentiable; without torch.distributed, or with one process, nothing happens.
+"""Differentiable sums over all processes; the identity without torch.distributed or with one process.
 
 Every rank's loss depends on every rank's summand, so the cotangents are summed as well: together with
 DistributedDataParallel, which averages gradients over ranks, each parameter gets the gradient of the mean loss.

@@ -1,7 +1,7 @@
-"""How class means or classifier rows spread over the sphere, on their device, K×K in blocks.
+"""The spread of class means or classifier rows over the sphere, for any number of classes, on their device.
 
-The figures are those of `reference.hyperspherical`, which has their formulas and sources; they are computed in float64,
-in memory O(Kd) for any K.
+The figures are those of `reference.hyperspherical`, which has their formulas and sources. They are computed in float64,
+in blocks, with memory O(Kd).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def hyperspherical_uniformity(rows: Tensor, centre: Tensor | None = None) -> flo
     K = len(directions)
     total = directions.new_zeros(())
     for start, block in _blocks(directions):
-        # Not by inner products, which lose the distance of near neighbours.
+        # Not by inner products, which lose the distance of near neighbours to cancellation.
         distances = torch.cdist(block, directions, compute_mode="donot_use_mm_for_euclid_dist")
         distances.diagonal(start).fill_(1.0)
         total -= distances.log().sum()
@@ -86,7 +86,7 @@ def ood_deviation(class_mean_rows: Tensor, ood_mean: Tensor) -> float:
     class_mean_rows : (K, d)
         Not centred; rows are classes.
     ood_mean : (d,)
-        Mean feature of data that belongs to no class, not centred.
+        Mean of the features of data that belong to no class, not centred.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def unit_rows(rows: Tensor) -> Tensor:
 
 
 def _directions(rows: Tensor, centre: Tensor | None) -> Tensor:
-    """Unit vectors from the centre to the rows (K, d) in float64; nan for a row that lies there up to rounding."""
+    """Unit vectors from the centre to the rows (K, d) in float64; nan for a row at the centre, up to rounding."""
     _check(rows, centre, "centre")
     if len(rows) < 2:
         raise ValueError(f"rows are of {len(rows)} class; expected at least two, to compare their directions.")
@@ -125,7 +125,7 @@ def _directions(rows: Tensor, centre: Tensor | None) -> Tensor:
 
 
 def _blocks(directions: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Blocks of d rows or so, each with the number of its first row."""
+    """Blocks of max(d, 256) rows, each with the index of its first row."""
     size = max(directions.shape[1], 256)
     yield from ((size * i, block) for i, block in enumerate(directions.split(size)))
 

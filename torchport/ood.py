@@ -1,8 +1,8 @@
-"""Scores for out-of-distribution data from W, b and the class means, on their device.
+"""Scores for out-of-distribution (OOD) data from W, b and the class means of a classifier, on their device.
 
-They are those of `reference.ood`, which has formulas, sources and the figures `auroc` and `fpr95`: larger is more
-in-distribution. Half precision is computed with as float32. Entries that are not finite give NaN: a check would make
-the host wait.
+They are those of `reference.ood`, which has formulas, sources, and the metrics `auroc` and `fpr95`. Larger scores
+indicate in-distribution samples. Half precision is converted to float32. Entries that are not finite yield NaN, since a
+check would synchronise.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .hyperspherical import unit_rows
 
 
 def max_softmax_score(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The largest probability of a class, (N,), for logits `W h + b`: the baseline of all others.
+    """The largest class probability, (N,), for logits `W h + b`: the baseline of the other scores.
 
     Parameters
     ----------
     features : (N, d)
-        What enters the classifier: of a head on a sphere, `head.normalise(features)`.
+        The input of the classifier: for a head with normalised features, `head.normalise(features)`.
     weight : (K, d)
     bias : (K,), optional
 
@@ -75,7 +75,7 @@ def energy_score(features: Tensor, weight: Tensor, bias: Tensor | None = None, t
     Raises
     ------
     ValueError
-        As `max_softmax_score`, and if T is not a positive number.
+        As `max_softmax_score`, or if T is not a positive number.
 
     Examples
     --------
@@ -123,12 +123,12 @@ def class_subspace(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def principal_subspace(features: Tensor, rank: int) -> Tensor:
-    """The first principal components of features, (d, rank): the subspace that the paper of NECO takes.
+    """The first principal components of features, (d, rank): the subspace of the NECO paper.
 
     Parameters
     ----------
     features : (N, d)
-        Of training data.
+        Features of training data.
     rank : int
         In 1…min(N, d); K−1 at full collapse.
 
@@ -160,7 +160,7 @@ def neco_score(features: Tensor, subspace: Tensor, centre: Tensor | None = None)
     subspace : (d, r)
         V, orthonormal columns (not checked): `class_subspace` or `principal_subspace`.
     centre : (d,), optional
-        The global mean, for one of these; zero by default.
+        The global mean, for the subspaces above; zero by default.
 
     Raises
     ------
@@ -200,7 +200,7 @@ def nci_score(
     global_mean : (d,)
         μ_G, the mean of training features.
     norm_weight : float
-        α; the paper tunes it. With features of one length and p = 2 the second term is a constant.
+        α; the paper tunes it. For features of equal length and p = 2 the second term is constant.
     order : float
         p ≥ 1.
 
@@ -217,7 +217,7 @@ def nci_score(
     check_floats("global_mean", global_mean, "a floating-point vector (d,)")
     norm_weight = real_number("norm_weight", norm_weight)
     if isinstance(order, str) or not order >= 1:
-        raise ValueError(f"order = {order}; expected p ≥ 1, of a norm.")
+        raise ValueError(f"order = {order}; expected the order p ≥ 1 of a norm.")
     predicted = _logits(features, weight, bias).argmax(1)
     z = unit_rows(_centred(features, global_mean, "global_mean"))
     proximity = (z * weight.to(z)[predicted]).sum(1)

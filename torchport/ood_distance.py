@@ -1,7 +1,7 @@
 """Scores for out-of-distribution data from distances to training features, on their device.
 
-They are those of `reference.ood_distance`, which has formulas and sources: larger is more in-distribution. Half
-precision is computed with as float32.
+They are those of `reference.ood_distance`, which has formulas and sources. Larger scores indicate in-distribution
+samples. Half precision is converted to float32.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from .class_means import at_least_single
 from .hyperspherical import unit_rows
 from .targets import INTEGERS
 
-BLOCK_ENTRIES = 2**24  # of the matrix of cosines: 64 MB in float32
+BLOCK_ENTRIES = 2**24  # entries of the matrix of cosines that are in memory at a time: 64 MB in float32
 
 
 @torch.no_grad()
 def class_gaussians(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Class means (K, d), and the covariance (d, d) around them that all classes share, in float64.
+    """Class means (K, d), and the covariance (d, d) within classes that all classes share, in float64.
 
     Parameters
     ----------
     features : (N, d)
-        Of training data.
-    labels : (N,) int64
-        In 0…K−1, each of them at least once.
+        Features of training data.
+    labels : (N,) integers of any type
+        In 0…K−1, each class at least once.
     num_classes : int
         K.
 
@@ -50,14 +50,14 @@ def class_gaussians(features: Tensor, labels: Tensor, num_classes: int) -> tuple
         raise ValueError(
             f"features {tuple(features.shape)}, labels {tuple(labels.shape)} {labels.dtype}; expected (N, d), (N,) int."
         )
-    low, high = int(labels.min()), int(labels.max())
+    X, y = features.double(), labels.long()
+    low, high = int(y.min()), int(y.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"labels are in {low}…{high}; expected 0…{num_classes - 1}.")
-    X, y = features.double(), labels.long()
     counts = torch.bincount(y, minlength=num_classes)
     if not counts.all():
         empty = int((counts == 0).nonzero()[0])
-        raise ValueError(f"class {empty} has no sample; expected one of each of {num_classes} classes.")
+        raise ValueError(f"class {empty} has no sample; expected at least one of each of {num_classes} classes.")
     means = X.new_zeros(num_classes, X.shape[1]).index_add_(0, y, X) / counts[:, None]
     residuals = X - means[y]
     return means, residuals.T @ residuals / len(X)
@@ -71,7 +71,7 @@ def mahalanobis_score(features: Tensor, class_mean_rows: Tensor, covariance: Ten
     features : (N, d)
     class_mean_rows : (K, d)
     covariance : (d, d)
-        Σ, as `class_gaussians` gives it; directions in which it vanishes do not count.
+        Σ, from `class_gaussians`; directions in which it vanishes are ignored.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def mahalanobis_score(features: Tensor, class_mean_rows: Tensor, covariance: Ten
 
 
 def nearest_neighbour_score(features: Tensor, training_features: Tensor, k: int = 50) -> Tensor:
-    """`−‖z − z_(k)‖`, (N,): the distance to the k-th nearest training feature, all of length 1.
+    """`−‖z − z_(k)‖`, (N,), with z_(k) the k-th nearest training feature, all of unit norm.
 
     Parameters
     ----------
@@ -122,8 +122,8 @@ def nearest_neighbour_score(features: Tensor, training_features: Tensor, k: int 
 
     Notes
     -----
-    The neighbour is found by cosines, in blocks of 64 MB; its distance is computed from the difference, which loses no
-    digits where the two are close.
+    The neighbour is found by cosines, in blocks of 64 MB; its distance is the norm of the difference, which is accurate
+    for close neighbours too.
 
     Examples
     --------
@@ -141,7 +141,7 @@ def nearest_neighbour_score(features: Tensor, training_features: Tensor, k: int 
         raise ValueError(f"k = {k}; expected 1…{len(training_features)}, the number of training features.")
     Z = unit_rows(features.to(at_least_single(features.dtype)))
     T = unit_rows(training_features.to(Z))
-    lengths = T.square().sum(1)  # 1, or 0 of a feature that is zero
+    lengths = T.square().sum(1)  # 1, or 0 for a zero feature
     scores = []
     for z in Z.split(max(1, BLOCK_ENTRIES // len(T))):
         index = (2 * z @ T.T - lengths).topk(k, dim=1).indices[:, -1]

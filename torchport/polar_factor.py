@@ -1,8 +1,8 @@
 """The polar factor of any matrix, or of a batch of them, as a differentiable function.
 
 Source: the orthogonal Procrustes problem (Schönemann 1966), differentiated as in `methods`. A singular value
-decomposition has derivatives with 1/(σᵢ² − σⱼ²) in them, which are infinite where singular values coincide; the polar
-factor's have 1/(σᵢ + σⱼ) and 1/σᵢ, and need nothing but full rank.
+decomposition has derivatives with factors 1/(σᵢ² − σⱼ²), which are infinite where singular values coincide; those of
+the polar factor have 1/(σᵢ + σⱼ) and 1/σᵢ, and exist at full rank.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ def polar(A: Tensor, start: Tensor | None = None, *, method: str = "auto") -> Te
     Parameters
     ----------
     A : (…, d, m)
-        A batch is decomposed all at once, its rank-deficient members one by one.
+        A batch is decomposed all at once, except for its rank-deficient members.
     start : (…, d, m), optional
-        What decides where A is rank-deficient: of its polar factors the one nearest to `start` is taken, which
-        derivatives take as constant. Default: the identity `eye(d, m)`.
+        If A is rank-deficient, the one of its polar factors that is nearest to `start` is returned. Derivatives treat
+        it as constant. Default: the identity `eye(d, m)`.
     method : {"auto", "svd", "eigh", "matmul", "trust-region"}
-        How it is found, see `methods/`; all are exact. In a batch "eigh" stands for "svd" in float64.
+        The algorithm, see `methods/`; all are exact. For a batch in float64, "eigh" is the same as "svd".
 
     Returns
     -------
     U : (…, d, m)
-        In A's dtype, differentiable in A to any order, in reverse and forward mode. Derivatives are finite at repeated
-        singular values, where they exist, and at zero ones, where those that do not exist count as zero. Half
-        precision is decomposed in float32.
+        In A's dtype, differentiable in A to any order, in reverse and forward mode. Derivatives are finite also at
+        repeated singular values, where they exist, and at zero ones, where those that do not exist count as zero. Half
+        precision is converted to float32 for the decomposition.
 
     Raises
     ------
     ValueError
-        If A is no floating-point matrix, a shape or the method is wrong, or (on the CPU) an entry is not finite.
+        If A is not a floating-point matrix, a shape or the method is wrong, or (on the CPU) an entry is not finite.
 
     Examples
     --------

@@ -38,20 +38,20 @@ INITIAL = ("canonical", "random", "feature-polar")
 
 
 class Solution(NamedTuple):
-    """A solved problem: the differentiable frame, its certificate, and what the next warm start needs.
+    """A solution of (P) or (R): the differentiable frame, its certificate, and a basis for the next warm start.
 
     Attributes
     ----------
     frame : (d, K)
         `U`, in the class means' dtype; the only part with a gradient.
     variable : (d, m)
-        `X` of (P) or (R), m = K or K−1, in the precision that the problem was solved in.
+        `X`, m = K, or K−1 if solved as (R), in the precision of the solve.
     linear_term : (d, m)
         `A`.
-    fallbacks : int, or () int64 where only the device knows
-        1 where a safer method had to step in, or on an accelerator where the frame is NaN for want of one.
+    fallbacks : int, or () int64 tensor
+        1 if another method replaced the chosen one, or if on an accelerator the frame is NaN; else 0.
     basis : (m, m) or None
-        The eigenbasis of `(AᵀA)^{1/2}` that a warm start of the next, similar problem takes.
+        The eigenbasis of `(AᵀA)^{1/2}`, for a warm start of the next, similar problem.
 
     Examples
     --------
@@ -83,12 +83,12 @@ class Solution(NamedTuple):
 
     @property
     def optimality_gap(self) -> float:
-        """The certificate `‖A‖_* − ⟨X, A⟩`: not negative but for rounding, and zero exactly at an optimum."""
+        """The certificate `‖A‖_* − ⟨X, A⟩`: zero, up to rounding, exactly at a global optimum."""
         return float(self.singular_values.sum()) - self.value
 
     @property
     def condition_number(self) -> float:
-        """σ₁/σ_m of A: derivatives lose about as many digits as it has; infinite where A is rank-deficient."""
+        """κ = σ₁/σ_m of A, infinite if A is rank-deficient; derivatives lose about log₁₀ κ digits."""
         sigma = self.singular_values
         return float(sigma[0] / sigma[-1])
 
@@ -120,28 +120,28 @@ def nearest_etf(
     Parameters
     ----------
     class_means : (…, d, K)
-        `H`: columns are class means minus the global mean, as a rule divided by `‖H‖_F`. The problems of a batch are
+        `H`: columns are class means minus the global mean, usually divided by `‖H‖_F`. The problems of a batch are
         solved all at once; those with coinciding or missing classes, whose minimiser is not unique, one by one.
     proximal : (…, d, K), optional
-        `U₀`, a previous frame that the solution stays near. None, or delta = 0, leaves the proximal term out: among
-        the minimisers the one nearest to `initial` is taken.
+        `U₀`, usually the frame of the previous solution. None, or delta = 0, omits the proximal term: of the
+        minimisers, the one nearest to `initial` is returned.
     delta : float
         `δ ≥ 0`, the weight of the proximal term.
     method : {"auto", "svd", "eigh", "matmul", "trust-region"}
-        How the polar factor is found, see `methods/`; all are exact.
+        The algorithm for the polar factor, see `methods/`; all are exact.
     formulation : {"paper", "gauge-free"}
         (P), which needs d ≥ K, or (R), which needs d ≥ K−1.
     initial : (…, d, K) or {"canonical", "random", "feature-polar"}, optional
-        Where the trust region starts, and what decides where the minimiser is not unique. Default: the proximal
-        point, else the canonical (identity) frame. "random" is one fixed Haar frame, "feature-polar" the polar factor
-        of the class means themselves; both are the reference's. Derivatives take it as constant.
+        The start of the trust region. If the minimiser is not unique, the one nearest to it is returned. Default: the
+        proximal point, or without one the canonical (identity) frame. "random" is one fixed Haar frame, "feature-polar"
+        the polar factor of the class means; both are those of the reference. Derivatives treat it as constant.
 
     Returns
     -------
     U : (…, d, K)
         Leading dimensions of the arguments are broadcast. In the class means' dtype, differentiable in class means and
-        proximal point, in reverse and forward mode, to any order. Half-precision input is solved in float32, also under
-        autocast; nothing is ever solved in less.
+        proximal point, in reverse and forward mode, to any order. Half precision is solved in float32, and autocast has
+        no effect.
 
     Raises
     ------
@@ -189,7 +189,7 @@ def solve(
     Raises
     ------
     ValueError
-        As `nearest_etf`, and for a batch.
+        As `nearest_etf`, or if an argument is a batch.
 
     Examples
     --------
@@ -218,9 +218,9 @@ def _solved(
     initial: Tensor | str | None,
     basis: Tensor | None,
 ) -> tuple[Tensor, Found]:
-    """The frame (…, d, K) in the class means' dtype, and what the solve found on the way."""
+    """The frame (…, d, K) in the class means' dtype, and the decomposition behind it."""
     check_problem(class_means, proximal, initial, delta, method, formulation)
-    check_basis(basis, class_means, class_means.shape[-1] - (formulation == "gauge-free"))
+    check_basis(basis, class_means, class_means.shape[-1] - int(formulation == "gauge-free"))
     dtype = torch.promote_types(class_means.dtype, torch.float32)
     with without_autocast(class_means.device):
         H = class_means if class_means.dtype == dtype else class_means.to(dtype)
@@ -239,7 +239,7 @@ def _solved(
             found = nearest_frame(H, U0, start, method, basis, formulation, delta)
             frame = found.frame
         else:
-            # Nothing but the start decides what the class means leave open: in the paper's form U·1 at least.
+            # The start alone determines what the class means do not: in the paper's form at least U·1.
             K = H.shape[-1]
             A = 2.0 / math.sqrt(K - 1) * to_coordinates(H)[0]
             coordinates, gauge = to_coordinates(C)
@@ -252,12 +252,12 @@ def _solved(
 
 
 def initial_frame_named(initial: str, H: Tensor) -> Tensor:
-    """The initial frame (d, K) of that name, for class means H (d, K), or (…, d, K) where it depends on a batch."""
+    """The initial frame of that name for class means H (…, d, K): (d, K), or (…, d, K) for "feature-polar"."""
     if initial == "canonical":
         return canonical_frame(*H.shape[-2:], dtype=H.dtype, device=H.device)
     if H.ndim > 2 and initial == "random":
         return initial_frame_named(initial, H.new_zeros(H.shape[-2:]))
-    if H.ndim > 2:  # the reference's, all at once: the class means' polar factor, completed from the canonical frame
+    if H.ndim > 2:  # as in the reference: the class means' polar factor, completed from the canonical frame
         fits = H.shape[-2] >= H.shape[-1]
         return nearest_etf(H.detach(), formulation="paper" if fits else "gauge-free", initial="canonical")
     kind: Any = initial
@@ -265,19 +265,19 @@ def initial_frame_named(initial: str, H: Tensor) -> Tensor:
 
 
 def named_or_given_frame(initial: str | Tensor, num_features: int, num_classes: int) -> Tensor:
-    """The frame (d, K) that a head starts from: its own copy, in float32 at least.
+    """The frame (d, K) from which a head starts: a copy, in float32 at least.
 
     Raises
     ------
     ValueError
-        If the name is another than "canonical" or "random", or the matrix is no frame (d, K).
+        If the name is not "canonical" or "random", or the matrix is not a frame (d, K).
     """
     dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
     if isinstance(initial, str):
         if initial not in ("canonical", "random"):
             raise ValueError(
-                f"initial = {initial!r}; expected 'canonical', 'random' or a frame (d, K): a head has no class means "
-                "yet that another start could come from."
+                f"initial = {initial!r}; expected 'canonical', 'random' or a frame (d, K): other starts need class "
+                "means, which a new head does not have."
             )
         if initial == "canonical":
             return canonical_frame(num_features, num_classes, dtype=dtype)
@@ -288,10 +288,15 @@ def named_or_given_frame(initial: str | Tensor, num_features: int, num_classes: 
     return initial.detach().to(torch.promote_types(initial.dtype, torch.float32), copy=True)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch < 2.12 cannot trace it
+def has_autocast(kind: str) -> bool:
+    """Whether torch has autocast for this type of device."""
+    return torch.amp.autocast_mode.is_autocast_available(kind)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which products keep their operands' precision."""
-    available = torch.amp.autocast_mode.is_autocast_available(device.type)
-    if available and torch.is_autocast_enabled(device.type):
+    """A context without autocast on the device."""
+    if has_autocast(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return _NOTHING
 
@@ -304,7 +309,7 @@ def check_problem(
     method: str,
     formulation: str,
 ) -> None:
-    """Refuse what has no solution or only a wrong one; values are looked at where the polar factor is found."""
+    """Refuse invalid problems by shapes and options; `decompose` checks that class means and proximal are finite."""
     if method not in METHODS:
         raise ValueError(f"method = {method!r}; expected one of {', '.join(map(repr, METHODS))}.")
     if formulation not in ("paper", "gauge-free"):
@@ -323,7 +328,7 @@ def check_problem(
 
 
 def check_basis(basis: Tensor | None, class_means: Tensor, m: int) -> None:
-    """Refuse a warm start that is no orthonormal matrix; one of another problem's size is passed over later."""
+    """Refuse a warm start that is not orthonormal; `nearest_frame` ignores one of a neighbouring size."""
     if basis is None:
         return
     check_floats("basis", basis, f"the basis ({m}, {m}) of an earlier solution", beside=class_means)
@@ -335,9 +340,9 @@ def check_basis(basis: Tensor | None, class_means: Tensor, m: int) -> None:
 
 
 def check_broadcasts(name: str, given: Tensor, other_name: str, other: Tensor) -> None:
-    """Refuse a matrix of another shape than the other one's, but for leading dimensions that broadcast."""
+    """Refuse a matrix whose shape differs from the other one's, except in leading dimensions that broadcast."""
     found, expected = tuple(given.shape), tuple(other.shape)
-    if found == expected:  # quicker than torch's own comparison
+    if found == expected:  # faster than torch's comparison of shapes
         return
     batches = zip(reversed(found[:-2]), reversed(expected[:-2]), strict=False)
     if found[-2:] != expected[-2:] or any(a != b and 1 not in (a, b) for a, b in batches):

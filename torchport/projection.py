@@ -1,4 +1,4 @@
-"""Simplex ETFs without training: the classifier of a trained layer made one, and how far class means are from one.
+"""Simplex ETFs without training: the projection of a trained classifier, and the distance of class means.
 
 Source: Papyan, Han & Donoho 2020 (neural collapse); the nearest ETF is that of Markou, Ajanthan & Gould 2024, arXiv
 2411.01248, section 3. With `H M = U P` the polar decomposition of centred class means H (d, K), rank K−1 at most,
@@ -27,22 +27,22 @@ def project_to_etf(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, 
 @overload
 def project_to_etf(weight: nn.Linear) -> nn.Linear: ...
 def project_to_etf(weight: Tensor | nn.Linear, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None] | nn.Linear:
-    """The linear classifier whose rows are the simplex ETF nearest to those of a trained one, at the best scale.
+    """The simplex ETF nearest to the rows of a trained linear classifier, at the best scale.
 
     Parameters
     ----------
     weight : (K, d), or nn.Linear
-        `W`, rows are classes, K ≤ d+1. Their mean is dropped first: it moves all logits of a sample alike, and so
-        changes neither softmax nor argmax.
+        `W`, rows are classes, K ≤ d+1. They are centred first, which shifts all logits of a sample equally and changes
+        neither softmax nor argmax.
     bias : (K,), optional
-        `b`, returned as it is.
+        `b`, returned unchanged.
 
     Returns
     -------
     (weight, bias), or nn.Linear
         `s M Uᵀ` with U and s that minimise `‖M W − s M Uᵀ‖_F`, and b. New tensors, or a new layer, with dtype, device,
-        `requires_grad` and training mode of the given ones, and with no gradient to them. Where rows coincide or
-        depend on each other, U is the minimiser nearest to the canonical frame.
+        `requires_grad` and training mode of the given ones, and without gradient to them. If the centred
+        rows have a rank less than K−1, as when two coincide, U is the minimiser nearest to the canonical frame.
 
     Raises
     ------
@@ -52,9 +52,9 @@ def project_to_etf(weight: Tensor | nn.Linear, bias: Tensor | None = None) -> tu
 
     Notes
     -----
-    Where the centred rows `M W` are an ETF up to scale already, as those of two classes always are, all logits of a
-    sample move alike, and no prediction changes, nor any probability. For all other weights there are features whose
-    argmax changes.
+    If the centred rows `M W` are an ETF up to scale, as for two classes they always are, all logits of a sample are
+    shifted equally: no prediction and no probability changes. For all other weights, the argmax of some features
+    changes.
 
     Examples
     --------
@@ -76,16 +76,14 @@ def project_to_etf(weight: Tensor | nn.Linear, bias: Tensor | None = None) -> tu
     if bias is not None:
         check_floats("bias", bias, f"a floating-point vector ({K},)", beside=weight)
         if bias.shape != (K,):
-            raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({K},), one entry for each row of weight.")
+            raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({K},), one entry per row of weight.")
     W = weight.detach().double()
     if not W.isfinite().all():
         raise ValueError("weight holds NaN or infinite entries.")
     unit = unit_of(W)  # so that no square overflows or underflows
     C = centred(W.mT / unit)  # (d, K)
     if torch.linalg.vector_norm(C) <= CUTOFF * torch.linalg.vector_norm(W / unit):
-        raise ValueError(
-            "weight has equal rows, whose best ETF has scale zero; expected a classifier that was trained."
-        )
+        raise ValueError("weight has equal rows, whose best ETF has scale zero; expected a trained classifier.")
     with without_autocast(weight.device):
         etf = nearest_etf(C, method="svd", formulation="gauge-free")  # X Qᵀ, which is centred
         scale = unit * (C * etf).sum() / (K - 1)
@@ -104,26 +102,25 @@ def _projected_layer(layer: nn.Linear) -> nn.Linear:
 def etf_distance(class_means: Tensor) -> Tensor:
     """`‖H M/‖H M‖_F − E*‖_F²`, E* the nearest simplex ETF of unit norm: from 0 for an ETF to 2 − 2/√(K−1) for rank 1.
 
-    As a regulariser it draws class means, or the rows of a classifier (pass `weight.T`), towards a simplex ETF. It is
+    As a regulariser it pulls class means, or the rows of a classifier (pass `weight.T`), towards a simplex ETF. It is
     the metric `etf_distance_means` of `NeuralCollapseMeter`; `etf_distance_weight` differs by not centring W.
 
     Parameters
     ----------
     class_means : (…, d, K)
-        `H`, columns are classes, K ≤ d+1. They need be neither centred nor normalised.
+        `H`, columns are classes, K ≤ d+1; they need not be centred or normalised.
 
     Returns
     -------
     distance : (…)
         Computed in float64, returned in the class means' dtype, float32 at least. Differentiable to second order, in
-        reverse and forward mode. The gradient is `2 (Ĥ − E*)` for the normalised means Ĥ, whatever their singular
-        values: no inverse of one occurs. Where all classes coincide, there is no direction to go: the distance is 1, as
-        in the metric, and the gradient zero.
+        reverse and forward mode. The gradient with respect to the normalised means Ĥ is `2 (Ĥ − E*)`, without inverse
+        singular values. If all classes coincide, the distance is 1, as in the metric, and the gradient is zero.
 
     Raises
     ------
     ValueError
-        If the class means are no matrices (d, K), look transposed, or no ETF of K classes fits into d dimensions; on
+        If the class means are not matrices (d, K), look transposed, or no ETF of K classes fits into d dimensions; on
         the CPU also if an entry is not finite.
 
     Examples
@@ -144,7 +141,7 @@ def etf_distance(class_means: Tensor) -> Tensor:
     with without_autocast(class_means.device):
         H = class_means.double()
         top = H.detach().abs().amax((-2, -1), keepdim=True)
-        H = H / torch.where(top > 0, top, 1.0)  # the same distance, of squares that neither overflow nor underflow
+        H = H / torch.where(top > 0, top, 1.0)  # the distance is the same, and squares neither overflow nor underflow
         C = centred(H)
         norm = torch.linalg.vector_norm(C, dim=(-2, -1), keepdim=True)
         apart = norm > CUTOFF * torch.linalg.vector_norm(H, dim=(-2, -1), keepdim=True)
@@ -156,8 +153,8 @@ def etf_distance(class_means: Tensor) -> Tensor:
 class _Distance(torch.autograd.Function):
     """`‖Ĥ − E(Ĥ)‖_F²` for Ĥ (…, d, K), and E.
 
-    E is the best ETF to Ĥ, so that its own derivative adds nothing to the first derivative of the distance, which is
-    `2 (Ĥ − E)`, and is needed for the second alone.
+    E maximises ⟨Ĥ, E⟩, so its derivative does not contribute to the first derivative of the distance, `2 (Ĥ − E)`, but
+    only to the second.
     """
 
     @staticmethod
@@ -179,7 +176,7 @@ class _Distance(torch.autograd.Function):
 
 
 class _DistanceWithTangents(_Distance):
-    """Forward mode and `torch.func.vmap` as well, which compilers do not trace."""
+    """`_Distance` with forward mode and `torch.func.vmap`, which compilers do not trace."""
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, None]:
@@ -196,10 +193,10 @@ def _unit_etf(unit: Tensor) -> Tensor:
 
 
 def _check_that_one_fits(name: str, given: Tensor, d: int, K: int) -> None:
-    """Refuse more classes than a simplex ETF can have."""
+    """Refuse more classes than a simplex ETF in d dimensions can have."""
     if d + 1 < K:
         raise ValueError(
             f"{name} has shape {tuple(given.shape)}: {K} classes in {d} dimensions, where a simplex ETF has {d + 1} at "
-            f"most. Transpose it if classes and features are interchanged; for more classes than that the nearest "
-            "tight frame takes the ETF's place (`TightFrameHead`, `nearest_tight_frame`)."
+            "most. Transpose it if classes and features are interchanged; for more classes use the nearest tight frame "
+            "(`TightFrameHead`, `nearest_tight_frame`)."
         )

@@ -1,4 +1,4 @@
-"""The simplex equiangular tight frame in torch: canonical frames, and coordinates of the K−1 dimensions it lives in.
+"""The simplex equiangular tight frame in torch: canonical frames, and coordinates in its K−1 dimensions.
 
 Source: Papyan, Han & Donoho 2020 (neural collapse); Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3.
 `M = I − 11ᵀ/K` is the centring projector. A Householder reflection `R = I − 2vvᵀ` takes the first axis to
@@ -44,9 +44,9 @@ def canonical_frame(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """The start of the paper's solver and the fixed head's `U`, (d, K): `eye(d, K)`.
+    """The start of the paper's solver and the frame of the fixed head, (d, K): `eye(d, K)`.
 
-    For d = K−1, where K orthonormal columns do not fit, the partial isometry `eye(d, K−1) Qᵀ` with Helmert's
+    For d = K−1, where there are no K orthonormal columns, it is the partial isometry `eye(d, K−1) Qᵀ` with Helmert's
     basis Q, as in `nearest_etf.reference`.
     """
     check_sizes(num_features, num_classes, "gauge-free")
@@ -60,7 +60,7 @@ def canonical_frame(
 
 
 def classifier_from_frame(U: Tensor) -> Tensor:
-    """`W = √(K/r) M Uᵀ`, (K, d) with r = min(d, K−1), from a frame U (d, K): unit rows where it is a simplex ETF."""
+    """`W = √(K/r) M Uᵀ`, (K, d) with r = min(d, K−1), from a frame U (d, K); unit rows for a simplex ETF."""
     d, K = U.shape[-2:]
     return math.sqrt(K / min(d, K - 1)) * centred(U).mT
 
@@ -75,7 +75,7 @@ def to_coordinates(B: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_coordinates(X: Tensor, gauge: Tensor | None = None) -> Tensor:
-    """`X Qᵀ + gauge 1ᵀ/√K` (..., d, K), the inverse of `to_coordinates`; no gauge is zero."""
+    """`X Qᵀ + gauge 1ᵀ/√K` (..., d, K), the inverse of `to_coordinates`; None is a gauge of zero."""
     if _by_product(X, X.shape[-1] + 1):
         along = X @ _reflection(X, X.shape[-1] + 1)[1:]
         return along if gauge is None else along + gauge / math.sqrt(along.shape[-1])
@@ -84,7 +84,7 @@ def from_coordinates(X: Tensor, gauge: Tensor | None = None) -> Tensor:
 
 
 def _reflect(B: Tensor) -> Tensor:
-    """`B (I − 2vvᵀ)` for the unit v that lies along `1/√K − e₁`."""
+    """`B (I − 2vvᵀ)` for the unit vector v along `1/√K − e₁`."""
     K = B.shape[-1]
     root = math.sqrt(K)
     # v is (1/√K − 1, 1/√K, …, 1/√K) over its length, whose square is 2 − 2/√K.
@@ -95,35 +95,35 @@ def _reflect(B: Tensor) -> Tensor:
 
 
 def _reflection(like: Tensor, K: int) -> Tensor:
-    """R (K, K)."""
+    """The reflection R (K, K)."""
     return _reflect(torch.eye(K, dtype=like.dtype, device=like.device))
 
 
 def _by_product(B: Tensor, K: int) -> bool:
-    """Whether B (..., d, K) is a batch of small matrices, over which a product is quicker than several passes."""
+    """Whether B (..., d, K) is a batch of small matrices, for which a product is faster than several passes."""
     return B.ndim > 2 and K <= 64
 
 
 def check_sizes(num_features: int, num_classes: int, formulation: str) -> None:
-    """Refuse sizes in which no simplex ETF, or not this formulation, exists."""
+    """Refuse sizes for which there is no simplex ETF, or for which the formulation has no solution."""
     d, K = whole_number("num_features", num_features), whole_number("num_classes", num_classes)
     if K < 2:
         raise ValueError(f"num_classes = {K}; a simplex ETF needs at least 2 classes.")
     if d < K - 1:
         raise ValueError(
             f"{K} classes with {d} features: a simplex ETF of {K} classes spans {K - 1} dimensions and does not fit "
-            f"into {d}. Put a linear layer with at least {K} outputs before the head, or take a head for any number of "
+            f"into {d}. Put a linear layer with at least {K} outputs before the head, or use a head for any number of "
             "classes: TightFrameHead, ClassMeanHead or LearnedHead."
         )
     if d < K and formulation == "paper":
         raise ValueError(
-            f"{K} classes with {d} features: the paper's formulation asks for {K} orthonormal columns in {d} "
+            f"{K} classes with {d} features: the paper's formulation needs {K} orthonormal columns in {d} "
             'dimensions. Use formulation="gauge-free", which needs only K−1 features, or more features.'
         )
 
 
 def check_class_means_shape(class_means: Tensor, formulation: str) -> None:
-    """Refuse class means that are no matrix (d, K) or batch of them, or that look transposed."""
+    """Refuse class means that are not a matrix (d, K) or a batch of them, or that look transposed."""
     expected = "a floating-point matrix (d, K) whose columns are classes"
     check_floats("class_means", class_means, expected)
     if class_means.ndim < 2:
@@ -140,7 +140,7 @@ def check_class_means_shape(class_means: Tensor, formulation: str) -> None:
 
 
 def check_frame(name: str, U: Tensor, shape: tuple[int, int]) -> None:
-    """Refuse what is no frame: `U M` must have the Gram matrix M."""
+    """Refuse a matrix that is not a frame: `U M` must have the Gram matrix M."""
     if U.shape != shape:
         raise ValueError(f"{name} has shape {tuple(U.shape)}; expected {shape}.")
     if U.is_meta:

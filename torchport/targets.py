@@ -1,4 +1,4 @@
-"""Batches as users have them: hard labels of any integer type, ignored rows, soft labels; what is wrong is named."""
+"""Validation and class sums of batches: hard labels of any integer type, ignored rows, soft labels."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ INTEGERS = (
 
 
 def checked_targets(features: Tensor, labels: Tensor | None, num_features: int, num_classes: int) -> Tensor | None:
-    """Labels as int64 (N,) or soft labels (N, K), after refusing a batch that could only give wrong numbers.
+    """The labels of a valid batch, as int64 (N,) or soft labels (N, K).
 
-    Shapes and types are looked at everywhere; values on the CPU only, where that makes no host wait.
+    Shapes and types are checked on every device, values on the CPU only, where the check does not synchronise.
 
     Raises
     ------
     ValueError
-        If features or labels are no tensors, of another shape or type; on the CPU also if a feature is not finite, a
-        label lies outside 0…K−1 (−100, which is ignored, excepted), or a soft label is negative.
+        If features or labels are not tensors, or have a wrong shape or type; on the CPU also if a feature is not
+        finite, a label is neither in 0…K−1 nor −100 (ignored), or a soft label is negative or not finite.
 
     Examples
     --------
@@ -60,9 +60,9 @@ def checked_targets(features: Tensor, labels: Tensor | None, num_features: int, 
 
 
 def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Sums of features per class and, in a last column, how many there are: (K, d+1), on this process.
+    """Sums of features per class and, in the last column, their numbers: (K, d+1), of this process.
 
-    Ignored rows count for nothing; a soft label counts for each class by its share.
+    Ignored rows do not count; a row with a soft label counts for each class by its share.
     """
     N, d = features.shape
     with_ones = torch.cat([features, features.new_ones(N, 1)], 1)
@@ -71,18 +71,18 @@ def class_sums(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     if not _nothing_ignored(labels):
         ignored = labels == IGNORED
         with_ones, labels = with_ones.masked_fill(ignored[:, None], 0.0), labels.masked_fill(ignored, 0)
-    return features.new_zeros(num_classes, d + 1).index_add(0, labels, with_ones)  # no N × K matrix is built
+    return features.new_zeros(num_classes, d + 1).index_add(0, labels, with_ones)  # without an N × K matrix
 
 
 def _nothing_ignored(labels: Tensor) -> bool:
-    """Whether that is known without making anybody wait."""
+    """Whether no row is ignored, as far as this is known without synchronising."""
     return labels.device.type == "cpu" and not torch.compiler.is_compiling() and bool((labels >= 0).all())
 
 
 def _check_values(features: Tensor, labels: Tensor, num_classes: int) -> None:
-    if not (features.sum().isfinite() or features.isfinite().all()):  # the sum alone is quicker
+    if not (features.sum().isfinite() or features.isfinite().all()):  # the sum alone is faster
         raise ValueError(
-            "features hold NaN or infinite entries: lower the learning rate, or look for the layer that made them."
+            "features hold NaN or infinite entries: lower the learning rate, or look for the layer that produces them."
         )
     if labels.ndim == 2:
         if not (labels.isfinite().all() and (labels >= 0).all()):

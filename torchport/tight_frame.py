@@ -1,12 +1,12 @@
 """The nearest tight frame to a set of class means, for any number of classes, as a differentiable function.
 
-With `C = H M` and r = min(d, K−1) it is the partial isometry F (d, K) of rank r with `F 1 = 0` that solves
+With `C = H M` and r = min(d, K−1), it is the partial isometry F (d, K) of rank r with `F 1 = 0` that solves
 
     max ⟨F, A⟩,    A = (2/√r) H M + δ F₀.
 
-For K ≤ d+1 that is problem (R) of `procrustes`, and the columns of F are a simplex ETF. For K > d+1 a simplex ETF does
-not fit; `F Fᵀ = I`, the columns are a tight frame, and Fᵀ is the polar factor of Aᵀ within `1^⊥`: without proximal term
-the whitened class means `(C Cᵀ)^{-1/2} C`. Sources: Strohmer & Heath 2003 (*Grassmannian frames*); Tropp, Dhillon,
+For K ≤ d+1 this is problem (R) of `procrustes`, and the columns of F are a simplex ETF. For K > d+1 there is no simplex
+ETF: `F Fᵀ = I`, the columns are a tight frame, and Fᵀ is the polar factor of Aᵀ within `1^⊥`. Without proximal term, F
+is the whitened class means `(C Cᵀ)^{-1/2} C`. Sources: Strohmer & Heath 2003 (*Grassmannian frames*); Tropp, Dhillon,
 Heath & Strohmer 2005 (*Designing structured tight frames via an alternating projection method*).
 """
 
@@ -30,7 +30,7 @@ from .simplex import canonical_frame, centred, classifier_from_frame, from_coord
 
 Norms = Literal["unit", "tight", "equal"]
 NORMS = ("unit", "tight", "equal")
-ROUNDS = 50  # of alternating projections, at most: autograd keeps them all
+ROUNDS = 50  # of alternating projections at most, since autograd keeps all of them
 
 
 def nearest_tight_frame(
@@ -41,28 +41,28 @@ def nearest_tight_frame(
     method: str = "auto",
     initial: Tensor | str | None = None,
 ) -> Tensor:
-    """The tight frame F (d, K) that is nearest to the class means H (d, K), for any d and K.
+    """The tight frame F (d, K) nearest to the class means H (d, K), for any d and K.
 
     Parameters
     ----------
     class_means : (d, K)
-        `H`: columns are class means minus the global mean, as a rule divided by `‖H‖_F`. Any shape has a solution, so
-        that a transposed matrix is not recognised.
+        `H`: columns are class means minus the global mean, usually divided by `‖H‖_F`. Any d ≥ 1 and K ≥ 2 are valid,
+        so a transposed matrix is not recognised.
     proximal : (d, K), optional
-        `F₀`, a previous frame that the solution stays near. None, or delta = 0, leaves the proximal term out: among
-        the maximisers the one nearest to `initial` is taken.
+        `F₀`, usually the frame of the previous solution. None, or delta = 0, omits the proximal term: of the
+        maximisers, the one nearest to `initial` is returned.
     delta : float
         `δ ≥ 0`, the weight of the proximal term.
     method : {"auto", "svd", "eigh", "matmul", "trust-region"}
-        How the polar factor is found, as in `nearest_etf`.
+        The algorithm for the polar factor, as in `nearest_etf`.
     initial : (d, K) or {"canonical", "random", "feature-polar"}, optional
-        Where the trust region starts, and what decides where the maximiser is not unique. Default: the proximal point,
-        else `canonical_tight_frame`. Derivatives take it as constant.
+        The start of the trust region. If the maximiser is not unique, the one nearest to it is returned. Default: the
+        proximal point, or without one `canonical_tight_frame`. Derivatives treat it as constant.
 
     Returns
     -------
     F : (d, K)
-        In the class means' dtype, differentiable in class means and proximal point, as `nearest_etf` is. For K ≤ d+1
+        In the class means' dtype, differentiable in class means and proximal point, like `nearest_etf`. For K ≤ d+1
         it is the frame of `nearest_etf(..., formulation="gauge-free")`.
 
     Raises
@@ -147,17 +147,17 @@ def canonical_tight_frame(
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """A tight frame (d, K) to start from.
+    """The default start of a solve, a tight frame (d, K).
 
-    For K ≤ d+1 what problem (R) starts from: `eye(d, K) M`, and for K = d+1 Helmert's basis. Else rows of the cosine
-    transform, `F[j, k] = √(2/K) cos(π (j+1) (2k+1) / (2K))`, whose rows are orthonormal and sum to zero.
+    For K ≤ d+1 it is the start of (R): `eye(d, K) M`, and for K = d+1 Helmert's basis. For K > d+1 it consists of the
+    first d non-constant rows of the orthonormal DCT-II matrix, `F[j, k] = √(2/K) cos(π (j+1)(2k+1)/(2K))`.
 
     Parameters
     ----------
     num_features, num_classes : int
         d and K.
     dtype, device : optional
-        Of the result; by default torch's own.
+        Of the result; default: those of torch.
 
     Raises
     ------
@@ -186,22 +186,23 @@ def classifier_from_tight_frame(frame: Tensor, norms: Norms = "unit") -> Tensor:
     ----------
     frame : (d, K)
     norms : {"unit", "tight", "equal"}
-        "unit": the rows of Fᵀ at unit length; for K > d+1 they are tight no more. "tight": `W = √(K/r) Fᵀ`, whose rows
-        have unit length in the root mean square alone. "equal": unit rows that are tight as well, by alternating
-        projections between both sets (Tropp et al. 2005), through whose rounds the gradient flows. At most 50 rounds
-        are made; from random class means they leave a relative error of tightness of 1e-8 at (64, 100), 1e-5 at
-        (8, 16) and 1e-2 at (64, 66).
+        - "unit": the rows of Fᵀ, divided by their norms; for K > d+1 they are not a tight frame.
+        - "tight": `W = √(K/r) Fᵀ`, whose rows have unit norm in the mean square.
+        - "equal": rows of unit norm that are a tight frame too, by alternating projections between both sets (Tropp et
+          al. 2005), through which the gradient flows. After at most 50 rounds from random class means, the relative
+          error of tightness is 1e-8 at (64, 100), 1e-5 at (8, 16) and 1e-2 at (64, 66).
 
     Returns
     -------
     W : (K, d)
-        For K ≤ d+1 the simplex ETF in each case. A row that is shorter than √eps in "tight" is zero in the others,
-        without gradient: its direction is mostly rounding.
+        For K ≤ d+1 it is the simplex ETF in each case. A row that is shorter than √eps with "tight" is zero with the
+        others, without gradient, since its direction is mostly rounding.
 
     Raises
     ------
     ValueError
-        If `norms` is another, or no tight frame of K unit vectors in d dimensions sums to zero.
+        If the frame is not a matrix or has no column of sufficient length, `norms` is unknown, or for "equal" no tight
+        frame of K unit vectors in d dimensions sums to zero.
 
     Examples
     --------
@@ -223,42 +224,42 @@ def classifier_from_tight_frame(frame: Tensor, norms: Norms = "unit") -> Tensor:
     lengths = torch.linalg.vector_norm(W.detach(), dim=1)
     kept = lengths > least
     if sees_values(W) and not (kept & lengths.isfinite()).any():
-        raise ValueError("frame has no column of a tight frame's length; expected one that nearest_tight_frame gives.")
+        raise ValueError("frame has no column of a tight frame's length; expected a result of nearest_tight_frame.")
     W = unit_rows(W, least)
     return (_made_tight(W, kept) if norms == "equal" and d + 1 < K else W).to(frame.dtype)
 
 
 def check_norms(norms: str, num_features: int, num_classes: int) -> None:
-    """Refuse norms of another name, and equal ones where they do not exist (Mimura 1990): spherical 2-designs."""
+    """Refuse unknown `norms`, and "equal" where no spherical 2-design of K points exists (Mimura 1990)."""
     d, K = num_features, num_classes
     if norms not in NORMS:
         raise ValueError(f"norms = {norms!r}; expected one of {', '.join(map(repr, NORMS))}.")
     if norms == "equal" and K % 2 == 1 and (d + 2 == K or d == 1 < K - 1):
         raise ValueError(
             f'norms = "equal" with {K} classes and d = {d}: no tight frame of {K} unit vectors sums to zero there. Use '
-            'norms="unit", or one feature more.'
+            'norms="unit", or one more feature.'
         )
 
 
 def unit_rows(W: Tensor, least: float | Tensor = 0.0) -> Tensor:
-    """The rows of W (K, d) at unit length; zero, without gradient, those that are no longer than `least`."""
+    """The rows of W (K, d) at unit length; rows not longer than `least` become zero, without gradient."""
     length = torch.linalg.vector_norm(W, dim=1, keepdim=True)
     return W / torch.where(length > least, length, torch.inf)
 
 
 def centred_over(B: Tensor, kept: Tensor) -> Tensor:
-    """The columns of B (d, K) that are kept, minus their mean; zero in place of the others."""
+    """The columns of B (d, K) that are kept, minus their mean; the others become zero."""
     mean = torch.where(kept, B, 0.0).sum(1, keepdim=True) / kept.sum().clamp(min=1)
     return torch.where(kept, B - mean, 0.0)
 
 
 def named_or_given_tight_frame(initial: str | Tensor, num_features: int, num_classes: int) -> Tensor:
-    """The frame (d, K) that a head starts from: its own copy, in float32 at least.
+    """The tight frame (d, K) from which a head starts: a copy, in float32 at least.
 
     Raises
     ------
     ValueError
-        If the name is another than "canonical" or "random", or the matrix is no tight frame (d, K).
+        If the name is not "canonical" or "random", or the matrix is not a tight frame (d, K).
     """
     d, K = num_features, num_classes
     _check_sizes(d, K)
@@ -273,7 +274,7 @@ def named_or_given_tight_frame(initial: str | Tensor, num_features: int, num_cla
 
 
 def check_tight_frame(name: str, F: Tensor, shape: tuple[int, int]) -> None:
-    """Refuse what is no tight frame of K > d+1 vectors: `(F M)(F M)ᵀ` must be the identity."""
+    """Refuse a matrix that is not a tight frame of K > d+1 vectors: `(F M)(F M)ᵀ` must be the identity."""
     if F.shape != shape:
         raise ValueError(f"{name} has shape {tuple(F.shape)}; expected {shape}.")
     if F.is_meta:
@@ -288,12 +289,12 @@ def check_tight_frame(name: str, F: Tensor, shape: tuple[int, int]) -> None:
 
 
 def _completed(found: Found, A: Tensor, start: Tensor) -> Tensor:
-    """The factor X (K−1, d) of A, with the derivative of what `start` decides where A is rank-deficient.
+    """The factor X (K−1, d) of A, with the derivative of the part that `start` determines if A is rank-deficient.
 
-    `X = W + Z` with W the polar factor of A on its range and Z that of `(I − WWᵀ) C (I − WᵀW)`, C the start. A class
-    without means keeps its zero in A, which is no reason for either space of A to stay as it is: in `completion`, where
-    classes are columns, the rows' space does stay. What the start says nothing about counts as constant. Compilers and
-    vmap, which see no values, get the derivative of an A of full rank.
+    `X = W + Z` with W the polar factor of A on its range and Z that of `(I − WWᵀ) C (I − WᵀW)`, C the start. An absent
+    class keeps its zero in A, but both the row and the column space of A can change; in `completion`, where classes are
+    columns, the row space is constant. Directions that the start does not determine either are treated as constant.
+    Under compilers and vmap, where values cannot be read, the derivative is that for an A of full rank.
     """
     known = found.known
     if not isinstance(known, Deficient) or torch.compiler.is_compiling() or A.is_meta or is_mapped(A):
@@ -305,31 +306,31 @@ def _completed(found: Found, A: Tensor, start: Tensor) -> Tensor:
     outside = start - W @ (W.mT @ start)
     B = outside - (outside @ W.mT) @ W
     left, sigma, Rt = torch.linalg.svd(B.detach().double(), full_matrices=False)
-    told = sigma > 1e-6
+    determined = sigma > 1e-6
     formula = W
-    if bool(told.any()):
-        formula = W + _polar_on_range(B, left[:, told].to(A.dtype), Rt[told].mT.to(A.dtype))
+    if bool(determined.any()):
+        formula = W + _polar_on_range(B, left[:, determined].to(A.dtype), Rt[determined].mT.to(A.dtype))
     return found.frame.detach() + (formula - formula.detach())
 
 
 def _polar_on_range(A: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """The partial isometry `L Rᵀ` of `A = L Σ Rᵀ`, with the derivative along changes of A (n, m) that keep its rank."""
-    L = polar(A @ right, left, "svd").frame  # a basis of the range: what `right` spans may turn in what follows
+    L = polar(A @ right, left, "svd").frame  # a basis of the column space; next, the row space may change too
     return L @ polar(A.mT @ L, right, "svd").frame.mT
 
 
 def _made_tight(W: Tensor, kept: Tensor) -> Tensor:
-    """Unit rows W (K, d) made tight as well: by turns the nearest tight frame, and its rows at unit length.
+    """Tight unit rows from unit rows W (K, d): by turns the nearest tight frame, and its rows at unit length.
 
-    As the reference does and the paper does not, rows are centred in between: a classifier acts through them alone.
+    As in the reference, and unlike the paper, rows are centred in between: only centred rows affect a classifier.
     """
-    looks = W.device.type == "cpu" and not torch.compiler.is_compiling()  # elsewhere the host would have to wait
-    settled = 10 * torch.finfo(W.dtype).eps * len(W) ** 0.5
+    can_stop_early = W.device.type == "cpu" and not torch.compiler.is_compiling()  # elsewhere it would synchronise
+    tolerance = 10 * torch.finfo(W.dtype).eps * len(W) ** 0.5
     for _ in range(ROUNDS):
         A = centred_over(W.mT, kept).mT
         tight = torch.where(kept[:, None], polar(A, A.detach()).frame, 0.0)
         previous, W = W, unit_rows(tight)
-        if looks and float(torch.dist(W.detach(), previous.detach())) <= settled:
+        if can_stop_early and float(torch.dist(W.detach(), previous.detach())) <= tolerance:
             break
     return W
 
@@ -356,7 +357,7 @@ def _check_sizes(num_features: int, num_classes: int) -> None:
 def check_tight_problem(
     class_means: Tensor, proximal: Tensor | None, initial: Tensor | str | None, delta: float, method: str
 ) -> None:
-    """Refuse what has no solution or only a wrong one; values are looked at where the polar factor is found."""
+    """Refuse invalid problems by shapes and options; `decompose` checks that class means and proximal are finite."""
     if method not in METHODS:
         raise ValueError(f"method = {method!r}; expected one of {', '.join(map(repr, METHODS))}.")
     expected = "a floating-point matrix (d, K) whose columns are classes"

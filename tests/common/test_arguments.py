@@ -22,6 +22,11 @@ def test_other_values_are_no_whole_numbers(value: Any) -> None:
         whole_number("n", value, 2)
 
 
+def test_whole_numbers_have_64_bits() -> None:
+    with pytest.raises(ValueError, match=r"at most 2\^63 - 1"):
+        whole_number("n", 2**63)
+
+
 def test_numbers_of_any_library_are_real() -> None:
     given = (0.5, np.float32(0.5), torch.tensor(0.5), Decimal("0.5"), np.array([0.5])[0])
     assert [real_number("delta", x) for x in given] == [0.5] * 5

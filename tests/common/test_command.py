@@ -1,4 +1,4 @@
-"""How commands read their arguments and end."""
+"""The parser, the error lines and the exit statuses that all commands share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def example() -> Parser:
 
 
 def ended(parser: Parser, words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of a parser that ends the command."""
+    """Exit status, standard output and standard error of a parser that exits."""
     with pytest.raises(SystemExit) as end:
         parser.parse_args(words)
     return int(str(end.value.code)), *capsys.readouterr()
@@ -45,6 +45,10 @@ def test_reads_arguments() -> None:
         (["a", "--num", "3"], "unknown flag '--num': did you mean '--number'?"),
         (["a", "b"], "unexpected argument 'b'"),
         (["a", "--number", "x"], "argument --number: invalid int value: 'x'"),
+        (
+            ["a", "--number", str(10**20)],
+            f"argument --number: {10**20} is too large: expected at most {2**63 - 1}",
+        ),
         ([], "the following arguments are required: name"),
     ],
 )
@@ -100,7 +104,7 @@ def test_errors_end_a_command_in_one_line(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"etf-example: {message}")
-    assert err.endswith("install it anew\n" if "DLL" in message else f"{message}\n")
+    assert err.endswith("reinstall it\n" if "DLL" in message else f"{message}\n")
 
 
 def test_a_command_names_its_own_extra(capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,14 +128,14 @@ def test_bugs_keep_their_traceback(error: Exception) -> None:
         run_command("etf-example", body)
 
 
-def test_status_of_the_body_is_the_command_s(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_exit_status_is_that_of_the_body(capsys: pytest.CaptureFixture[str]) -> None:
     assert [run_command("etf-example", lambda status=status: status) for status in (0, 1)] == [0, 1]  # type: ignore[misc]
-    assert fail("etf-example", "two\nlines", 7) == 7
-    assert capsys.readouterr().err == "etf-example: two lines\n"
+    assert fail("etf-example", "two\n lines about 'a  name'", 7) == 7
+    assert capsys.readouterr().err == "etf-example: two lines about 'a  name'\n"
 
 
 @pytest.mark.parametrize("lines", [1, 100_000], ids=["within the buffer", "beyond the buffer"])
-def test_a_reader_that_has_seen_enough_is_no_error(lines: int) -> None:
+def test_a_closed_pipe_is_no_error(lines: int) -> None:
     script = f"""
 import sys
 from nearest_etf.common.command import run_command
@@ -168,7 +172,7 @@ sys.exit(run_command("etf-example", body))
         ("utf-8", "max |Δ| 1e-6 ≤ 1e-5 × κ, caf\\udce9 \u732b"),
     ],
 )
-def test_letters_that_a_code_page_lacks_do_not_end_a_command(encoding: str, line: str) -> None:
+def test_characters_missing_from_the_encoding_are_replaced(encoding: str, line: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     command = [sys.executable, "-c", CODE_PAGE_SCRIPT]
     done = subprocess.run(command, capture_output=True, encoding=encoding, env=environment, check=False)
@@ -195,7 +199,7 @@ def test_a_warning_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert warnings.formatwarning is before
 
 
-def test_importing_it_imports_nothing_heavy() -> None:
+def test_the_import_loads_neither_numpy_nor_torch() -> None:
     script = "import sys, nearest_etf.common.command; print({'numpy', 'torch'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
@@ -207,9 +211,10 @@ def test_importing_it_imports_nothing_heavy() -> None:
         MemoryError("Unable to allocate 4. TiB"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 256 bytes"),
         RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        ValueError("array is too big; `arr.size * arr.dtype.itemsize` is larger than the maximum possible size."),
     ],
 )
-def test_too_little_memory_is_one_line_and_status_1(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lack_of_memory_is_one_line_and_status_1(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     def body() -> int:
         raise error
 
@@ -220,7 +225,7 @@ def test_too_little_memory_is_one_line_and_status_1(error: Exception, capsys: py
 
 
 @pytest.mark.parametrize("consequence", [ImportError, SystemError, AttributeError])
-def test_after_ctrl_c_any_error_is_its_consequence(
+def test_after_ctrl_c_any_error_counts_as_an_interruption(
     consequence: type[Exception], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
@@ -237,6 +242,20 @@ def test_after_ctrl_c_any_error_is_its_consequence(
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(consequence):
         run_command("etf-x", lambda: (_ for _ in ()).throw(consequence("a bug")))
+
+
+def test_an_ignored_ctrl_c_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def body() -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 3
+
+    try:
+        assert run_command("etf-x", body) == 3
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 LOADING = "from nearest_etf.common.command import run_command\nrun_command('etf-x', lambda: __import__('slow'))"

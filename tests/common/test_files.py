@@ -19,6 +19,7 @@ from nearest_etf.common.files import (
     read_json,
     read_text,
     reading,
+    remove_leftovers,
     replacing,
     write_file,
     write_json,
@@ -84,9 +85,42 @@ write_file({str(tmp_path / "file")!r}, "new" * 100_000)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_two_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
+    with replacing(tmp_path / "file") as first:
+        first.write(b"first, ")
+        with replacing(tmp_path / "file") as second:
+            remove_leftovers(tmp_path)
+            second.write(b"second")
+        assert (tmp_path / "file").read_bytes() == b"second"
+        first.write(b"whole")
+    assert (tmp_path / "file").read_bytes() == b"first, whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_writer_left_is_written_over_or_removed(tmp_path: Path) -> None:
+    for name in ("file.tmp", "other.tmp"):
+        (tmp_path / name).write_bytes(b"longer than what comes")
+    write_file(tmp_path / "file", "short")
+    remove_leftovers(tmp_path)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "short")]
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="links are followed here")
+def test_a_link_in_place_of_the_temporary_file_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / "file.tmp").symlink_to("precious")
+    with pytest.raises(OSError, match=r"file\.tmp"):
+        write_file(tmp_path / "file", "new")
+    assert (tmp_path / "precious").read_text() == "kept"
+
+
 def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:
-        raise PermissionError(13, "Permission denied")
+    open_file = os.open
+
+    def refuse(path: str, *arguments: int) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied")
+        return open_file(path, *arguments)
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "open", refuse)  # as on Windows, where a folder has no handle
@@ -168,6 +202,29 @@ def test_files_above_the_size_limit_are_refused(tmp_path: Path) -> None:
     if Path("/dev/zero").exists():
         with pytest.raises(FileError, match=r"/dev/zero is damaged \(more than 100 bytes\)"):
             read_bytes("/dev/zero", "bytes", largest=100)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_that_nobody_writes_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert read_bytes(tmp_path / "pipe", "text") == b""
+    reader, writer = os.pipe()
+    os.write(writer, b"whole")
+    os.close(writer)
+    assert read_bytes(f"/dev/fd/{reader}", "text") == b"whole"
+    os.close(reader)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_written_if_somebody_reads_it(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    write_file(f"/dev/fd/{writer}", "whole")
+    assert os.read(reader, 10) == b"whole"
+    for number in (reader, writer):
+        os.close(number)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="No such device or address"):
+        write_file(tmp_path / "pipe", "unread")
 
 
 def test_describe_names_the_type_once() -> None:

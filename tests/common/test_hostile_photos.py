@@ -1,4 +1,4 @@
-"""Photos from strangers: bounded before they are decoded, and read by no other program."""
+"""Malicious images: their size is limited before decoding, and no other program reads them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = PhotoTransform(8, 8)
 
 
 def png(width: int, height: int, *chunks: tuple[bytes, bytes], colour: int = 2, bits: int = 8) -> bytes:
-    """A PNG that announces this size, with further chunks and next to no pixels."""
+    """A PNG that declares this size, with further chunks and almost no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -32,7 +32,7 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes], colour: int = 2, 
 
 
 def tiff(*entries: tuple[int, int, int, int], order: str = "<") -> bytes:
-    """A TIFF of one directory with these tags: number, type, count, value."""
+    """A TIFF with one directory of these tags (number, type, count, value)."""
     tags = b"".join(struct.pack(f"{order}HHII", *entry) for entry in entries)
     return struct.pack(f"{order}2sHI", b"II", 42, 8) + struct.pack(f"{order}H", len(entries)) + tags + bytes(4)
 
@@ -53,23 +53,23 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a profile that unpacks to 1 GB": (png(8, 8, (b"iCCP", text_of(10**8))), "expected an image"),
     "truncated": (png(8, 8)[:40], "expected an image"),
     "TIFF, 10^9 entries of a tag": (tiff(*SIZES, (273, 4, 10**9, 8), (279, 4, 10**9, 8)), "expected an image"),
-    "TIFF, a strip at the end of the world": (tiff(*SIZES, (273, 4, 1, 2**32 - 1), (279, 4, 1, 2**32 - 1)), "an image"),
+    "TIFF, a strip beyond the end": (tiff(*SIZES, (273, 4, 1, 2**32 - 1), (279, 4, 1, 2**32 - 1)), "an image"),
     "TIFF of 4·10^9 pixels a side": (tiff((256, 4, 1, 2**32 - 1), (257, 4, 1, 2**32 - 1), *SIZES[2:]), "an image"),
-    "TIFF that leads back to itself": (
+    "TIFF with a circular directory": (
         struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<HI", 0, 8),
         "expected an image",
     ),
     "GIF of 60,000 × 60,000": (b"GIF89a" + struct.pack("<HH3B", 60_000, 60_000, 0, 0, 0), "too many pixels|an image"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "of another format than JPEG, PNG"),
-    "a Windows metafile": (b"\xd7\xcd\xc6\x9a\x00\x00" + bytes(100), "of another format"),
-    "nothing": (b"", "of another format"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "its format is none of JPEG, PNG"),
+    "a Windows metafile": (b"\xd7\xcd\xc6\x9a\x00\x00" + bytes(100), "its format is none of"),
+    "nothing": (b"", "its format is none of"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_hostile_images_are_refused_at_once(tmp_path: Path, name: str, exact: bool) -> None:
+def test_hostile_images_are_refused_in_bounded_time_and_memory(tmp_path: Path, name: str, exact: bool) -> None:
     contents, message = HOSTILE[name]
     (tmp_path / "x.png").write_bytes(contents)
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
@@ -79,7 +79,7 @@ def test_hostile_images_are_refused_at_once(tmp_path: Path, name: str, exact: bo
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
 
 
-def test_the_first_frame_of_many_is_read_alone(tmp_path: Path) -> None:
+def test_only_the_first_of_many_frames_is_read(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 7, np.uint8)).save(tmp_path / "one.gif")
     one = (tmp_path / "one.gif").read_bytes()
     start = one.index(b",")
@@ -91,9 +91,7 @@ def test_the_first_frame_of_many_is_read_alone(tmp_path: Path) -> None:
     assert time.monotonic() - began < 2
 
 
-def test_pipes_devices_and_files_without_end_are_refused_unread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pipes_devices_and_huge_files_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path / "pipe.png", Path("/dev/zero")):
         with pytest.raises(PhotoError, match="is a pipe or a device"):
@@ -104,7 +102,7 @@ def test_pipes_devices_and_files_without_end_are_refused_unread(
         evaluation_view(tmp_path / "large.png", SMALL)
 
 
-def test_the_largest_allowed_photo_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_limit_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photo, "LARGEST", 12 * 100 * 100)
     Image.new("RGB", (100, 100)).save(tmp_path / "x.png")
     assert evaluation_view(tmp_path / "x.png", SMALL).shape == (8, 8, 3)
@@ -113,7 +111,7 @@ def test_the_largest_allowed_photo_is_read(tmp_path: Path, monkeypatch: pytest.M
         evaluation_view(tmp_path / "x.png", SMALL)
 
 
-def test_folders_may_be_nested_a_thousand_deep(tmp_path: Path) -> None:
+def test_folders_nested_a_thousand_deep_are_searched(tmp_path: Path) -> None:
     folders = [str(tmp_path)]
     for _ in range(1200):
         folders.append(folders[-1] + "/a")
@@ -123,7 +121,7 @@ def test_folders_may_be_nested_a_thousand_deep(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(b"")
     try:
         assert [path.name for path in find_images([tmp_path]).paths] == ["x.png", "b.png"]
-    finally:  # pytest's own removal is not so patient
+    finally:  # pytest cannot remove folders this deep
         image.unlink()
         for folder in reversed(folders[1:]):
             os.rmdir(folder)

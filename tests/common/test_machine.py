@@ -1,4 +1,4 @@
-"""Provenance: plain values, and a commit only of this project's own repository."""
+"""Provenance: plain values, and a commit only from this project's own repository."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_provenance_is_plain_values() -> None:
     assert record["threads"] >= 1
 
 
-def test_provenance_asks_torch_only_where_the_caller_has_imported_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provenance_uses_torch_only_if_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     assert provenance()["threads"] == available_cores()
     cuda = SimpleNamespace(get_device_name=lambda device: f"a GPU, {device}")
@@ -38,7 +38,7 @@ def test_provenance_asks_torch_only_where_the_caller_has_imported_it(monkeypatch
     assert provenance("cpu")["device"] == processor()
 
 
-def test_cores_are_those_that_this_process_may_use() -> None:
+def test_cores_respect_the_affinity_of_the_process() -> None:
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
     if not hasattr(os, "sched_setaffinity"):
         return
@@ -52,7 +52,7 @@ print(available_cores())
     assert result.stdout == "1\n"
 
 
-def test_cores_where_there_is_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_on_systems_without_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert available_cores() == 1
@@ -65,7 +65,7 @@ def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def _copy(folder: Path, monkeypatch: pytest.MonkeyPatch, place: str = "site-packages/nearest_etf/common") -> Path:
-    """The module as if it were installed below `folder`."""
+    """A copy of the module, installed below `folder`."""
     copied = folder / place / "machine.py"
     copied.parent.mkdir(parents=True)
     shutil.copy(machine.__file__, copied)
@@ -88,7 +88,7 @@ def test_outside_any_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: py
 
 @needs_git
 @pytest.mark.parametrize("committed", [["thesis.tex"], ["thesis.tex", "site-packages"]])
-def test_in_somebody_else_s_repository_there_is_no_commit(
+def test_in_another_repository_there_is_no_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: list[str]
 ) -> None:
     _copy(tmp_path, monkeypatch)
@@ -100,7 +100,7 @@ def test_in_somebody_else_s_repository_there_is_no_commit(
 
 
 @needs_git
-def test_in_its_own_checkout_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_its_own_checkout_there_is_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copied = _copy(tmp_path, monkeypatch, "common")
     _git(tmp_path, "init")
     _git(tmp_path, "add", str(copied))

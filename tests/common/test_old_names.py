@@ -1,4 +1,4 @@
-"""The table of old names: every name is translated once, and present names stay as they are."""
+"""The tables of old names: every old name is translated, and present names stay unchanged."""
 
 from __future__ import annotations
 

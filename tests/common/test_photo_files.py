@@ -1,4 +1,4 @@
-"""What a search for images finds, and that whatever it leaves out is counted."""
+"""The search for images: what it finds, and how it reports skipped files."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ def test_finds_files_folders_and_patterns(tmp_path: Path) -> None:
     assert find_images([str(tmp_path / "**" / "*.png")]).paths == [b, d]
 
 
-def test_names_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
+def test_names_without_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PhotoError, match="holds no images"):
         find_images([tmp_path])
     with pytest.raises(PhotoError, match="neither a file, nor a folder, nor a pattern"):
         find_images([tmp_path / "*.png"])
     make(tmp_path, "a.heic")
-    with pytest.raises(PhotoError, match=r"holds no images .*; 1 file is no image by its name: 1 \.heic"):
+    with pytest.raises(PhotoError, match=r"holds no images .*; 1 file has no known image suffix: 1 \.heic"):
         find_images([tmp_path])
 
 
-def test_a_name_with_the_letters_of_a_pattern_is_a_name(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_read_as_a_pattern(tmp_path: Path) -> None:
     named, _ = make(tmp_path, "x[1].png", "x1.png")
     assert find_images([named]).paths == [named]
 
 
-def test_every_suffix_counts_in_either_case(tmp_path: Path) -> None:
+def test_every_suffix_counts_in_upper_and_lower_case(tmp_path: Path) -> None:
     names = [f"{i}{suffix.upper() if i % 2 else suffix}" for i, suffix in enumerate(IMAGE_SUFFIXES)]
     assert find_images([tmp_path] if make(tmp_path, *names) else []).paths == sorted(tmp_path.iterdir())
 
 
-def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_files_and_folders_are_skipped(tmp_path: Path) -> None:
     (seen,) = make(tmp_path, "a.png")
     make(tmp_path, "._a.png", ".hidden.jpg", ".ipynb_checkpoints/a-checkpoint.png", "sub/.cache/b.png")
     found = find_images([tmp_path])
     assert found.paths == [seen]
     assert found.notes() == []
-    assert len(find_images([tmp_path / ".ipynb_checkpoints"]).paths) == 1, "but not where they are named"
+    assert len(find_images([tmp_path / ".ipynb_checkpoints"]).paths) == 1, "unless they are named"
 
 
 def test_other_files_are_counted_by_suffix(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_other_files_are_counted_by_suffix(tmp_path: Path) -> None:
     assert len(found.paths) == 1
     assert found.other_files == Counter({".heic": 2, ".db": 1, "": 1, **{f".{k}": 1 for k in "uvwxyz"}})
     (note,) = found.notes()
-    assert note.startswith("10 files are no images by their names: 2 .heic, ")
+    assert note.startswith("10 files have no known image suffix: 2 .heic, ")
     assert note.endswith(", …")
 
 
@@ -82,16 +82,18 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     found = find_images([photos])
     assert found.paths == [here, photos / "linked" / "away.png", sub]
     assert sorted(found.followed_before) == [photos / "a-loop", photos / "sub" / "up", photos / "twice"]
-    assert found.notes() == [f"3 linked folder(s) lead to what was searched already: {found.followed_before[0]}, …"]
+    assert found.notes() == [
+        f"3 linked folder(s) lead to a folder that was already searched: {found.followed_before[0]}, …"
+    ]
 
 
-def test_links_to_nowhere_are_broken_images_and_pipes_none(tmp_path: Path) -> None:
+def test_broken_links_count_as_images_and_pipes_do_not(tmp_path: Path) -> None:
     os.symlink(tmp_path / "nowhere.png", tmp_path / "link.png")
     os.mkfifo(tmp_path / "pipe.png")
     assert find_images([tmp_path]).paths == [tmp_path / "link.png"]
 
 
-def test_folders_that_cannot_be_opened_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_that_cannot_be_opened_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "a.png", "closed/b.png")
     scan = os.scandir
 

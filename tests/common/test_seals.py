@@ -1,4 +1,4 @@
-"""Seals: whatever changes in a file that we wrote is noticed, and files without a seal are read as before."""
+"""Seals: every change of a sealed file is detected, and files without a seal are accepted."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_bit_of_a_sealed_archive_counts() -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as members:
         assert members.read("weights") == bytes(range(64))
         assert members.comment.startswith(b"nearest-etf sha256 ")
-    prefix = range(len(data) - 83, len(data) - 64)  # of the seal: what is left is a sound archive without one
+    prefix = range(len(data) - 83, len(data) - 64)  # of the seal: without it, the archive is valid and unsealed
     for position in range(len(data)):
         for bit in range(8):
             changed = bytearray(data)
@@ -41,7 +41,7 @@ def test_every_bit_of_a_sealed_archive_counts() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 21, 50, 200])
-def test_what_is_no_archive(length: int) -> None:
+def test_truncated_archives_are_refused(length: int) -> None:
     for data in (archive()[:length], b"\0" * length):
         with pytest.raises((Damage, zipfile.BadZipFile)):
             check_zip(io.BytesIO(data))
@@ -61,12 +61,12 @@ def test_bombs_are_refused_before_they_are_unpacked() -> None:
     with pytest.raises(Damage, match="it has compressed members"):
         check_zip(io.BytesIO(data))
     assert check_zip(io.BytesIO(data), largest=64)
-    with pytest.raises(Damage, match="it announces more bytes than it can hold"):
+    with pytest.raises(Damage, match="it declares more bytes than it can hold"):
         check_zip(io.BytesIO(data), largest=63)
 
 
 @pytest.mark.parametrize("value", [{}, {"a": 1, "b": [0.1, None, True], "ä": {"x": "\u2028"}}, {"n": np.float64(0.3)}])
-def test_sealed_json_comes_back_however_it_is_laid_out(value: dict[str, object]) -> None:
+def test_sealed_json_is_read_in_any_layout(value: dict[str, object]) -> None:
     sealed = sealed_json(value)
     for indent in (None, 2):
         assert opened_json(json.loads(json.dumps(sealed, indent=indent))) == value
@@ -82,7 +82,7 @@ def test_changed_json_is_refused(change: dict[str, object]) -> None:
         opened_json({**sealed_json({"a": 1}), **change})
 
 
-def test_lines_are_sealed_with_those_before_them() -> None:
+def test_the_seal_of_a_line_covers_the_lines_before_it() -> None:
     first, after_first = sealed_line({"epoch": 1, "loss": 0.1})
     second, after_second = sealed_line({"epoch": 2}, after_first)
     assert opened_line(json.loads(first)) == ({"epoch": 1, "loss": 0.1}, after_first)

@@ -1,4 +1,4 @@
-"""Shapes: what values from files have to look like."""
+"""Shapes: accepted values, and the errors for others."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from nearest_etf.common.shapes import check_shape
         ({"a": [{"b": 1}]}, {"a": [{"b": int}]}),
     ],
 )
-def test_what_fits(value: Any, shape: Any) -> None:
+def test_values_of_the_shape_are_accepted(value: Any, shape: Any) -> None:
     check_shape(value, shape)
 
 
@@ -50,6 +50,6 @@ def test_what_fits(value: Any, shape: Any) -> None:
         ({"x" * 1000: 2}, {str: str}, f"{'x' * 200} is 2, expected str"),
     ],
 )
-def test_what_does_not_is_named(value: Any, shape: Any, complaint: str) -> None:
+def test_values_of_another_shape_are_named(value: Any, shape: Any, complaint: str) -> None:
     with pytest.raises(Damage, match=f"^{complaint}$"):
         check_shape(value, shape)

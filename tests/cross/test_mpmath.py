@@ -1,6 +1,6 @@
-"""Value, frame and gradient against sixty digits, by code that shares nothing with ours but the problem.
+"""Value, frame and gradient against independent code with sixty digits, by mpmath.
 
-mpmath finds the polar factor by singular values, completes what they leave open from the start, and differentiates by
+It computes the polar factor from singular values, completes a rank-deficient one from the start, and differentiates by
 central differences with steps of 1e-20, whose error is 1e-40.
 """
 
@@ -19,7 +19,7 @@ from nearest_etf.reference.simplex import canonical_frame
 
 DIGITS = 60
 STEP = mpf("1e-20")
-TINY = mpf("1e-18")  # below it a singular value is an exact zero, moved by a step at most
+TINY = mpf("1e-18")  # smaller singular values are zero, except for the change by a step
 DELTA = 0.3
 
 
@@ -64,7 +64,7 @@ def rounded(matrix):
 
 
 class Case:
-    """A problem in float64 with a cotangent and a direction that its data can take, and answers to sixty digits."""
+    """A problem in float64, a cotangent, a direction of its data, and answers with sixty digits."""
 
     def __init__(self, d, K, formulation, proximal=None, counts=None):
         rng = np.random.default_rng([d, K])
@@ -76,7 +76,7 @@ class Case:
         self.name = f"({d}, {K}) {formulation}, {'δ=0' if proximal is None else 'δ=0.3'}, counts {counts}"
 
     def batches(self, rng, d, K):
-        """Class means minus batch mean: exact, and so of exact rank, for the counts' sum is a power of two."""
+        """Class means minus batch mean: exact, hence of exact rank, since the sum of the counts is a power of two."""
         for rows in rng.integers(-16, 17, (2, d, K)) / 8:
             yield (rows - rows @ self.counts[:, None] / self.counts.sum()) * (self.counts > 0)
 
@@ -94,7 +94,7 @@ class Case:
 
     @functools.cached_property
     def answers(self):
-        """Frame, values, jvp, the cotangent's part along every entry of H, and that along one direction of U₀."""
+        """Frame, values, jvp, vjp with respect to H (None with counts), and jvp along one direction of U₀."""
         with mp.workdps(DIGITS):
             frame, *values = self.at()
             pushed = self.along(self.direction)
@@ -135,7 +135,7 @@ EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @EVERY_CASE
 @pytest.mark.parametrize("method", ["trust-region", "svd"])
 @pytest.mark.filterwarnings("ignore::nearest_etf.reference.IllConditionedWarning")
-def test_numpy_has_all_its_digits(case, method):
+def test_numpy_agrees_with_sixty_digits(case, method):
     solution = reference.nearest_etf(
         case.class_means, case.proximal, DELTA, method=method, formulation=case.formulation
     )
@@ -149,7 +149,7 @@ def test_numpy_has_all_its_digits(case, method):
 @EVERY_CASE
 @pytest.mark.parametrize("method", ["auto", "svd", "eigh", "matmul"])
 @pytest.mark.filterwarnings("ignore:the polar factor of a matrix of condition number:RuntimeWarning")
-def test_torch_has_all_its_digits(case, method):
+def test_torch_agrees_with_sixty_digits(case, method):
     H = torch.tensor(case.class_means, requires_grad=True)
     U0 = None if case.proximal is None else torch.tensor(case.proximal, requires_grad=True)
     solution = torchport.solve(H, U0, DELTA, method=method, formulation=case.formulation)

@@ -33,7 +33,7 @@ def test_solution_and_both_gradients_on_the_bank(method, dtype, tolerance):
     for problem in MILD if single else BANK:
         solution = problem.solve(method="svd")
         if solution.condition_number > (1e2 if single else 1e5):
-            continue  # in the paper's form δ is a singular value of its own
+            continue  # in the paper's form, δ is a singular value of A
         M = centring(problem.class_means.shape[1])
         G = np.random.default_rng(0).standard_normal(M.shape[0] * len(problem.class_means)).reshape(-1, len(M)) @ M
         U, H_bar, U0_bar = solved_by_torch(problem, dtype, method, G)
@@ -62,7 +62,7 @@ def test_class_means_over_steps(tolerance):
     rng = np.random.default_rng(0)
     ours, theirs = torchport.ClassMeans(6, 5).double(), reference.ClassMeans(6, 5)
     for step in range(6):
-        labels = rng.integers(0, 3 + step % 3, size=9)  # some classes absent, one never seen early on
+        labels = rng.integers(0, 3 + step % 3, size=9)  # some classes absent, one not seen at first
         features = rng.standard_normal((9, 6))
         ours(torch.tensor(features), torch.tensor(labels))
         theirs.update(features, labels)
@@ -73,7 +73,7 @@ def test_class_means_over_steps(tolerance):
 
 @pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
 def test_implicit_head_follows_the_reference_through_training_steps(formulation, tolerance):
-    """Ten steps of features that drift: means, normalisation, first step without and later ones with proximal term."""
+    """Ten steps with drifting features: class means, normalisation, a proximal term from the second step on."""
     rng = np.random.default_rng(0)
     d, K, tau, delta = 8, 4, 5.0, 1e-3
     head = torchport.ImplicitETFHead(d, K, tau, delta=delta, formulation=formulation).double()
@@ -107,7 +107,7 @@ def test_metrics(tolerance):
     compared = 0
     for name, expected in vars(theirs).items():
         found = getattr(ours, name)
-        if isinstance(expected, float) and not np.isnan(found):  # nan: known after a second pass only
+        if isinstance(expected, float) and not np.isnan(found):  # nan before a second pass
             assert found == pytest.approx(expected, rel=tolerance("metrics, float64")), name
             compared += 1
     assert compared >= 10

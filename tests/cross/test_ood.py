@@ -9,6 +9,7 @@ from torch import Tensor
 
 import nearest_etf.reference as reference
 import nearest_etf.torchport as torchport
+from nearest_etf.torchport.targets import INTEGERS
 
 RELATIVE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 1e-4}
 SIZES = [(40, 5, 9), (30, 12, 6), (20, 2, 3)]
@@ -79,6 +80,8 @@ def test_distances(N: int, K: int, d: int, dtype: torch.dtype, seed: int, monkey
     expected_means, expected_covariance = reference.class_gaussians(Tn, labels.numpy(), K)
     np.testing.assert_allclose(found_means.numpy(), expected_means, rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(covariance.numpy(), expected_covariance, rtol=1e-11, atol=1e-11)
+    for integer in INTEGERS:
+        torch.testing.assert_close(torchport.class_gaussians(training, labels.to(integer), K)[1], covariance)
     pairs = [
         (
             torchport.mahalanobis_score(X, found_means, covariance),
@@ -97,7 +100,7 @@ def test_distances(N: int, K: int, d: int, dtype: torch.dtype, seed: int, monkey
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_degenerate_distances_agree(dtype: torch.dtype) -> None:
     X = problem(4, 30, 3, 6, dtype)[0]
-    X[:, -2:], X[0] = 0.0, 0.0  # two units that never fire, and features that are zero
+    X[:, -2:], X[0] = 0.0, 0.0  # two dead units, and a zero feature vector
     labels = torch.arange(30) % 3
     foreign = problem(5, 9, 3, 6, dtype)[0]
     Xn, Fn = arrays(X, foreign)
@@ -190,7 +193,7 @@ X, W, B, MEAN = problem(0, 6, 4, 5, torch.float32)
         (lambda: torchport.ood_deviation(W, B), r"ood_mean has shape \(4,\); expected \(5,\)"),
     ],
 )
-def test_what_is_refused(call, message: str) -> None:
+def test_bad_input_is_refused(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 

@@ -1,7 +1,7 @@
-"""Photos of every size and kind: what `etf-predict` prints is what PyTorch's evaluation finds on the same files.
+"""Photos of every size and mode: `etf-predict` agrees with PyTorch's evaluation on the same files.
 
-Seeded images, made by Pillow in all modes, formats, orientations and shapes; the training side reads them by its own
-loader, in worker processes too, and runs the live model; the other side is the command, with onnxruntime.
+Pillow writes seeded images in all modes, formats, orientations and shapes. The training side reads them by its own
+loader, also in worker processes, and runs the live model; the other side is the command, with onnxruntime.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def make_photos(folder: Path, seed: int) -> list[Path]:
 
 @pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda transform: transform.interpolation)
 @pytest.mark.parametrize("seed", range(3))
-def test_a_photo_has_the_same_answer_in_training_and_in_deployment(
+def test_predictions_agree_in_training_and_in_deployment(
     tmp_path: Path, transform: PhotoTransform, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "photos"
@@ -142,10 +142,10 @@ def test_the_exported_file_has_the_accuracy_that_training_reported(
     metadata = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
     right = round(30 * metadata["val_accuracy"])
     assert metadata["val_accuracy"] == pytest.approx(right / 30)
-    assert 15 < right < 30, "an accuracy that says something"
+    assert 15 < right < 30, "the accuracy is not trivial"
     assert main([str(file), str(photos / "val"), "--score"]) == 1
     assert f"{right} of 30 right" in capsys.readouterr().err
-    samples = tmp_path / "model-samples"  # copies of the photos: the file crops and scales them as it does any
+    samples = tmp_path / "model-samples"  # copies of the photos, preprocessed like any photo
     assert sorted(path.suffix for path in samples.iterdir()) == [".jpg"] * 16 + [".png"] * 14
     assert main([str(file), str(samples), "--score"]) == 0
     assert f"{right} of 30 right" in capsys.readouterr().err

@@ -10,7 +10,7 @@ PATH = Path(__file__).parents[2] / "benchmarks" / "sweep.py"
 SPEC = importlib.util.spec_from_file_location("sweep", PATH)
 assert SPEC is not None
 assert SPEC.loader is not None
-sweep = sys.modules["sweep"] = importlib.util.module_from_spec(SPEC)  # dataclasses look their module up there
+sweep = sys.modules["sweep"] = importlib.util.module_from_spec(SPEC)  # where dataclasses look up their module
 SPEC.loader.exec_module(sweep)
 
 

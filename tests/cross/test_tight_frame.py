@@ -42,14 +42,14 @@ def test_solution_and_both_gradients(method, dtype, delta, tolerance):
             F.backward(torch.tensor(G, dtype=dtype))
             H_bar, F0_bar = reference.tight_frame_vjp(solution, G)
             assert relative(F.detach(), solution.frame) < tolerance(f"frame, {name}"), (d, K)
-            scale = np.linalg.norm(G) / solution.singular_values[-1]  # where a gradient vanishes, so does its norm
+            scale = np.linalg.norm(G) / solution.singular_values[-1]  # instead of the gradient's norm, which may vanish
             assert np.linalg.norm(H_.grad.numpy() - H_bar) < tolerance(f"gradient, {name}") * scale
             if delta:
                 assert np.linalg.norm(F0_.grad.numpy() - F0_bar) < tolerance(f"gradient, {name}") * scale
 
 
 @pytest.mark.parametrize("seen", [0, 1, 2, 3])
-def test_missing_classes_follow_the_references_rule(seen, tolerance):
+def test_missing_classes_follow_the_reference(seen, tolerance):
     d, K = 4, 9
     H, F0, G = problem(d, K)
     H[:, seen:] = 0.0
@@ -79,14 +79,14 @@ def test_classifiers(norms, d, K):
     F = problem(d, K)[1]
     wanted = reference.classifier_from_tight_frame(F, norms)
     found = torchport.classifier_from_tight_frame(torch.tensor(F), norms)
-    # Alternating projections end elsewhere on their way: the reference's at a spread of the norms of 1e-6.
+    # The alternating projections stop differently: the reference's at a spread of the norms of 1e-6.
     assert relative(found, wanted) < (1e-5 if norms == "equal" else 1e-12)
 
 
 @pytest.mark.parametrize("norms", ["unit", "tight", "equal"])
 @pytest.mark.parametrize(("d", "K"), [(3, 12), (6, 5)])
 def test_the_head_follows_the_reference_through_training_steps(norms, d, K, tolerance):
-    """Ten steps of features that drift; the first ones lack classes."""
+    """Ten steps with drifting features; the first three lack two classes."""
     rng = np.random.default_rng(0)
     tau, delta = 5.0, 1e-2
     head = torchport.TightFrameHead(d, K, tau, delta=delta, norms=norms).double()
@@ -108,7 +108,7 @@ def test_the_head_follows_the_reference_through_training_steps(norms, d, K, tole
         np.testing.assert_allclose(head.frame.numpy(), frame, atol=tolerance("head over steps, float64"))
         W = solution.classifier
         if norms == "equal" and d + 1 < K and step < 3:
-            continue  # a row of zeros starts along an axis there, and stays zero here
+            continue  # a zero row starts along an axis in the reference, and stays zero in torchport
         near = 1e-4 if norms == "equal" else tolerance("head over steps, float64")
         assert relative(head.weight, W) < near
         assert relative(logits.detach(), h @ W.T - W @ running.global_mean) < near

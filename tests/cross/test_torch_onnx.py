@@ -1,4 +1,4 @@
-"""The frozen head against the reference's own formulas: NumPy solves, torch holds, onnxruntime answers."""
+"""Exported heads against the formulas: NumPy solves, torch exports, onnxruntime evaluates."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ TAU = 5.0
 
 
 @pytest.mark.parametrize(("precision", "name"), [("fp32", "logits, ONNX float32"), ("fp64", "logits, ONNX float64")])
-def test_frozen_head_is_the_reference_solution(precision, name, tolerance, tmp_path):
+def test_frozen_head_agrees_with_the_reference(precision, name, tolerance, tmp_path):
     rng = np.random.default_rng(0)
     d, K = 12, 5
     means = class_means_of_condition(d, K, 10, rng)
@@ -22,13 +22,13 @@ def test_frozen_head_is_the_reference_solution(precision, name, tolerance, tmp_p
     head.set_means(torch.tensor(means.T + global_mean).float(), global_mean=torch.tensor(global_mean).float())
     model = torchport.Classifier(torch.nn.Flatten(), head).eval()
 
-    images = rng.integers(0, 256, size=(70, 1, d, 1), dtype=np.uint8)  # a backbone that hands its pixels on
+    images = rng.integers(0, 256, size=(70, 1, d, 1), dtype=np.uint8)  # the backbone returns the pixels
     path = tmp_path / "head.onnx"
     export_head_onnx(model, path, check_images=images, mean=[0.5], std=[0.25], precision=precision)
 
     W = reference.nearest_etf(means).classifier
     b = -W @ global_mean
-    if precision == "fp64":  # in float64 it computes with the constants that the float32 head holds
+    if precision == "fp64":  # in float64, with the constants of the float32 head
         assert head.weight.numpy() == pytest.approx(W, abs=1e-6)
         W, b = head.weight.double().numpy(), head.bias.double().numpy()
     for batch in (1, 7, 64):
@@ -43,7 +43,7 @@ def test_frozen_head_is_the_reference_solution(precision, name, tolerance, tmp_p
 
 
 @pytest.mark.parametrize(("precision", "name"), [("fp32", "logits, ONNX float32"), ("fp64", "logits, ONNX float64")])
-def test_linear_head_is_numpy_s_affine_map(precision, name, tolerance, tmp_path):
+def test_linear_head_agrees_with_numpy(precision, name, tolerance, tmp_path):
     rng = np.random.default_rng(0)
     d, K = 12, 5
     head = torchport.LinearHead(d, K)

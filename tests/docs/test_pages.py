@@ -106,3 +106,22 @@ def test_pictures_are_small_and_the_rooms_are_drawn_from_the_imports(monkeypatch
 
     assert PICTURE.read_text(encoding="utf-8") == picture(), "run: python -m docs.pictures.rooms"
     assert all(path.stat().st_size < 1e6 for path in PICTURE.parent.iterdir() if path.is_file())
+
+
+def test_formulas_keep_indices_of_accented_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In display style docutils alone sets the index of a letter with a bar below the letter."""
+    nodes = pytest.importorskip("docutils.nodes")
+    monkeypatch.syspath_prepend(ROOT / "docs" / "extensions")
+    mathml = importlib.import_module("mathml").mathml
+    for source in (r"\bar U_0", r"\bar{U}_0", r"\hat H^\top", r"\tilde \mu_G"):
+        formula = mathml(nodes.math_block(source, source), display=True)
+        assert "<msu" in formula, source
+        assert "</mover>" in formula, source
+        assert "munder" not in formula, source
+
+
+def test_every_picture_has_a_script() -> None:
+    pictures = [path for path in (ROOT / "docs" / "pictures").iterdir() if path.suffix in (".gif", ".png", ".svg")]
+    assert len(pictures) >= 3
+    for path in pictures:
+        assert f"python -m docs.pictures.{path.stem}\n" in path.with_suffix(".py").read_text(encoding="utf-8"), path

@@ -65,7 +65,7 @@ def test_the_live_model_is_compared(files: dict[str, Path], model: Model, held_o
     assert not report.passed
     assert report.outputs["logits"].absolute == pytest.approx(1e-3, rel=0.02)
     assert model.head.temperature == 12
-    assert "allowed is 2.4e-05" in report.failures[0]  # 1e-5 at τ = 5, in proportion
+    assert "allowed is 2.40e-05" in report.failures[0]  # 1e-5 at τ = 5, in proportion
     assert "FAILED" in str(report)
 
 

@@ -206,8 +206,8 @@ def test_no_file(tmp_path: Path, name: str, message: str) -> None:
         OnnxClassifier(tmp_path / name)
 
 
-@pytest.mark.parametrize(("threads", "batch_size"), [(0, 64), (1, 0)])
-def test_threads_and_batch_size_must_be_positive(files: dict[str, Path], threads: int, batch_size: int) -> None:
+@pytest.mark.parametrize(("threads", "batch_size"), [(0, 64), (1, 0), (10**20, 64)])
+def test_threads_and_batch_size_must_be_positive_and_few(files: dict[str, Path], threads: int, batch_size: int) -> None:
     with pytest.raises(InputError, match="expected at least 1"):
         OnnxClassifier(files["fp32"], threads=threads).predict(ONE, batch_size=batch_size)
 

@@ -91,6 +91,12 @@ def get_ready() -> None:
     torch.set_num_threads(1)  # a fork has none of its parent's threads
 
 
+def cpu_seconds() -> float:
+    """What this process and its children, those that have ended, took of the processor."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return round(sum(one.ru_utime + one.ru_stime for one in used), 1)
+
+
 def main_of(prog: str) -> Any:
     """The module of a command."""
     return importlib.import_module(MAINS[prog])

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from nearest_etf.common.files import write_file
-from tests.faults.children import NO_TRACE, Ended, command, get_ready, main_of
+from tests.faults.children import NO_TRACE, Ended, command, cpu_seconds, get_ready, main_of
 from tests.faults.kill_points import ARRAYS, photos
 
 RESULTS = Path(__file__).parent / "results" / "command-lines.json"
@@ -265,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{prog:12}{outcome.tries:5} tried {outcome.statuses} {outcome.seconds:7.1f} s", flush=True)
             for problem in (*outcome.traces, *outcome.wrong_ends, *outcome.too_long)[:25]:
                 print(f"    {problem}", flush=True)
-    rows = {"seed": given.seed, "commands": [asdict(outcome) for outcome in outcomes]}
+    rows = {"seed": given.seed, "cpu_seconds": cpu_seconds(), "commands": [asdict(outcome) for outcome in outcomes]}
     write_file(given.to, json.dumps(rows, indent=1) + "\n")
     return 0 if all(outcome.clean for outcome in outcomes) else 1
 

@@ -32,7 +32,7 @@ from PIL import Image
 from nearest_etf.common.files import write_file
 from nearest_etf.common.seals import Damage
 from nearest_etf.torchport.training.run.checkpoint import CheckpointError, load_checkpoint
-from tests.faults.children import NO_TRACE, Ended, command, get_ready
+from tests.faults.children import NO_TRACE, Ended, command, cpu_seconds, get_ready
 from tests.faults.whole_files import check_whole, stands_for
 
 RESULTS = Path(__file__).parent / "results" / "kill-points.json"
@@ -276,8 +276,9 @@ def main(arguments: list[str] | None = None) -> int:
             outcomes.append(
                 try_job(name, JOBS[name], given.every, given.first, scratch, functools.partial(print, flush=True))
             )
-    rows = {"every": given.every, "jobs": [asdict(outcome) for outcome in outcomes]}
-    write_file(given.to, json.dumps(rows, indent=1) + "\n")
+            done = [asdict(outcome) for outcome in outcomes]  # written after each, since all together take long
+            rows = {"every": given.every, "cpu_seconds": cpu_seconds(), "jobs": done}
+            write_file(given.to, json.dumps(rows, indent=1) + "\n")
     return 0 if all(outcome.clean for outcome in outcomes) else 1
 
 

@@ -42,6 +42,7 @@ from nearest_etf.torchport.training.data.device_loader import DeviceLoader
 from nearest_etf.torchport.training.data.digits import load_digits
 from nearest_etf.torchport.training.data.split import Split
 from nearest_etf.torchport.training.progress import Progress
+from tests.faults.children import cpu_seconds
 
 RESULTS = Path(__file__).parent / "results" / "long-run.json"
 BOUND = 1e-5  # on the largest entry of |XᵀX − I|
@@ -228,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(
                 json.dumps(asdict(found[-1]), ensure_ascii=False), "" if found[-1].held else "  <-- beyond its bounds"
             )
-    rows = {"seed": given.seed, "scenarios": [asdict(one) for one in found]}
+    rows = {"seed": given.seed, "cpu_seconds": cpu_seconds(), "scenarios": [asdict(one) for one in found]}
     write_file(given.to, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     return 0 if all(one.held for one in found) else 1
 

@@ -32,6 +32,7 @@ import numpy as np
 
 from nearest_etf.common.errors import UserError
 from nearest_etf.common.files import write_file
+from tests.faults.children import cpu_seconds
 from tests.faults.good_files import Folder, Kind, all_kinds
 
 BEYOND_PARENT = 2 * 2**30  # bytes of address space
@@ -272,7 +273,12 @@ def main(arguments: list[str] | None = None) -> int:
         )
         for problem in (*outcome.foreign, *outcome.died, *outcome.slow)[:10]:
             print(f"    {problem}")
-    rows = {"seed": given.seed, "count": given.count, "kinds": [asdict(outcome) for outcome in outcomes]}
+    rows = {
+        "seed": given.seed,
+        "count": given.count,
+        "cpu_seconds": cpu_seconds(),
+        "kinds": [asdict(outcome) for outcome in outcomes],
+    }
     write_file(given.to, json.dumps(rows, indent=1) + "\n")
     return 0 if all(outcome.clean for outcome in outcomes) else 1
 

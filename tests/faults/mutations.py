@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from nearest_etf.common.files import write_file
+from tests.faults.children import cpu_seconds
 from tests.faults.good_runs import example, run_kinds
 from tests.faults.mutate_files import run
 
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         for problem in (*found.foreign, *found.died, *found.slow)[:10]:
             print(f"    {problem}", flush=True)
-    write_file(given.to, json.dumps({"seed": given.seed, "kinds": rows}, indent=1) + "\n")
+    write_file(given.to, json.dumps({"seed": given.seed, "cpu_seconds": cpu_seconds(), "kinds": rows}, indent=1) + "\n")
     return 0 if clean else 1
 
 

@@ -60,6 +60,8 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["--sizes", "5by3"], "expected DxK"),
+        (["--sizes", f"{10**20}x3"], "is too large"),
+        (["--seeds", str(10**20)], "is too large"),
         (["--sizes", "1x3"], "at least K−1 features"),
         (["--sizes", "3x1"], "K ≥ 2 classes"),
         (["--seeds", "0"], "whole number of at least 1"),

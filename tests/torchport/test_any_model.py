@@ -1,4 +1,4 @@
-"""measure_collapse against the reference on collected features, and what it leaves behind: nothing."""
+"""measure_collapse against the reference on collected features; afterwards the model is unchanged."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def assert_same(found: NeuralCollapse, wanted: NeuralCollapse, relative: float, 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("seed", range(3))
-def test_it_is_the_reference_on_collected_features(dtype: torch.dtype, seed: int) -> None:
+def test_it_agrees_with_the_reference_on_collected_features(dtype: torch.dtype, seed: int) -> None:
     model = seeded(Net, seed).to(dtype)
     x, y = data(seed)
     x = x.to(dtype)
@@ -88,7 +88,7 @@ def test_it_is_the_reference_on_collected_features(dtype: torch.dtype, seed: int
 
 
 @pytest.mark.parametrize("name", ["fc", "module"])
-def test_classifier_by_name_or_itself_in_a_data_loader(name: str) -> None:
+def test_classifier_by_name_or_as_a_module_with_a_data_loader(name: str) -> None:
     model = seeded(Net)
     x, y = data()
     loader = DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
@@ -129,7 +129,7 @@ def test_inputs_as_mapping_tuple_or_object() -> None:
 
 def mixed_modes() -> Net:
     model = seeded(Net).train()
-    model.norm.eval()  # a frozen batch norm, say
+    model.norm.eval()  # like a frozen batch norm
     return model
 
 
@@ -139,8 +139,8 @@ def state(model: nn.Module) -> dict[str, Any]:
     return hooks | modes
 
 
-def test_nothing_changes() -> None:
-    """Modes, hooks, buffers, gradients, and the stream of random numbers are what they were."""
+def test_model_and_random_state_do_not_change() -> None:
+    """Modes, hooks, buffers, gradients, and the stream of random numbers."""
     model, (x, y) = mixed_modes(), data()
     before, tensors = state(model), copy.deepcopy(model.state_dict())
     torch.manual_seed(3)
@@ -194,7 +194,7 @@ def test_our_heads_are_measured_on_normalised_features(head: Any) -> None:
     model = seeded(lambda: Classifier(nn.Sequential(nn.Flatten(), nn.Linear(36, D), nn.ReLU()), head(D, K))).double()
     x, y = data()
     x = x.double()
-    model(x, y)  # the implicit head has class means now
+    model(x, y)  # class means for the implicit head
     model.eval()
     with torch.no_grad():
         h = model.head.normalise(model.backbone(x))
@@ -209,7 +209,7 @@ def test_output_of_another_layer() -> None:
     x = x.double()
     model.eval()
     with torch.no_grad():
-        pooled = model.pool(model.norm(model.conv(x))).flatten(1)  # (N, 6): not what fc is for
+        pooled = model.pool(model.norm(model.conv(x))).flatten(1)  # (N, 6): not the input size of fc
         hidden = model.hidden(pooled)  # (N, D): before the ReLU, which works in place
     found = measure_collapse(model, in_batches(x, y), features="pool")
     unknown: dict[str, Any] = dict.fromkeys(OF_THE_WEIGHT, float("nan"))
@@ -247,7 +247,7 @@ def test_figures_of_the_means_do_not_depend_on_the_weight() -> None:
     assert {n for n in two[0] if np.any(two[0][n] != two[1][n])} == {*OF_THE_WEIGHT, "margin_histogram"}
 
 
-def test_wrappers_are_looked_through() -> None:
+def test_wrappers_are_unwrapped() -> None:
     model, (x, y) = seeded(Net).eval(), data()
     wanted = measure_collapse(model, in_batches(x, y))
     assert_same(measure_collapse(nn.DataParallel(model), in_batches(x, y)), wanted, 0.0)
@@ -306,9 +306,9 @@ X, Y = data()
     ("model", "batches", "options", "error", "message"),
     [
         (Twice, [(X, Y)], {}, ValueError, r"classifier ran 2 times .* expected once: choose"),
-        (Never, [(X, Y)], {}, ValueError, r"classifier ran 0 times .*: if the model uses its weight alone.*features="),
+        (Never, [(X, Y)], {}, ValueError, r"classifier ran 0 times .*: if the model uses only its weight.*features="),
         (Never, [(X, Y)], {"features": "fc"}, ValueError, r"layer given as features ran 0 times"),
-        (Dense, [(X, Y)], {}, ValueError, r"enters the classifier has shape \(60, 5, 10\).*pool"),
+        (Dense, [(X, Y)], {}, ValueError, r"input of the classifier has shape \(60, 5, 10\).*pool"),
         (Net, [(X, Y)], {"features": "conv"}, ValueError, r"output of .* has shape \(60, 6, 4, 4\).*pool"),
         (Pair, [(X[:, 0], Y)], {"features": "two"}, ValueError, r"is a tuple; expected a floating tensor"),
         (Net, iter([(X, Y)]), {}, TypeError, r"list_iterator.*list\(batches\)"),
@@ -337,7 +337,7 @@ X, Y = data()
         (Net, [(X, torch.zeros_like(Y))], {}, ValueError, r"1 class\(es\) have been seen"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
+def test_bad_input_is_refused(
     model: Any, batches: Any, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     network = seeded(model)
@@ -356,7 +356,7 @@ def test_a_second_pass_of_other_samples_is_refused() -> None:
         measure_collapse(seeded(Net), Augmented())
 
 
-def test_a_network_without_parameters_of_its_own_and_a_deferred_layer() -> None:
+def test_a_network_whose_only_parameters_are_lazy() -> None:
     last = nn.LazyLinear(K)
     model = nn.Sequential(nn.Flatten(), last)
     found = measure_collapse(model, [(X, Y)], classifier="1")

@@ -1,4 +1,4 @@
-"""Every public function of torchport on tensors of any kind, scale, shape and layout: right, or refused by name."""
+"""Every public function of torchport on tensors of any kind, scale and layout: a correct result or a named error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def measured(weight: Any = W, bias: Any = None) -> Any:
     return filled.compute(weight, bias)
 
 
-# Every tensor that a public function takes: a call of it alone, and a value that is accepted.
+# For every tensor argument of a public function: a call in which only this argument varies, and a valid value.
 CALLS: dict[str, tuple[Callable[[Any], Any], Tensor]] = {
     "nearest_etf": (torchport.nearest_etf, H),
     "nearest_etf, proximal": (lambda x: torchport.nearest_etf(H, x), FRAME),
@@ -105,7 +105,7 @@ COUNTS_ANY_NUMBERS = "ClassMeans.set_means, counts"
 
 
 def odd_kinds(x: Tensor) -> Iterator[tuple[str, Any]]:
-    """The same entries as what no function takes."""
+    """The same entries as objects that no function accepts."""
     yield "numpy", x.numpy()
     yield "list", x.tolist()
     yield "text", "features"
@@ -126,16 +126,16 @@ def odd_kinds(x: Tensor) -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_what_is_no_tensor_of_the_kind_is_refused_by_its_name(name: str) -> None:
+def test_only_dense_floating_point_tensors_are_accepted(name: str) -> None:
     call, good = CALLS[name]
     call(good)
     argument = name.rpartition(", ")[2]
     for kind, odd in odd_kinds(good):
         batches = kind == "one dimension more" and name.startswith(("nearest_etf", "polar", "etf_distance"))
         if batches or (name == COUNTS_ANY_NUMBERS and kind in ("integer", "bool", "float8", "quantised")):
-            continue  # batches are solved, and counts may be integers
+            continue  # batches are valid here, and counts may be integers
         if (name, kind) == ("neco_score, subspace", "no columns"):
-            continue  # nothing lies in it
+            continue  # an empty subspace is valid
         with pytest.raises(ValueError, match=r"expect|needs at least 2 classes|in 0 dimensions") as refusal:
             call(odd)
         if argument in MAY_BE_LEFT_OUT:
@@ -146,10 +146,10 @@ def test_what_is_no_tensor_of_the_kind_is_refused_by_its_name(name: str) -> None
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_tensors_on_the_meta_device_have_shapes_or_are_refused(name: str) -> None:
+def test_meta_tensors_give_shapes_or_are_refused(name: str) -> None:
     call, good = CALLS[name]
     if name == "solve":
-        call = torchport.solve  # which works; its certificate has no value there
+        call = torchport.solve  # without its certificate, which needs values
     try:
         result = call(good.to("meta"))
     except ValueError as refusal:
@@ -158,7 +158,7 @@ def test_tensors_on_the_meta_device_have_shapes_or_are_refused(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_labels_of_another_kind_are_refused(name: str) -> None:
+def test_bad_labels_are_refused(name: str) -> None:
     for odd in (
         *(Y.numpy(), Y.tolist(), "labels", Y.to_sparse(), Y.bool(), Y.to(torch.complex64), Y.float(), Y[:-1], Y[0]),
         *(Y.to("meta"), torch.quantize_per_tensor(Y.float(), 1.0, 0, torch.qint8), Y - 1, Y + 1, Y[:, None, None]),
@@ -169,20 +169,20 @@ def test_labels_of_another_kind_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("sizes", [(2.5, 3), ("6", 3), (6, True), (6, None), (-1, 3), (6, 1), ([6], 3)])
-def test_sizes_are_whole_numbers(name: str, sizes: tuple[Any, Any]) -> None:
+def test_sizes_must_be_whole_numbers(name: str, sizes: tuple[Any, Any]) -> None:
     with pytest.raises(ValueError, match=r"num_features = |num_classes = "):
         getattr(torchport, name)(*sizes)
 
 
 @pytest.mark.parametrize("name", HEADS[3:])
 @pytest.mark.parametrize("gradient", ["no", 0, None, torch.tensor(True)])
-def test_a_gradient_is_switched_on_or_off(name: str, gradient: Any) -> None:
+def test_gradient_must_be_true_or_false(name: str, gradient: Any) -> None:
     with pytest.raises(ValueError, match=r"gradient = .*; expected True or False"):
         head(name, gradient=gradient)
 
 
 @pytest.mark.parametrize("delta", [-1.0, math.nan, math.inf, "0.1", None, torch.ones(2)])
-def test_delta_is_a_number(delta: Any) -> None:
+def test_delta_must_be_a_finite_number(delta: Any) -> None:
     for call in (
         lambda: head("ImplicitETFHead", delta=delta),
         lambda: head("TightFrameHead", delta=delta),
@@ -197,7 +197,7 @@ DTYPES = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 1e-3, torch.
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
-    """The same matrix in memory in another way."""
+    """The same matrix in another memory layout."""
     if layout == "transposed":
         return x.mT.contiguous().mT
     if layout == "strided":
@@ -213,7 +213,7 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 @st.composite
 def matrices(draw: st.DrawFn, *, wide: bool = False) -> tuple[Tensor, Tensor]:
-    """A matrix (d, K) as a user may have it, and the same one in float64 at scale 1."""
+    """A matrix (d, K) of any dtype, scale and layout, and the same one in float64 at scale 1."""
     K = draw(st.integers(2, 9))
     d = draw(st.integers(1, 9) if wide else st.integers(K - 1, 12))
     dtype = draw(st.sampled_from(list(DTYPES)))
@@ -224,7 +224,7 @@ def matrices(draw: st.DrawFn, *, wide: bool = False) -> tuple[Tensor, Tensor]:
     plain = torch.tensor(np.random.default_rng(seed).standard_normal((d, K))).to(dtype)
     given = (plain.double() * unit).to(dtype)
     layout = draw(st.sampled_from(["contiguous", "transposed", "strided", "negated view", "gradient"]))
-    exact = given.double() / unit  # half precision has lost digits of small entries
+    exact = given.double() / unit  # from `given`, since half precision rounds small entries
     return laid_out(given, layout), exact
 
 
@@ -233,7 +233,7 @@ METHODS = st.sampled_from(["auto", "svd", "eigh", "matmul", "trust-region"])
 
 @given(matrices(), METHODS)
 @settings(max_examples=150, deadline=None, derandomize=True)
-def test_the_nearest_etf_of_any_numbers_is_the_best_one(drawn: tuple[Tensor, Tensor], method: str) -> None:
+def test_the_nearest_etf_of_any_matrix_is_optimal(drawn: tuple[Tensor, Tensor], method: str) -> None:
     means, exact = drawn
     U = torchport.nearest_etf(means, method=method, formulation="gauge-free").detach().double()
     K = U.shape[1]
@@ -245,7 +245,7 @@ def test_the_nearest_etf_of_any_numbers_is_the_best_one(drawn: tuple[Tensor, Ten
 
 @given(matrices(), METHODS)
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_gradients_are_finite_and_in_the_inverse_scale(drawn: tuple[Tensor, Tensor], method: str) -> None:
+def test_gradients_scale_inversely(drawn: tuple[Tensor, Tensor], method: str) -> None:
     means, exact = drawn
     sigma = torch.linalg.svdvals(exact - exact.mean(1, keepdim=True))[: means.shape[1] - 1]
     if means.dtype not in (torch.float32, torch.float64) or sigma[-1] < 0.1 * sigma[0]:
@@ -258,12 +258,13 @@ def test_gradients_are_finite_and_in_the_inverse_scale(drawn: tuple[Tensor, Tens
     assert y.grad is not None
     ratio = float(means.detach().double().abs().max() / exact.abs().max())
     error = (x.grad.double() * ratio - y.grad).abs().max()
-    assert error <= 20 * DTYPES[x.dtype] * y.grad.abs().max() + 1e-12
+    rounding = 100 * torch.finfo(x.dtype).eps * cotangent.norm() / sigma[-1]  # for d = 1 the gradient vanishes
+    assert error <= 20 * DTYPES[x.dtype] * y.grad.abs().max() + rounding
 
 
 @given(matrices(wide=True), st.sampled_from(["polar", "tight", "distance", "uniformity", "coherence"]))
 @settings(max_examples=150, deadline=None, derandomize=True)
-def test_what_has_no_scale_does_not_depend_on_it(drawn: tuple[Tensor, Tensor], which: str) -> None:
+def test_scale_invariant_functions_do_not_depend_on_the_scale(drawn: tuple[Tensor, Tensor], which: str) -> None:
     x, exact = drawn
     d, K = x.shape
     atol = DTYPES[x.dtype]
@@ -287,7 +288,9 @@ def test_what_has_no_scale_does_not_depend_on_it(drawn: tuple[Tensor, Tensor], w
 
 @given(st.sampled_from(HEADS[1:]), st.sampled_from([torch.float32, torch.float64]), st.integers(-300, 300))
 @settings(max_examples=80, deadline=None, derandomize=True)
-def test_a_head_on_a_sphere_does_not_see_the_scale(name: str, dtype: torch.dtype, exponent: int) -> None:
+def test_a_head_with_normalised_features_does_not_depend_on_their_scale(
+    name: str, dtype: torch.dtype, exponent: int
+) -> None:
     exponent = exponent // 10 if dtype == torch.float32 else exponent
     features = X.to(dtype)
     scaled = features * torch.tensor(10.0**exponent, dtype=dtype)
@@ -307,7 +310,7 @@ def gradient_of(x: Tensor) -> Tensor:
     return x.grad.double()
 
 
-def test_rows_of_zeros_and_denormal_rows_are_right() -> None:
+def test_zero_and_subnormal_rows_are_normalised_correctly() -> None:
     features = X.clone()
     features[0], features[1] = 0.0, X[1] * 1e-40  # below the smallest normal float32
     for name in HEADS[1:]:
@@ -327,7 +330,7 @@ def test_sums_that_overflow_are_refused_and_change_nothing() -> None:
     assert torch.equal(running.class_means, before)
 
 
-def test_a_basis_is_an_orthonormal_matrix() -> None:
+def test_a_basis_must_be_an_orthonormal_matrix() -> None:
     first = torchport.solve(H, FRAME)
     for basis in (
         2 * torch.eye(K),
@@ -338,7 +341,9 @@ def test_a_basis_is_an_orthonormal_matrix() -> None:
     ):
         with pytest.raises(ValueError, match="basis"):
             torchport.solve(H, FRAME, basis=basis)
-    assert torchport.solve(H, FRAME, basis=torch.eye(K - 1)).frame.allclose(first.frame, atol=1e-5)  # of a first step
+    assert torchport.solve(H, FRAME, basis=torch.eye(K - 1)).frame.allclose(
+        first.frame, atol=1e-5
+    )  # size K−1, as after a first step
 
 
 def test_batches_with_constant_or_empty_leading_dimensions() -> None:
@@ -350,7 +355,7 @@ def test_batches_with_constant_or_empty_leading_dimensions() -> None:
     assert torch.linalg.matrix_norm(torchport.nearest_etf(constant)).isclose(torch.tensor(2.0))
 
 
-def test_the_checks_see_no_values_where_nobody_may() -> None:
+def test_checks_do_not_read_values_under_vmap() -> None:
     seen: list[bool] = []
 
     def look(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Running class means against the reference, their gradient, and what they refuse."""
+"""Running class means against the reference, their gradient, and bad input."""
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_exact_means_can_be_set() -> None:
         (torch.full((2, 3), torch.nan), torch.tensor([0, 1]), "NaN"),
     ],
 )
-def test_bad_batches_are_refused_and_leave_nothing(features: torch.Tensor, labels: torch.Tensor, message: str) -> None:
+def test_bad_batches_are_refused_and_change_nothing(features: torch.Tensor, labels: torch.Tensor, message: str) -> None:
     means = ClassMeans(3, 2)
     with pytest.raises(ValueError, match=message):
         means(features, labels)

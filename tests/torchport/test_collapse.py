@@ -1,4 +1,4 @@
-"""The streaming meter against the reference: in any batches, merged, over two processes, nearly collapsed."""
+"""The streaming meter against the reference: any batches, merging, two processes, nearly collapsed features."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def measure_stream(problem: Problem, batch_size: int, dtype: torch.dtype = torch
 def assert_agrees(
     measured: NeuralCollapse, expected: NeuralCollapse, relative: float, skip: tuple[str, ...] = ()
 ) -> None:
-    """Every figure agrees; the variability-collapse index, 1 − a number near 1, relative to that."""
+    """All metrics agree; the bound of the variability-collapse index, 1 minus a number near 1, is partly absolute."""
     for name, value in asdict(expected).items():
         if name in skip:
             continue
@@ -76,7 +76,7 @@ def assert_agrees(
     [(5, 9, 120), (9, 4, 200), (4, 3, 50), (20, 300, 700), (3, 40, 12)],
 )
 @pytest.mark.parametrize("spread", [1.0, 1e-2, 1e-5])
-def test_meter_is_the_reference(num_classes: int, num_features: int, size: int, spread: float) -> None:
+def test_meter_agrees_with_the_reference(num_classes: int, num_features: int, size: int, spread: float) -> None:
     problem = make_problem(0, num_classes, num_features, size, spread)
     expected = neural_collapse(*problem)
     assert_agrees(measure_stream(problem, 32), expected, 1e-9)
@@ -99,7 +99,7 @@ def test_batches_of_any_size_and_order(seed: int, batch_size: int) -> None:
     assert_agrees(measure_stream(shuffled, batch_size), neural_collapse(*problem), 1e-9)
 
 
-def test_exactly_collapsed_features_have_no_spread_at_all() -> None:
+def test_exactly_collapsed_features_have_zero_spread() -> None:
     weight = torch.tensor(simplex_etf(6), dtype=torch.float32)
     labels = torch.arange(6).repeat(50)
     meter = NeuralCollapseMeter(6, 6)
@@ -127,7 +127,7 @@ def test_merge(cut: int) -> None:
     assert_agrees(again.compute(), neural_collapse(*problem), 1e-9, skip=("numerical_rank",))
 
 
-def test_one_pass_leaves_what_it_cannot_know_undefined() -> None:
+def test_metrics_of_the_second_pass_are_nan_after_one_pass() -> None:
     problem = make_problem(4)
     meter = NeuralCollapseMeter(*problem.weight.T.shape)
     meter.update(problem.features, problem.labels)
@@ -139,7 +139,7 @@ def test_one_pass_leaves_what_it_cannot_know_undefined() -> None:
 
 
 def reduce_in_process(rank: int, folder: str) -> None:
-    """One of two processes: half of the data, then everything reduced; rank 1 writes what it holds."""
+    """One of two processes, with half of the data: both passes are reduced, and rank 1 writes the metrics."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     X, y, W, b = make_problem(5, spread=1e-3)
     X, y = X[rank::2], y[rank::2]
@@ -154,7 +154,7 @@ def reduce_in_process(rank: int, folder: str) -> None:
         torch.save({k: torch.tensor(v, dtype=torch.float64) for k, v in figures}, f"{folder}/measured.pt")
 
 
-def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in range(2)]
     processes = [subprocess.Popen(command) for command in commands]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
@@ -165,7 +165,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
         np.testing.assert_allclose(measured[name].numpy(), expected[name], rtol=1e-9, atol=absolute, err_msg=name)
 
 
-def test_a_second_pass_over_other_data_is_caught() -> None:
+def test_a_second_pass_over_other_data_is_refused() -> None:
     X, y, W, b = make_problem(6)
     meter = NeuralCollapseMeter(*W.T.shape)
     meter.update(X, y)
@@ -178,7 +178,7 @@ def test_a_second_pass_over_other_data_is_caught() -> None:
         moved.compute()
 
 
-def test_autocast_does_not_touch_the_meter() -> None:
+def test_autocast_does_not_affect_the_meter() -> None:
     problem = make_problem(7)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         measured = measure_stream(problem, 50)
@@ -186,7 +186,7 @@ def test_autocast_does_not_touch_the_meter() -> None:
 
 
 def test_memory_is_that_of_the_accumulators() -> None:
-    """What the meter keeps is within 4(Kd + d²) numbers, however many samples it has seen."""
+    """The meter keeps at most 4(Kd + d²) numbers, for any number of samples."""
     K, d = 50, 40
     meter = NeuralCollapseMeter(d, K)
     kept = sum(t.nbytes for t in vars(meter).values() if isinstance(t, Tensor))
@@ -206,12 +206,12 @@ def test_memory_is_that_of_the_accumulators() -> None:
         (torch.zeros(4, 9).long(), torch.zeros(4).long(), "floating"),
     ],
 )
-def test_bad_batches_are_named(features: Tensor, labels: Tensor, message: str) -> None:
+def test_bad_batches_are_refused(features: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NeuralCollapseMeter(9, 5).update(features, labels)
 
 
-def test_what_cannot_be_measured_is_named() -> None:
+def test_bad_input_is_refused() -> None:
     X, y, W, _ = make_problem(8)
     meter = NeuralCollapseMeter(*W.T.shape)
     with pytest.raises(ValueError, match="0 class"):
@@ -219,7 +219,7 @@ def test_what_cannot_be_measured_is_named() -> None:
     meter.update(X, y)
     with pytest.raises(ValueError, match="weight is zero"):
         meter.compute(0 * W)
-    with pytest.raises(ValueError, match="the meter is for"):
+    with pytest.raises(ValueError, match="as the meter"):
         meter.compute(W[1:])
     with pytest.raises(ValueError, match="cannot be merged"):
         meter.merge(NeuralCollapseMeter(8, 5))
@@ -242,7 +242,7 @@ def test_metrics_do_not_depend_on_the_scale_of_features(scale: float, dtype: tor
 
 def test_meters_of_different_units_merge() -> None:
     X, y, W, b = make_problem(6)
-    X[60:] *= 1e-20  # another unit, and nothing beside the first half
+    X[60:] *= 1e-20  # another unit; negligible beside the first half
     for first_half, second_half in ((slice(0, 60), slice(60, 120)), (slice(60, 120), slice(0, 60))):
         first, second = NeuralCollapseMeter(*W.T.shape), NeuralCollapseMeter(*W.T.shape)
         first.update(X[first_half], y[first_half])
@@ -269,7 +269,7 @@ def test_features_that_leave_the_range_of_the_first_batch_are_refused() -> None:
         meter.compute(torch.eye(2, 4))
 
 
-def test_eigenpairs_where_divide_and_conquer_does_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eigenpairs_if_divide_and_conquer_does_not_converge(monkeypatch: pytest.MonkeyPatch) -> None:
     X = torch.randn(9, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     S = X.T @ X  # of rank 9
 
@@ -288,6 +288,6 @@ def test_eigenpairs_where_divide_and_conquer_does_not_converge(monkeypatch: pyte
 
 if __name__ == "__main__":
     reduce_in_process(int(sys.argv[1]), sys.argv[2])
-    dist.barrier()  # no process leaves while the other still reads from it
+    dist.barrier()  # no process exits while the other still reads from it
     dist.destroy_process_group()
     os._exit(0)  # PyTorch's native threads can abort an interpreter that shuts down, which is not under test

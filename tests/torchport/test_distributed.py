@@ -1,4 +1,4 @@
-"""Two processes that share a batch do what one process does with all of it."""
+"""Two processes that share a batch compute the same as one process with the whole batch."""
 
 import os
 import subprocess
@@ -27,11 +27,11 @@ def shared_batch() -> tuple[Tensor, Tensor]:
     return features, torch.arange(12) % 4
 
 
-HEADS: list[tuple[type[Head], int]] = [(ImplicitETFHead, 8), (ClassMeanHead, 8), (TightFrameHead, 2)]  # with d
+HEADS: list[tuple[type[Head], int]] = [(ImplicitETFHead, 8), (ClassMeanHead, 8), (TightFrameHead, 2)]  # and d
 
 
 def steps(features: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Of each head, the classifier after one step, and the gradient of this process' sum of losses."""
+    """For each head, the classifier after one step, and the gradient of this process's sum of losses."""
     return [step(kind(d, 4).double(), features[:, :d], labels) for kind, d in HEADS]
 
 
@@ -50,7 +50,7 @@ def one_of_two(rank: int, folder: str) -> None:
 
 
 def several_forwards_of_two(rank: int, folder: str) -> None:
-    """Under DDP, which writes rank 0's buffers into the others' at every forward: two forwards, one backward."""
+    """Two forwards and one backward under DDP, which copies rank 0's buffers to the other ranks at every forward."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/ddp", rank=rank, world_size=2)
     gradients = []
     for kind in (FixedETFHead, ImplicitETFHead, LearnedHead, ClassMeanHead, TightFrameHead):
@@ -65,13 +65,13 @@ def several_forwards_of_two(rank: int, folder: str) -> None:
     torch.save(gradients, f"{folder}/ddp-{rank}.pt")
 
 
-def test_without_processes_nothing_happens() -> None:
+def test_without_processes_the_sum_is_the_identity() -> None:
     x = torch.ones(3)
     assert all_reduce_sum(x) is x
 
 
 def test_two_processes_solve_the_same_problem(tmp_path: Path) -> None:
-    # New processes: a fork would inherit locks of the threads that earlier tests have started.
+    # New processes: a fork would inherit locks of threads that earlier tests started.
     running = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
@@ -93,6 +93,6 @@ def test_several_forwards_share_one_backward_under_ddp(tmp_path: Path) -> None:
 if __name__ == "__main__":
     work = several_forwards_of_two if "ddp" in sys.argv else one_of_two
     work(int(sys.argv[1]), sys.argv[2])
-    dist.barrier()  # no process leaves while the other still reads from it
+    dist.barrier()  # no process exits while the other still reads from it
     dist.destroy_process_group()
     os._exit(0)  # PyTorch's native threads can abort an interpreter that shuts down, which is not under test

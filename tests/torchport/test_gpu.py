@@ -1,4 +1,4 @@
-"""What only a GPU can show: no waiting host, CUDA graphs, autocast, and the CPU's answers. Skipped without one."""
+"""Tests that need a GPU: no synchronisation, CUDA graphs, autocast, agreement with the CPU. Skipped without one."""
 
 import copy
 
@@ -22,14 +22,14 @@ def batch(d: int, K: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def trained(d: int, K: int) -> ImplicitETFHead:
-    """A head after its first step, which is solved differently and may wait."""
+    """A head after its first step, which is solved differently and may synchronise."""
     head = ImplicitETFHead(d, K).cuda()
     head(*batch(d, K))
     return head
 
 
 @pytest.mark.parametrize(("d", "K"), SIZES)
-def test_factor_and_gradient_are_those_of_float64(d: int, K: int) -> None:
+def test_frame_and_gradient_agree_with_float64_on_the_cpu(d: int, K: int) -> None:
     generator = torch.Generator().manual_seed(0)
     H, G = (centred(torch.randn(d, K, generator=generator, dtype=torch.float64)) for _ in range(2))
     U0 = torch.linalg.qr(torch.randn(d, K, generator=generator, dtype=torch.float64))[0]
@@ -44,17 +44,17 @@ def test_factor_and_gradient_are_those_of_float64(d: int, K: int) -> None:
 
 
 @pytest.mark.parametrize(("d", "K"), SIZES)
-def test_a_training_step_never_waits(d: int, K: int) -> None:
+def test_a_training_step_does_not_synchronise(d: int, K: int) -> None:
     head = trained(d, K)
     features, labels = batch(d, K, seed=1)
-    torch.cuda.set_sync_debug_mode("error")  # now every wait of the host is an error
+    torch.cuda.set_sync_debug_mode("error")  # every synchronisation is an error
     try:
         F.cross_entropy(head(features, labels), labels).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_autocast_keeps_the_head_in_single() -> None:
+def test_autocast_keeps_the_head_in_float32() -> None:
     head = trained(512, 100)
     twin = copy.deepcopy(head)
     features, labels = batch(512, 100, seed=1)
@@ -71,7 +71,7 @@ def test_a_step_replays_as_a_graph() -> None:
     state = copy.deepcopy(head.state_dict())
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # warm up outside the graph, as capturing asks
+    with torch.cuda.stream(side):  # capturing needs a warm-up outside the graph
         for _ in range(3):
             head(features, labels).square().sum().backward()
     torch.cuda.current_stream().wait_stream(side)
@@ -86,7 +86,7 @@ def test_a_step_replays_as_a_graph() -> None:
     torch.testing.assert_close(head.frame, twin.frame)
 
 
-def test_deterministic_algorithms_repeat_bit_by_bit() -> None:
+def test_deterministic_algorithms_repeat_bit_for_bit() -> None:
     head, (features, labels) = trained(64, 10), batch(64, 10, seed=1)
     torch.use_deterministic_algorithms(True)
     try:

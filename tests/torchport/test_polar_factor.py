@@ -29,7 +29,7 @@ def by_singular_vectors(A: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(7, 3), (3, 7), (4, 4), (5, 1), (1, 5), (1, 1)])
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3), (0,), (2, 0)])
-def test_it_is_scipys(shape: tuple[int, int], batch: tuple[int, ...]) -> None:
+def test_it_agrees_with_scipy(shape: tuple[int, int], batch: tuple[int, ...]) -> None:
     A = random(*batch, *shape).requires_grad_()
     U = polar(A)
     assert U.shape == A.shape
@@ -40,7 +40,7 @@ def test_it_is_scipys(shape: tuple[int, int], batch: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 3), (2, 3, 5), (3, 3)])
-def test_derivatives_of_every_kind(shape: tuple[int, ...]) -> None:
+def test_all_derivatives(shape: tuple[int, ...]) -> None:
     A = random(*shape).requires_grad_()
     assert torch.autograd.gradcheck(polar, A, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(polar, A, check_fwd_over_rev=True)
@@ -52,8 +52,8 @@ def test_gradients_agree_with_autograd_through_singular_vectors() -> None:
     torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-10)
 
 
-def test_repeated_singular_values_have_right_derivatives() -> None:
-    """Singular vectors have none there, and autograd through them gives NaN."""
+def test_repeated_singular_values_have_correct_derivatives() -> None:
+    """Singular vectors have no derivatives there, and autograd through them gives NaN."""
     A = torch.eye(6, 3, dtype=F64).repeat(3, 1, 1)
     A[1] *= 2.5
     A[2, 2, 2] = 0.5
@@ -61,15 +61,15 @@ def test_repeated_singular_values_have_right_derivatives() -> None:
     G = random(3, 6, 3)
     assert torch.autograd.grad(by_singular_vectors(A), A, G)[0].isnan().any((-2, -1)).all()
     assert torch.autograd.gradcheck(polar, A)
-    # At the identity P = I and Φ = (UᵀG − GᵀU)/2: the tangent part of G.
+    # At the identity, P = I and Φ = (UᵀG − GᵀU)/2: the gradient is the tangent part of G.
     U = torch.eye(6, 3, dtype=F64)
     tangent = G[0] - U @ (0.5 * (U.T @ G[0] + G[0].T @ U))
     torch.testing.assert_close(torch.autograd.grad(polar(A), A, G)[0][0], tangent)
 
 
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
-def test_zero_singular_values_have_finite_derivatives_of_what_is_kept(dtype: torch.dtype) -> None:
-    """At zero and repeated ones; along changes that keep the row space they are the true ones."""
+def test_zero_singular_values_have_finite_derivatives(dtype: torch.dtype) -> None:
+    """Also at repeated ones. Along changes that keep the row space, they are the true derivatives."""
     members = [(2.0, 1.0, 0.5), (2.0, 1.0, 0.0), (1.0, 1.0, 0.0), (3.0, 0.0, 0.0), (0.0, 0.0, 0.0)]
     A64 = torch.stack([with_singular_values(*sigma) for sigma in members])
     A = A64.to(dtype).requires_grad_()
@@ -84,14 +84,14 @@ def test_zero_singular_values_have_finite_derivatives_of_what_is_kept(dtype: tor
         single = member.requires_grad_()
         wanted = torch.autograd.grad(polar(single), single, cotangent)[0]
         torch.testing.assert_close(ours.double(), wanted, atol=1e-5, rtol=1e-5)
-    if dtype == F64:  # from the left, a change keeps the row space
+    if dtype == F64:  # a change from the left keeps the row space
         change, step = random(6, 6, seed=3), 1e-6
         ahead, back = (polar(A64 + sign * step * change @ A64) for sign in (1, -1))
         differences = ((ahead - back) * G).sum((-2, -1)) / (2 * step)
         torch.testing.assert_close((gradient * (change @ A64)).sum((-2, -1)), differences, atol=1e-7, rtol=1e-7)
 
 
-def test_the_start_decides_where_a_matrix_does_not() -> None:
+def test_the_start_completes_a_rank_deficient_matrix() -> None:
     A = torch.stack([with_singular_values(2.0, 0.0, 0.0), with_singular_values(2.0, 1.0, 0.3)])
     start = torch.linalg.qr(random(6, 3, seed=5))[0]
     U = polar(A, start)
@@ -104,7 +104,7 @@ def test_the_start_decides_where_a_matrix_does_not() -> None:
 
 @pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
-def test_scale_does_not_matter(scale: float, dtype: torch.dtype) -> None:
+def test_the_factor_does_not_depend_on_the_scale(scale: float, dtype: torch.dtype) -> None:
     A = random(4, 8, 3).to(dtype)
     torch.testing.assert_close(polar(scale * A), polar(A))
 
@@ -124,7 +124,7 @@ def test_vmap_and_compilers() -> None:
         torch.testing.assert_close(leaf.grad, gradient.view(-1, *shape)[0])
 
 
-def test_half_precision_is_decomposed_in_single_and_returned_as_it_came() -> None:
+def test_half_precision_is_decomposed_in_float32_and_returned_in_its_dtype() -> None:
     A = random(4, 8, 3).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         U = polar(A)
@@ -144,6 +144,6 @@ def test_half_precision_is_decomposed_in_single_and_returned_as_it_came() -> Non
         ({"method": "qr"}, "'svd', 'eigh', 'matmul'"),
     ],
 )
-def test_refusals(change: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         polar(**{"A": torch.eye(4, 3), **change})

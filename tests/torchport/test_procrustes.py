@@ -1,4 +1,4 @@
-"""The differentiable nearest ETF against the reference's: solutions, gradients, precisions, compilers, refusals."""
+"""The differentiable nearest ETF against the reference: solutions, gradients, precisions, compilers, bad input."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def problem(d: int, K: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("method", ["svd", "eigh", "matmul", "trust-region"])
 @pytest.mark.parametrize(("d", "K", "formulation"), CASES)
 @pytest.mark.parametrize("pinned", [True, False])
-def test_solution_and_derivatives_are_the_references(
+def test_solution_and_derivatives_agree_with_the_reference(
     method: str, d: int, K: int, formulation: Any, pinned: bool
 ) -> None:
     H, frame, G = (x.requires_grad_() for x in problem(d, K))
@@ -58,7 +58,7 @@ def test_solution_and_derivatives_are_the_references(
 
 @pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
 @pytest.mark.parametrize("absent", [[0], [1, 3, 4]])
-def test_absent_classes_follow_the_references_rule(formulation: Any, absent: list[int]) -> None:
+def test_absent_classes_follow_the_reference(formulation: Any, absent: list[int]) -> None:
     H, frame, _ = problem(9, 6)
     H[:, absent] = 0.0
     wanted = reference_nearest_etf(H.numpy(), method="svd", formulation=formulation, initial=frame.numpy()).frame
@@ -67,7 +67,7 @@ def test_absent_classes_follow_the_references_rule(formulation: Any, absent: lis
         np.testing.assert_allclose(U.numpy(), wanted, atol=tolerance)
 
 
-def test_half_precision_is_solved_in_single_and_returned_as_it_came() -> None:
+def test_half_precision_is_solved_in_float32_and_returned_in_its_dtype() -> None:
     H, frame, _ = problem(9, 4)
     half = H.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -82,7 +82,7 @@ def test_compiles_without_a_graph_break(method: str) -> None:
     H, frame, G = (x.float() for x in problem(9, 4))
 
     def loss(H: torch.Tensor) -> torch.Tensor:
-        return (nearest_etf(H, frame, 0.3, method=method) * G).sum()  # δ that keeps A well conditioned
+        return (nearest_etf(H, frame, 0.3, method=method) * G).sum()  # this δ keeps A well conditioned
 
     torch._dynamo.reset()
     gradients = []
@@ -118,21 +118,21 @@ def test_meta_tensors_have_shapes() -> None:
         ({"formulation": "theirs"}, "'paper' or 'gauge-free'"),
     ],
 )
-def test_refusals(change: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         nearest_etf(**{"class_means": torch.eye(6, 3), **change})
 
 
 @pytest.mark.parametrize("initial", ["canonical", "random", "feature-polar"])
-def test_initial_frames_by_name_are_the_references(initial: Any) -> None:
+def test_initial_frames_by_name_agree_with_the_reference(initial: Any) -> None:
     H, _, _ = problem(9, 4)
-    H[:, 2] = 0.0  # the frame is not unique, and `initial` decides
+    H[:, 2] = 0.0  # the frame is not unique: `initial` determines it
     wanted = reference_nearest_etf(H.numpy(), method="svd", initial=initial)
     np.testing.assert_allclose(nearest_etf(H, initial=initial).numpy(), wanted.frame, atol=1e-10)
 
 
 @pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
-def test_a_solution_certifies_itself_as_the_references_does(formulation: Any) -> None:
+def test_the_certificate_agrees_with_the_reference(formulation: Any) -> None:
     H, frame, _ = problem(9, 4)
     ours = solve(H, frame, 0.1, formulation=formulation)
     theirs = reference_nearest_etf(H.numpy(), frame.numpy(), 0.1, formulation=formulation)
@@ -150,12 +150,12 @@ def test_a_solution_certifies_itself_as_the_references_does(formulation: Any) ->
 
 
 SHAPES = [(6, 9, 4), (2, 3, 9, 4), (5, 5, 5), (6, 7, 2), (6, 4, 5), (0, 6, 3), (0, 2, 6, 3)]
-# Of a float32 frame and gradient beside the single solve's, as in the cross tests' table; float64 ones agree to 1e-12.
+# Bounds of a float32 frame and its gradient, relative to single solves, as in the table of tests/cross.
 SINGLE = (1e-5, 1e-3)
 
 
 def batch_of_problems(shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Class means, frames and cotangents; of the first members' classes all are missing, one is, all but one are."""
+    """Class means, frames and cotangents; the first members lack all classes, one, all but one, or are badly scaled."""
     generator = torch.Generator().manual_seed(sum(shape))
     H, frames, G = torch.randn(3, *shape, dtype=F64, generator=generator)
     members = H.view(-1, *shape[-2:])
@@ -183,7 +183,7 @@ def frame_and_gradients(
 @pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
 @pytest.mark.parametrize("pinned", [True, False])
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
-def test_a_batch_is_its_problems_one_by_one(
+def test_a_batch_agrees_with_single_solves(
     shape: tuple[int, ...], formulation: Any, pinned: bool, dtype: torch.dtype
 ) -> None:
     formulation = formulation if shape[-2] >= shape[-1] else "gauge-free"
@@ -211,7 +211,7 @@ def test_every_method_solves_batches(method: str, pinned: bool) -> None:
 
 @pytest.mark.parametrize("delta", [0.0, 0.3])
 @pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
-def test_derivatives_of_a_batch_of_every_kind(delta: float, formulation: Any) -> None:
+def test_all_derivatives_of_a_batch(delta: float, formulation: Any) -> None:
     H, frames, _ = batch_of_problems((2, 2, 5, 3))
     H, frame = H.requires_grad_(), frames[0, 0].clone().requires_grad_(delta > 0)  # one proximal point for all
 
@@ -234,7 +234,7 @@ def test_leading_dimensions_broadcast() -> None:
 
 @pytest.mark.parametrize("initial", ["canonical", "random", "feature-polar"])
 @pytest.mark.parametrize(("d", "K"), [(9, 4), (3, 4)])
-def test_initial_frames_by_name_serve_batches(initial: str, d: int, K: int) -> None:
+def test_initial_frames_by_name_for_batches(initial: str, d: int, K: int) -> None:
     H = batch_of_problems((5, d, K))[0]
     formulation: Any = "paper" if d >= K else "gauge-free"
     together = nearest_etf(H, initial=initial, formulation=formulation)
@@ -243,7 +243,7 @@ def test_initial_frames_by_name_serve_batches(initial: str, d: int, K: int) -> N
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-def test_vmap_is_a_batch(pinned: bool) -> None:
+def test_vmap_agrees_with_a_batch(pinned: bool) -> None:
     H, frames, G = batch_of_problems((3, 6, 4))
 
     def loss(H: torch.Tensor, frame: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
@@ -281,12 +281,12 @@ def test_a_batch_compiles_without_a_graph_break(method: str, pinned: bool) -> No
         ({"class_means": torch.full((2, 6, 3), torch.nan)}, "NaN or infinite"),
     ],
 )
-def test_refusals_of_batches(change: dict[str, Any], message: str) -> None:
+def test_bad_batches_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         nearest_etf(**{"class_means": torch.zeros(2, 6, 3), **change})
 
 
-def test_a_certificate_is_one_problems() -> None:
+def test_solve_refuses_batches() -> None:
     with pytest.raises(ValueError, match=r"class_means has shape \(2, 6, 3\); solve expects one problem.*nearest_etf"):
         solve(torch.zeros(2, 6, 3))
     with pytest.raises(ValueError, match="proximal has shape"):

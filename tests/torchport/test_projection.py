@@ -1,4 +1,4 @@
-"""Simplex ETFs without training: trained weights made one, and the distance of class means from one."""
+"""Simplex ETFs without training: the projection of trained weights, and the distance of class means."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
 
 
-def mean_rows_dropped(W: Tensor) -> Tensor:
+def centred_rows(W: Tensor) -> Tensor:
     return W - W.mean(0)
 
 
@@ -31,16 +31,16 @@ def test_the_projection_is_the_nearest_scaled_etf(d: int, K: int) -> None:
     # An ETF: equal norms, and −1/(K−1) of their square between any two rows.
     gram = projected @ projected.T
     torch.testing.assert_close(gram, gram[0, 0] * (K * torch.eye(K, dtype=F64) - 1) / (K - 1))
-    # The reference's direction, and no other scale is better.
+    # The direction is the reference's, and no other scale is better.
     frame = reference_nearest_etf(W.T.numpy(), method="svd", formulation="gauge-free").frame
     np.testing.assert_allclose((projected / projected.norm()).numpy(), frame.T / np.sqrt(K - 1), atol=1e-10)
-    error = (mean_rows_dropped(W) - projected).norm()
+    error = (centred_rows(W) - projected).norm()
     for scale in (0.999, 1.001):
-        assert (mean_rows_dropped(W) - scale * projected).norm() > error
+        assert (centred_rows(W) - scale * projected).norm() > error
     for seed in range(20):  # nor any other ETF at its best scale
         other = centred(torch.linalg.qr(random(d, K, seed=seed))[0] if d >= K else nearest_etf_of(seed, d, K)).T
         other = other * (W * other).sum() / other.square().sum()
-        assert (mean_rows_dropped(W) - other).norm() > error - 1e-12
+        assert (centred_rows(W) - other).norm() > error - 1e-12
 
 
 def nearest_etf_of(seed: int, d: int, K: int) -> Tensor:
@@ -84,8 +84,8 @@ def test_projecting_twice_is_projecting_once() -> None:
 
 
 @pytest.mark.parametrize("K", [2, 5])
-def test_no_prediction_changes_where_the_rows_are_an_etf_already(K: int) -> None:
-    """Two rows always are one: whatever the weights and the bias, logits move by the same amount in all classes."""
+def test_no_prediction_changes_if_the_rows_are_an_etf(K: int) -> None:
+    """As two rows always are: the logits of all classes shift equally, for any bias."""
     features, b, common = random(50, 7, seed=1), random(K, seed=2), random(1, 7, seed=3)
     etf = 3.7 * simplex_etf(K, F64) @ torch.linalg.qr(random(7, K))[0].T
     W = random(2, 7) if K == 2 else etf + common
@@ -93,7 +93,7 @@ def test_no_prediction_changes_where_the_rows_are_an_etf_already(K: int) -> None
     assert bias is not None
     change = features @ (weight - W).T + (bias - b)
     torch.testing.assert_close(change, change[:, :1].expand(-1, K))
-    torch.testing.assert_close(mean_rows_dropped(W), weight)
+    torch.testing.assert_close(centred_rows(W), weight)
 
 
 @pytest.mark.parametrize("biased", [True, False])
@@ -107,7 +107,7 @@ def test_some_prediction_changes_for_any_other_weights(biased: bool) -> None:
 
 def test_rank_deficient_weights_are_completed_canonically() -> None:
     W = random(4, 7)
-    W[2] = W[1]  # two classes that the trained classifier does not tell apart
+    W[2] = W[1]  # two classes that the trained classifier does not distinguish
     projected = project_to_etf(W)[0]
     frame = reference_nearest_etf(W.T.numpy(), method="svd", formulation="gauge-free", initial="canonical").frame
     np.testing.assert_allclose((projected / projected.norm()).numpy(), frame.T / np.sqrt(3), atol=1e-10)
@@ -127,24 +127,24 @@ def test_rank_deficient_weights_are_completed_canonically() -> None:
         ((torch.randn(3, 6), torch.zeros(6)), r"bias has shape \(6,\); expected \(3,\)"),
     ],
 )
-def test_refusals_of_the_projection(arguments: tuple[Tensor, ...], message: str) -> None:
+def test_bad_weights_are_refused(arguments: tuple[Tensor, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         project_to_etf(*arguments)
 
 
 @pytest.mark.parametrize(("d", "K"), [(9, 4), (4, 4), (3, 4), (5, 2), (64, 10)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_the_distance_is_the_metrics(d: int, K: int, seed: int) -> None:
-    rows = random(K, d, seed=seed) + 3.0  # rows of an uncentred mean
+def test_the_distance_agrees_with_the_metric(d: int, K: int, seed: int) -> None:
+    rows = random(K, d, seed=seed) + 3.0  # not centred
     labels = torch.arange(K).repeat(2)
-    features = rows[labels] + torch.cat([random(K, d, seed=9), -random(K, d, seed=9)])  # with those class means
+    features = rows[labels] + torch.cat([random(K, d, seed=9), -random(K, d, seed=9)])  # whose class means are the rows
     meter = NeuralCollapseMeter(num_features=d, num_classes=K)
     meter.update(features, labels)
     W = random(K, d, seed=seed + 5)
     ours = float(etf_distance(rows.T))
     assert ours == pytest.approx(meter.compute(W).etf_distance_means, abs=1e-12)
     assert ours == pytest.approx(neural_collapse(features, labels, W).etf_distance_means, abs=1e-12)
-    centred_weight = mean_rows_dropped(W)
+    centred_weight = centred_rows(W)
     measured = meter.compute(centred_weight).etf_distance_weight
     assert float(etf_distance(W.T)) == pytest.approx(measured, abs=1e-12)
     nuclear = torch.linalg.svdvals(centred(rows.T)).sum() / centred(rows.T).norm()
@@ -168,13 +168,13 @@ def test_half_and_single_precision() -> None:
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (3, 4), (2, 5, 3)])
-def test_its_derivatives_of_every_kind(shape: tuple[int, ...]) -> None:
+def test_all_derivatives(shape: tuple[int, ...]) -> None:
     H = random(*shape).requires_grad_()
     assert torch.autograd.gradcheck(etf_distance, H, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(etf_distance, H)
 
 
-def test_its_gradient_is_that_of_the_nuclear_norm() -> None:
+def test_the_gradient_agrees_with_that_of_the_nuclear_norm() -> None:
     H = random(9, 4).requires_grad_()
     gradient = torch.autograd.grad(etf_distance(H), H)[0]
     C = H - H.mean(1, keepdim=True)
@@ -182,7 +182,7 @@ def test_its_gradient_is_that_of_the_nuclear_norm() -> None:
     torch.testing.assert_close(gradient, torch.autograd.grad(formula, H)[0])
 
 
-def test_its_gradient_is_finite_where_singular_values_repeat_or_vanish() -> None:
+def test_the_gradient_is_finite_at_repeated_and_zero_singular_values() -> None:
     etf = torch.linalg.qr(random(9, 4))[0] @ simplex_etf(4, F64)
     short = random(9, 4)
     short[:, 1] = short[:, 2]
@@ -193,7 +193,7 @@ def test_its_gradient_is_finite_where_singular_values_repeat_or_vanish() -> None
     assert gradient.isfinite().all()
     assert float(gradient[0].norm()) < 1e-12  # the minimum
     assert float(gradient[1].norm()) > 1e-2
-    assert gradient[3:].count_nonzero() == 0  # all classes in one place
+    assert gradient[3:].count_nonzero() == 0  # all classes coincide
     assert distance[3:].tolist() == [1.0, 1.0]
     for ours, single, value in zip(gradient, H.detach(), distance.detach(), strict=True):
         single.requires_grad_()
@@ -203,7 +203,7 @@ def test_its_gradient_is_finite_where_singular_values_repeat_or_vanish() -> None
 
 @pytest.mark.parametrize("scale", [1e-15, 1e15])
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
-def test_scale_does_not_matter(scale: float, dtype: torch.dtype) -> None:
+def test_the_distance_does_not_depend_on_the_scale(scale: float, dtype: torch.dtype) -> None:
     H = random(9, 4).to(dtype)
     torch.testing.assert_close(etf_distance(scale * H), etf_distance(H))
 
@@ -222,7 +222,7 @@ def test_batches_vmap_and_compilers() -> None:
     torch.testing.assert_close(leaf.grad, gradient)
 
 
-def test_as_a_regulariser_it_makes_an_etf() -> None:
+def test_minimising_the_distance_gives_an_etf() -> None:
     H = random(6, 4).requires_grad_()
     optimizer = torch.optim.SGD([H], lr=2.0)
     for _ in range(200):
@@ -241,6 +241,6 @@ def test_as_a_regulariser_it_makes_an_etf() -> None:
         (torch.zeros(4, 1), "at least 2 classes"),
     ],
 )
-def test_refusals_of_the_distance(class_means: Any, message: str) -> None:
+def test_bad_class_means_are_refused(class_means: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         etf_distance(class_means)

@@ -26,7 +26,7 @@ def test_coordinates_are_an_isometry_of_the_centred_part(K: int) -> None:
 
 
 @pytest.mark.parametrize(("d", "K"), [(7, 4), (4, 4), (3, 4), (1, 2)])
-def test_canonical_classifier_is_the_references(d: int, K: int) -> None:
+def test_canonical_classifier_agrees_with_the_reference(d: int, K: int) -> None:
     W = classifier_from_frame(canonical_frame(d, K, dtype=F64))
     torch.testing.assert_close(W.T, torch.from_numpy(canonical_etf(d, K)))
     torch.testing.assert_close(W @ W.T, simplex_etf(K, dtype=F64) * (K / (K - 1)) ** 0.5)

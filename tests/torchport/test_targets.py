@@ -1,4 +1,4 @@
-"""Labels as users have them: any integer type, ignored rows, soft labels, and clear words for the rest."""
+"""Labels: any integer type, ignored rows, soft labels, and errors for all others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_any_integer_type(kind: type[Head], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_ignored_rows_count_for_nothing(kind: type[Head]) -> None:
+def test_ignored_rows_do_not_count(kind: type[Head]) -> None:
     labels = LABELS.clone()
     labels[[1, 5, 6]] = -100
     kept = labels >= 0
@@ -58,7 +58,7 @@ def test_a_batch_of_ignored_rows_changes_nothing(kind: type[Head]) -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_one_hot_soft_labels_are_hard_ones(kind: type[Head]) -> None:
+def test_one_hot_soft_labels_equal_hard_labels(kind: type[Head]) -> None:
     logits, state = stepped(kind, FEATURES, F.one_hot(LABELS, 4).double())
     wanted, wanted_state = stepped(kind, FEATURES, LABELS)
     torch.testing.assert_close(logits, wanted)
@@ -66,8 +66,8 @@ def test_one_hot_soft_labels_are_hard_ones(kind: type[Head]) -> None:
         torch.testing.assert_close(value, wanted_state[name])
 
 
-def test_soft_labels_weigh_the_class_means() -> None:
-    mixed = 0.7 * F.one_hot(LABELS, 4) + 0.3 * F.one_hot(LABELS.flip(0), 4)  # as mixup makes them
+def test_soft_labels_weight_the_class_means() -> None:
+    mixed = 0.7 * F.one_hot(LABELS, 4) + 0.3 * F.one_hot(LABELS.flip(0), 4)  # as in mixup
     head = ImplicitETFHead(8, 4).double()
     head(FEATURES.double(), mixed.double())
     h, Y = head.normalise(FEATURES.double()), mixed.double()
@@ -91,6 +91,6 @@ def test_soft_labels_weigh_the_class_means() -> None:
         (FEATURES[:0], LABELS[:0], "the batch is empty"),
     ],
 )
-def test_the_rest_is_refused_in_clear_words(features: Any, labels: Any, message: str) -> None:
+def test_bad_batches_are_refused(features: Any, labels: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImplicitETFHead(8, 4)(features, labels)

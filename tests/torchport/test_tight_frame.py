@@ -42,7 +42,7 @@ def is_tight(F: Tensor, tolerance: float) -> bool:
 
 
 @pytest.mark.parametrize(("d", "K"), MANY)
-def test_the_frame_is_the_class_means_whitened(d: int, K: int) -> None:
+def test_the_frame_is_the_whitened_class_means(d: int, K: int) -> None:
     H, F0, _ = problem(d, K)
     cases = [
         (nearest_tight_frame(H), centred(H)),
@@ -56,7 +56,7 @@ def test_the_frame_is_the_class_means_whitened(d: int, K: int) -> None:
 
 
 @pytest.mark.parametrize(("d", "K"), MANY)
-def test_the_gradient_is_that_of_the_lyapunov_equation(d: int, K: int) -> None:
+def test_the_gradient_solves_the_lyapunov_equation(d: int, K: int) -> None:
     """`PΦ + ΦP = GFᵀ − FGᵀ`, `C̄ = ΦF + P⁻¹G(I − FᵀF)`, with SciPy's solver."""
     H, _, G = problem(d, K)
     F = nearest_tight_frame(H.requires_grad_())
@@ -89,7 +89,7 @@ def test_second_derivatives(d: int, K: int) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("d", "K"), FEW)
 @pytest.mark.parametrize("pinned", [True, False])
-def test_where_a_simplex_fits_it_is_the_gauge_free_one(method: str, d: int, K: int, pinned: bool) -> None:
+def test_for_few_classes_it_agrees_with_the_gauge_free_etf(method: str, d: int, K: int, pinned: bool) -> None:
     H, F0, G = problem(d, K)
     answers = []
     for function in (nearest_tight_frame, lambda *a, **k: nearest_etf(*a, formulation="gauge-free", **k)):
@@ -121,7 +121,7 @@ def test_methods_and_precisions_agree_and_the_certificate_holds(method: str, dty
             assert float((other * A).sum()) <= float((wanted * A).sum()) + 1e-12
 
 
-def test_a_warm_start_takes_up_the_basis_of_an_earlier_problem() -> None:
+def test_a_warm_start_reuses_the_basis_of_an_earlier_problem() -> None:
     H, F0, _ = problem(70, 300)
     first = solve_tight_frame(H, F0)
     later = solve_tight_frame(H + 1e-9 * torch.randn_like(H), F0, basis=first.basis)
@@ -134,7 +134,7 @@ def test_a_warm_start_takes_up_the_basis_of_an_earlier_problem() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("kind", ["zero", "one class", "few classes", "one direction"])
 @pytest.mark.filterwarnings("ignore:the polar factor")
-def test_what_the_class_means_leave_open_is_completed(method: str, dtype: torch.dtype, kind: str) -> None:
+def test_rank_deficient_class_means_are_completed(method: str, dtype: torch.dtype, kind: str) -> None:
     d, K = 4, 9
     H, F0, G = (x.to(dtype) for x in problem(d, K))
     H = H.clone()
@@ -158,7 +158,7 @@ def test_what_the_class_means_leave_open_is_completed(method: str, dtype: torch.
             start = F0 if proximal is not None or initial is not None else canonical_tight_frame(d, K, dtype=dtype)
             torch.testing.assert_close(F.detach(), start, rtol=0, atol=tolerance)
     rank = int(torch.linalg.matrix_rank(centred(H).double(), rtol=1e-6))
-    wanted = torch.linalg.svdvals(centred(H).double()).sum()  # the value is the nuclear norm whatever is left open
+    wanted = torch.linalg.svdvals(centred(H).double()).sum()  # the value of every completion
     found = (nearest_tight_frame(H, method=method).double() * centred(H).double()).sum()
     assert rank < d
     torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
@@ -166,7 +166,7 @@ def test_what_the_class_means_leave_open_is_completed(method: str, dtype: torch.
 
 @pytest.mark.parametrize("seen", [1, 2, 3])
 @pytest.mark.parametrize("initial", ["canonical", "random"])
-def test_gradcheck_where_classes_are_missing(seen: int, initial: str) -> None:
+def test_gradcheck_with_missing_classes(seen: int, initial: str) -> None:
     X = problem(4, 9)[0][:, :seen].clone().requires_grad_()
 
     def frame(X: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def test_vmap_and_meta_tensors() -> None:
     assert deferred.grad.shape == (3, 8)
 
 
-def test_half_precision_is_solved_in_single_and_returned_as_it_came() -> None:
+def test_half_precision_is_solved_in_float32_and_returned_in_its_dtype() -> None:
     half = problem(4, 9)[0].bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         F = nearest_tight_frame(half)
@@ -243,7 +243,7 @@ def test_norms_of_the_classifier(dtype: torch.dtype) -> None:
     for W in (tight, equal):
         torch.testing.assert_close(W.mT @ W, identity, rtol=0, atol=5 * K / d * tolerance)
     assert float((unit.mT @ unit - identity).norm()) > 0.1
-    assert float((equal - unit).norm() / unit.norm()) < 0.2  # alternating projections stay near
+    assert float((equal - unit).norm() / unit.norm()) < 0.2  # alternating projections change little
 
 
 @pytest.mark.parametrize("norms", ["unit", "tight", "equal"])
@@ -253,7 +253,7 @@ def test_gradcheck_of_the_classifier(norms: Any) -> None:
 
 
 @pytest.mark.parametrize("norms", ["unit", "equal"])
-def test_columns_that_are_rounding_are_rows_of_zeros_without_gradient(norms: Any) -> None:
+def test_negligible_columns_give_zero_rows_without_gradient(norms: Any) -> None:
     F = torch.cat([problem(3, 10)[1], torch.zeros(3, 2, dtype=F64)], 1)
     F[:, 11] = 1e-12
     W = classifier_from_tight_frame(F.requires_grad_(), norms)
@@ -277,18 +277,18 @@ def test_columns_that_are_rounding_are_rows_of_zeros_without_gradient(norms: Any
         ({"method": "qr"}, "'svd', 'eigh', 'matmul'"),
     ],
 )
-def test_refusals(change: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         nearest_tight_frame(**{"class_means": torch.randn(4, 9), **change})
 
 
 @pytest.mark.parametrize(("d", "K"), [(1, 3), (3, 5), (5, 7), (1, 5)])
-def test_equal_norms_that_do_not_exist_are_refused(d: int, K: int) -> None:
+def test_sizes_without_equal_norms_are_refused(d: int, K: int) -> None:
     with pytest.raises(ValueError, match=f"no tight frame of {K} unit vectors sums to zero"):
         classifier_from_tight_frame(canonical_tight_frame(d, K), "equal")
 
 
-def test_other_norms_are_refused() -> None:
+def test_unknown_norms_are_refused() -> None:
     with pytest.raises(ValueError, match="norms = 'length'; expected one of 'unit', 'tight', 'equal'"):
         classifier_from_tight_frame(torch.zeros(4, 9), "length")  # type: ignore[arg-type]
 
@@ -304,7 +304,7 @@ H, G = torch.randn(2, d, K, generator=torch.Generator().manual_seed(0))
 H = (H / H.norm()).requires_grad_()
 nearest_tight_frame(H[:, :100]).sum().backward()
 H.grad = None
-open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts anew
+open("/proc/self/clear_refs", "w").write("5")  # resets the high-water mark
 before = kilobytes("VmRSS")
 nearest_tight_frame(H).backward(G)
 print((kilobytes("VmHWM") - before) * 1024 / (H.numel() * H.element_size()))
@@ -313,6 +313,6 @@ print((kilobytes("VmHWM") - before) * 1024 / (H.numel() * H.element_size()))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_a_hundred_thousand_classes() -> None:
-    """As many times the class means' own size as 2 GB are at d = 512."""
+    """At d = 128; the bound, relative to the size of the class means, is 2 GB at d = 512."""
     done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
     assert 1 < float(done.stdout) < 2e9 / (512 * 100_000 * 4)

@@ -2,12 +2,11 @@
 
 Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 4.
 
-* `linear`: `nn.Linear` with bias on features as they come. All others see unit features times a temperature,
-  `h = τ f/‖f‖`:
-* `learned`: logits W h, rows of W normalised where they are used;
+* `linear`: `nn.Linear` with bias on raw features. All others use unit features times a temperature, `h = τ f/‖f‖`:
+* `learned`: logits W h, with the rows of W normalised in every forward pass;
 * `fixed`: W is a simplex ETF that training never changes, `b = −W μ` with the global mean μ;
-* `implicit`: W is the simplex ETF nearest to the running class means, differentiated through;
-* `tight-frame`: the same for any number of classes, a tight frame where no simplex fits;
+* `implicit`: W is the simplex ETF nearest to the running class means, with the gradient of that solution;
+* `tight-frame`: the same for any number of classes, a tight frame for K > d+1;
 * `class-mean`: the running class means are W, for any number of classes.
 """
 

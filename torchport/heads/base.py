@@ -1,4 +1,4 @@
-"""What every head is: features in, logits of the classifier in force out."""
+"""The base class of all heads: from features to the logits of the current classifier."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .growing import drift_in_degrees
 class Head(nn.Module):
     """A linear classifier on features (N, d): `logits = W h + b` with `h = normalise(features)`.
 
-    Not thread-safe: a training step reads and writes buffers, and of steps from several threads some would be lost.
+    Not thread-safe: training steps read and write buffers, so steps from several threads may be lost.
 
     Parameters
     ----------
@@ -30,13 +30,13 @@ class Head(nn.Module):
     ----------
     weight : (K, d)
     bias : (K,)
-        The classifier in force.
+        The current classifier.
     temperature : float or None
-        τ, the norm of h; None where features are taken as they come.
+        τ, the norm of h; None for a head on raw features.
     kind : str
-        The head's name in settings and exported files; "pinned" where rows of W are.
+        The head's name in settings and exported files; "pinned" if rows of W are pinned.
     pinned : (P, d) buffer or None
-        The rows of W that `add_classes(…, pin=True)` keeps as they are.
+        The rows of W that `add_classes(…, pin=True)` keeps constant.
 
     Raises
     ------
@@ -62,40 +62,40 @@ class Head(nn.Module):
         if d < 1 or K < 2:
             raise ValueError(f"num_features = {d} and num_classes = {K}; expected at least 1 and 2, in this order.")
         self.num_features, self.num_classes = d, K
-        self.register_buffer("pinned", None)  # in the state_dict only where rows are pinned
+        self.register_buffer("pinned", None)  # in the state_dict only if rows are pinned
         self.register_load_state_dict_pre_hook(_translate_old_names)
-        self.register_load_state_dict_pre_hook(_take_over_pinned)
+        self.register_load_state_dict_pre_hook(_allocate_pinned)
 
     @property
     def temperature(self) -> float | None:
-        """τ, the norm that features are scaled to; None where they are taken as they come."""
+        """τ, the norm of the scaled features; None for a head on raw features."""
         return None
 
     def normalise(self, features: Tensor) -> Tensor:
-        """What the classifier and the collapse metrics are about, (N, d), in float32 at least: here, the features."""
+        """The input of the classifier and of the collapse metrics, (N, d), in float32 at least: here, the features."""
         return features.to(at_least_single(features.dtype))
 
     def forward(self, features: Tensor, labels: Tensor | None = None, update: bool = True) -> Tensor:
-        """Logits (N, K) of features (N, d), in their dtype.
+        """Logits (N, K) of features (N, d), in the dtype of the features.
 
         Parameters
         ----------
         features : (N, d)
         labels : (N,) integers in 0…K−1, or (N, K) soft labels, optional
-            In training, the ETF heads bring their class means up to date with them; −100 leaves a row out. Without
+            In training mode, the heads that follow class means update them; a row with label −100 is ignored. Without
             labels, and in eval mode, the stored classifier is used.
         update : bool
-            False: with labels the classifier of this batch is solved for as usual, but nothing is stored; without
-            labels the stored classifier is meant, and nothing is warned of.
+            False: with labels, the classifier of this batch is computed as usual, but nothing is stored; without
+            labels, the stored classifier is used without a warning.
 
         Raises
         ------
         ValueError
             If shapes do not fit, and on the CPU if a label lies outside 0…K−1 or a feature is not finite. On other
-            devices that check would make the host wait: there the logits are NaN, and nothing is stored.
+            devices this check would synchronise: there the logits are NaN, and nothing is stored.
         RuntimeError
-            Of an ETF head in training: under `nn.DataParallel`, on a device without float64, and where activation
-            checkpointing computes a batch a second time.
+            For a head that follows class means, in training: under `nn.DataParallel`, on a device without float64, or
+            if activation checkpointing computes a batch a second time.
         """
         targets = checked_targets(features, labels, self.num_features, self.num_classes)
         check_device("features", features, self.bias)
@@ -104,38 +104,38 @@ class Head(nn.Module):
         return F.linear(h, weight.to(h.dtype), bias.to(h.dtype)).to(features.dtype)
 
     def classifier_for(self, h: Tensor, targets: Tensor | None, update: bool) -> tuple[Tensor, Tensor]:
-        """W (K, d) and b (K,) for a batch, with gradient where they have one."""
+        """W (K, d) and b (K,) for a batch, with their gradient if there is one."""
         return self.weight, self.bias
 
     @torch.no_grad()
     def add_classes(self, n: int, *, pin: bool = False) -> Tensor:
-        """Make room for n more classes, which get the numbers K…K+n−1; call it on every process alike.
+        """Add n classes, with the numbers K…K+n−1; call it on every process.
 
-        Running means and counts of the old classes are kept, and the new ones count as never seen. What the old
-        vectors become is the head's own:
+        Running means and counts of the old classes do not change, and the new classes count as not seen. The change of
+        the old vectors depends on the head:
 
-        * learned and linear: they stay, and the new rows start at random. The rows are a new Parameter object, which
-          the optimizer has to be given: make a new one, or add a group; `DistributedDataParallel` has to be wrapped
-          around the model anew. A warning says so;
-        * class mean: they stay, and a new row is zero until its class is seen;
-        * fixed, implicit, tight frame for K+n ≤ d+1: the frame is extended orthonormally. All old vectors lean the
-          same way by the least angle that makes room for the larger simplex, `arctan √(n/((K+n)(K−1)))`. It is the
-          proximal point of the next solution, which turns the new vectors to the means of the new classes, and the
-          old ones no further than that asks for;
-        * tight frame for K ≥ d+1: they stay, since `[F 0]` is tight as well; a new row is zero until its class is seen.
+        * learned and linear: none; the new rows are random. The rows become a new Parameter object, as a warning
+          reports: make a new optimizer or add a parameter group, and wrap the model in `DistributedDataParallel` again;
+        * class mean: none; a new row is zero until its class is seen;
+        * fixed, implicit, and tight frame for K+n ≤ d+1: the frame is extended orthonormally. All old vectors turn in
+          the same direction, by the least angle that admits the larger simplex, `arctan √(n/((K+n)(K−1)))`. The frame
+          is the proximal point of the next solution, which turns the new vectors to the means of the new classes, and
+          the old ones no further than necessary;
+        * tight frame for K ≥ d+1: none, since `[F 0]` is tight too; a new row is zero until its class is seen.
 
-        The temperature stays; a head that is built anew for this one's state needs the same one. ProNC (Wang et al.
-        2025, arXiv 2505.24254) extends an ETF in the same way, by Gram–Schmidt once per task, and keeps it as the
-        target of that whole task, as the fixed head does; the others follow the class means from there.
+        The temperature does not change; to load this head's state, build a head with the same one. ProNC (Wang et al.
+        2025, arXiv 2505.24254) also extends an ETF, by Gram–Schmidt once per task, and keeps it as the target during
+        that task, as the fixed head does; the others then follow the class means.
 
         Parameters
         ----------
         n : int
             At least 1.
         pin : bool
-            Keep the old rows of W exactly as they are, now and in later steps: only new rows follow means or training.
-            W is an ETF or a tight frame no more, so that its angles and its distance to the class means are no longer
-            those of the solution, and `kind` becomes "pinned". The bias is not pinned. Rows that are pinned stay so.
+            Keep the old rows of W exactly constant, also in later steps: only new rows follow means or training. Then W
+            is no longer an ETF or a tight frame, its angles and its distance to the class means differ from those of
+            the solution, and `kind` becomes "pinned". The bias is not pinned. Later calls do not
+            unpin them.
 
         Returns
         -------
@@ -145,7 +145,7 @@ class Head(nn.Module):
         Raises
         ------
         ValueError
-            If n is no positive integer, or K+n classes do not fit into d features. Nothing is changed then.
+            If n is not a positive integer, or K+n classes do not fit into d features. Then nothing changes.
 
         Examples
         --------
@@ -167,16 +167,16 @@ class Head(nn.Module):
         return drift_in_degrees(before, self.weight[: len(before)])
 
     def check_num_classes(self, num_classes: int) -> None:
-        """Refuse a number of classes that this head cannot serve; any will do where a head has no reason."""
+        """Refuse a number of classes that this head does not support; by default, none."""
 
     def grow(self, n: int) -> None:
-        """Give all that has one entry per class n more, `num_classes` being the new number."""
+        """Add n entries to everything with one entry per class; `num_classes` is the new number already."""
         raise NotImplementedError
 
     def fit(self, features: Tensor, labels: Tensor, *, batch_size: int = 8192) -> Self:
-        """Set the classifier from all features of a frozen backbone at once, where there is a closed form."""
+        """Set the classifier from all features of a frozen backbone at once, if there is a closed form."""
         raise NotImplementedError(
-            f"{type(self).__name__} has no closed form to fit features by: train it with an optimizer, or take a "
+            f"{type(self).__name__} has no closed form for fit: train it with an optimizer, or take a "
             "LearnedHead, whose rows start at the class means."
         )
 
@@ -189,25 +189,25 @@ class Head(nn.Module):
         if rows is not None:
             self.kind = "pinned"
         else:
-            self.__dict__.pop("kind", None)  # the class's own
+            self.__dict__.pop("kind", None)  # back to that of the class
 
     def _with_pinned(self, weight: Tensor) -> Tensor:
-        """W (K, d) with the pinned rows in their places."""
+        """W (K, d), with the pinned rows in place of its first ones."""
         if self.pinned is None:
             return weight
         return torch.cat([self.pinned.to(weight.dtype), weight[len(self.pinned) :]])
 
 
 def _translate_old_names(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """The state of an earlier version under the present names."""
+    """Rename the entries of an earlier version to the present names."""
     for key in [key for key in state_dict if key.startswith(prefix)]:
         present = prefix + present_buffer(key[len(prefix) :])
         if present != key:
             state_dict[present] = state_dict.pop(key)
 
 
-def _take_over_pinned(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """As many pinned rows as the state has, whose values torch then loads."""
+def _allocate_pinned(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Allocate as many pinned rows as the state has; torch then loads their values."""
     assert isinstance(module, Head)
     found = state_dict.get(f"{prefix}pinned")
     module._pin(None if found is None else module.weight.detach().new_empty(found.shape))

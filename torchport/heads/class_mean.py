@@ -1,7 +1,8 @@
 """The class-mean head: the running class means themselves are the classifier, for any number of classes.
 
 Source: Jiang, Zhou, Wang, Qu, Mixon, You & Zhu 2023, *Generalized Neural Collapse for a Large Number of Classes*,
-arXiv 2310.05351, section 4: a classifier that is tied to the class means trains as well as a learned one, and saves it.
+arXiv 2310.05351, section 4: a classifier tied to the class means trains as well as a learned one, and saves its
+parameters.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class ClassMeanHead(AveragingHead):
 
     Notes
     -----
-    The row of a class that was never seen, or whose mean differs from the global one by rounding only, is zero and has
-    no gradient. Buffers hold all state, and nothing makes the host of an accelerator wait.
+    The row of a class that has not been seen, or whose mean differs from the global one only by rounding, is zero and
+    has no gradient. All state is in buffers, and training steps do not synchronise.
 
     Examples
     --------
@@ -66,20 +67,20 @@ class ClassMeanHead(AveragingHead):
         self.register_buffer("bias", torch.zeros(num_classes))
 
     def follow(self, sums: Tensor, counts: Tensor, update: bool) -> tuple[Tensor, Tensor]:
-        """Move the class means by this batch; their directions are W."""
+        """Update the class means with this batch; their directions are W."""
         H, global_mean = self.running.average(sums, counts, update)
         return self._classify(H if self.gradient else H.detach(), global_mean, update)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Set the classifier from the running means: after they were averaged over models or changed by hand, say."""
+        """Set the classifier from the running means, for example after averaging them over models."""
         self._classify(self.running.class_means, self.running.global_mean, update=True)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, gradient={self.gradient}"
 
     def _classify(self, H: Tensor, global_mean: Tensor, update: bool) -> tuple[Tensor, Tensor]:
-        rounding = 16 * torch.finfo(H.dtype).eps * self._tau()  # of a mean of features of norm τ
+        rounding = 16 * torch.finfo(H.dtype).eps * self._tau()  # error of a mean of features of norm τ
         weight = self._with_pinned(unit_rows(H.mT, rounding))
         bias = -weight @ global_mean
         if update:

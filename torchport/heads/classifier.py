@@ -12,7 +12,7 @@ HeadT = TypeVar("HeadT", bound=Head)
 
 
 class Classifier(nn.Module, Generic[HeadT]):
-    """A backbone that maps images, or whatever it takes, to features (N, d), and a head on top.
+    """A backbone that maps images, or any other input, to features (N, d), and a head on top.
 
     Generic over the head, so that type checkers know the methods of `model.head`.
 
@@ -24,7 +24,7 @@ class Classifier(nn.Module, Generic[HeadT]):
     Raises
     ------
     ValueError, RuntimeError
-        When it is called, as `Head.forward`.
+        When called, as `Head.forward`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Exact class means of features that do not change any more, block by block."""
+"""Exact class means of the features of a frozen backbone, block by block."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ def means_of_classes(
 ) -> tuple[Tensor, Tensor]:
     """Means of `normalise(features)` per class (K, d), zero for a class without samples, and counts (K,), in float64.
 
-    Features (N, d) and labels (N,), or soft ones (N, K), may lie on another device than the one computed on. Under
-    several processes the features of all of them count.
+    Features (N, d) and labels (N,), or soft ones (N, K), may be on another device than `device`, which computes the
+    means. Under several processes, the means are those of the features of all processes.
 
     Raises
     ------
     ValueError
-        If batch_size is below 1, or features and labels do not fit or (on the CPU) hold what they must not.
+        If batch_size is less than 1, or features or labels have a wrong shape or type, or (if `device` is the CPU) an
+        invalid value.
     """
     whole_number("batch_size", batch_size, 1)
     check_floats("features", features, f"(N, {num_features}), floating point", values=True)

@@ -21,9 +21,9 @@ from .normalised import Temperature
 
 
 class FixedETFHead(AveragingHead):
-    """A simplex ETF that is never changed, and `b = −W μ`: the batch's mean in training, a running one stored.
+    """A simplex ETF that training never changes, and `b = −W μ`, μ the batch's mean in training, else the running one.
 
-    `set_means` and `refresh` set the bias alone. `align`, which `fit` calls, is the one way to turn the frame.
+    `set_means` and `refresh` set only the bias. `align`, which `fit` calls, turns the frame.
 
     Parameters
     ----------
@@ -65,9 +65,9 @@ class FixedETFHead(AveragingHead):
         self.register_buffer("bias", torch.zeros(num_classes))
 
     def follow(self, sums: Tensor, counts: Tensor, update: bool) -> tuple[Tensor, Tensor]:
-        """The ETF, and the bias of this batch's own mean."""
+        """The ETF, and the bias for this batch's mean."""
         _, global_mean = self.running.average(sums, counts, update)
-        weight = self.weight.to(sums.dtype, copy=True)  # DDP writes into buffers that autograd keeps
+        weight = self.weight.to(sums.dtype, copy=True)  # DDP writes into buffers, which autograd may have saved
         if update:
             bias = -weight @ global_mean
             store(self, **only_finite(self, {"bias": bias}, bias))
@@ -80,10 +80,10 @@ class FixedETFHead(AveragingHead):
 
     @torch.no_grad()
     def align(self) -> None:
-        """Turn the frame to the simplex ETF nearest to the running class means, once; it stays from then on.
+        """Turn the frame to the simplex ETF nearest to the running class means, once; later steps do not change it.
 
-        For a start on features that a backbone gives already: `head.set_means(...)`, then `head.align()`. What the
-        class means leave open, as for classes never seen, stays as near to the present frame as it can.
+        For a start from the features of a pretrained backbone: `head.set_means(...)`, then `head.align()`. Directions
+        that the class means do not determine, such as those of classes not seen yet, stay nearest to the present frame.
 
         Examples
         --------
@@ -104,19 +104,19 @@ class FixedETFHead(AveragingHead):
 
     @torch.no_grad()
     def fit(self, features: Tensor, labels: Tensor, *, batch_size: int = 8192) -> Self:
-        """As for the other heads, and the frame is aligned with the class means, see `align`."""
+        """As for the other heads; the frame is aligned with the class means too, see `align`."""
         super().fit(features, labels, batch_size=batch_size)
         self.align()
         return self
 
     def grow(self, n: int) -> None:
-        """The simplex is extended."""
+        """Extend the simplex."""
         frame = extended_frame(self._frame(), n, "gauge-free")
         super().grow(n)
         store(self, weight=self._with_pinned(classifier_from_frame(frame)))
         self.refresh()
 
     def _frame(self) -> Tensor:
-        """The partial isometry (d, K) that W is made of, in float64."""
+        """The partial isometry (d, K) that corresponds to W, in float64."""
         K = len(self.weight)
         return math.sqrt((K - 1) / K) * centred(self.weight.mT.double())

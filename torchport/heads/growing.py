@@ -1,4 +1,4 @@
-"""More classes for a head: frames that are extended, parameters that are lengthened, and how far old vectors turn."""
+"""New classes for a head: extension of frames and parameters, and the angles by which old vectors turn."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..tight_frame import nearest_tight_frame, unit_rows
 
 
 def extended_frame(frame: Tensor, n: int, formulation: Formulation | None) -> Tensor:
-    """The frame (d, K+n) nearest to `[F 0]`, F (d, K) the old one: of a simplex, or by `None` a tight one of any size.
+    """The frame (d, K+n) nearest to `[F 0]`, F (d, K) the old one: of a simplex, or for None a tight one of any size.
 
-    It maps what sums to zero over the old classes as F does, so that old vectors keep their differences, and n further
-    dimensions to orthonormal directions outside of F's range, those nearest to the canonical frame. `[F 0]` itself is a
-    tight frame where F has all d dimensions already.
+    It agrees with F on vectors that sum to zero over the old classes, so that old columns keep their differences, and
+    maps n further dimensions to orthonormal directions outside the range of F, those nearest to the canonical frame. If
+    F has rank d, `[F 0]` itself is a tight frame.
     """
     d, K = frame.shape
     new = frame.new_zeros(d, n)
@@ -30,23 +30,23 @@ def extended_frame(frame: Tensor, n: int, formulation: Formulation | None) -> Te
 
 
 def lengthened(parameter: Tensor, new: Tensor) -> nn.Parameter:
-    """A new Parameter with the old one's entries and then these, of its dtype, device and need of a gradient."""
+    """A Parameter with the old entries and then the new ones; dtype, device and `requires_grad` are the old ones."""
     entries = torch.cat([parameter.detach(), new.to(parameter)])
     return nn.Parameter(entries, requires_grad=parameter.requires_grad)
 
 
 def warn_of_new_parameters(head: str, names: str) -> None:
-    """Say that the optimizer does not know the parameters of a head that has grown."""
+    """Warn that the optimizer does not know the new parameters of a head with more classes."""
     warnings.warn(
         f"{names} of {head} are new Parameter objects: give them to the optimizer, by making a new one or by "
-        "optimizer.add_param_group, and wrap DistributedDataParallel around the model anew.",
+        "optimizer.add_param_group, and wrap the model in DistributedDataParallel again.",
         UserWarning,
         stacklevel=5,
     )
 
 
 def drift_in_degrees(before: Tensor, after: Tensor) -> Tensor:
-    """The angles (K,) between rows of W before and after (K, d), in float64; exactly zero where both are the same."""
+    """The angles (K,) between rows of W before and after (K, d), in float64; exactly zero for equal rows."""
     a, b = unit_rows(before.double()), unit_rows(after.double())
     difference, total = (torch.linalg.vector_norm(x, dim=1) for x in (a - b, a + b))
     return torch.rad2deg(2 * torch.atan2(difference, total))

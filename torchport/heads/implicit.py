@@ -42,8 +42,8 @@ class ImplicitETFHead(SolvingHead):
     frame : (d, K) buffer
         U, the last step's solution and the next one's proximal point.
     warm_start : (m, m) or None
-        A cache that makes the next step quicker, not part of the `state_dict`: a step that has it and one that has not
-        differ in the last bits. A checkpoint that resumes to the same bits stores it beside the state.
+        A cache that makes the next step faster, not part of the `state_dict`: steps with and without it differ in the
+        last bits. For a bitwise equal resumption, a checkpoint must contain it too.
 
     Raises
     ------
@@ -53,10 +53,10 @@ class ImplicitETFHead(SolvingHead):
     Notes
     -----
     A training batch updates the running means, which are divided by their Frobenius norm; the gradient flows through
-    that normalisation, through the batch term of H and of μ. Class means that differ by rounding only count as equal:
-    the frame stays, without gradient. Buffers hold all state. On accelerators nothing makes the host wait after the
-    first step. A problem there that products in float32 cannot solve is decided on the device: the last frame stands
-    for that step, without gradient; `fallbacks` counts it, and `solution_health` warns of it.
+    this normalisation and through the batch terms of H and μ. Class means that differ only by rounding count as equal:
+    then the frame does not change, and has no gradient. All state is in buffers. On accelerators, steps after the first
+    do not synchronise. If matrix products in float32 cannot solve a problem there, the step uses the previous frame,
+    without gradient; `fallbacks` counts such steps, and `solution_health` warns of them.
 
     Examples
     --------
@@ -120,7 +120,7 @@ class ImplicitETFHead(SolvingHead):
         return classifier_from_frame(frame)
 
     def mostly_deficient(self) -> bool:
-        """Before the first step, and in the paper's form without proximal term, whose direction U·1 is open."""
+        """Before the first step, and in the paper's form without proximal term, where the direction U·1 is free."""
         return self._first or (self.formulation == "paper" and self.delta == 0)
 
     def extra_repr(self) -> str:
@@ -131,5 +131,5 @@ class ImplicitETFHead(SolvingHead):
 
 
 def _drop_stored_basis(_: object, state_dict: dict[str, Any], prefix: str, *__: Any) -> None:
-    """Version 0.1.0 kept the warm start in the state."""
+    """Remove the warm start from a state of version 0.1.0."""
     state_dict.pop(f"{prefix}basis", None)

@@ -18,7 +18,7 @@ from .normalised import NormalisedHead, Temperature
 
 
 class LearnedHead(NormalisedHead):
-    """A learned linear classifier whose rows are normalised where they are used, without bias.
+    """A learned linear classifier without bias, whose rows are normalised in every forward pass.
 
     Parameters
     ----------
@@ -50,35 +50,35 @@ class LearnedHead(NormalisedHead):
         super().__init__(num_features, num_classes, temperature)
         self.rows = nn.Parameter(F.normalize(torch.randn(num_classes, num_features), dim=1))
         self.register_buffer("bias", torch.zeros(num_classes))
-        self.register_load_state_dict_pre_hook(_rows_were_the_weight)
+        self.register_load_state_dict_pre_hook(_rename_weight_to_rows)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """W (K, d) with unit rows, differentiable in `rows`; pinned rows in place of the first ones."""
+        """W (K, d) with unit rows, differentiable in `rows`; with pinned rows in place of its first ones."""
         return self._with_pinned(F.normalize(self.rows, dim=1))
 
     @torch.no_grad()
     def set_means(
         self, class_mean_rows: Tensor, counts: Tensor | None = None, global_mean: Tensor | None = None
     ) -> None:
-        """Start the rows at the class means, centred and normalised; training goes on from there.
+        """Set the rows to the class means, centred and normalised; training continues from there.
 
-        There is no bias, so that the global mean μ decides the rows and nothing else: logits are `W h`, and not the
-        `W (h − μ)` of the other heads. A class without samples, or whose mean is the global one, keeps its row.
+        There is no bias, so the global mean μ affects only the rows: logits are `W h`, not the `W (h − μ)` of the other
+        heads. A class without samples, or whose mean is the global one, keeps its row.
 
         Parameters
         ----------
         class_mean_rows : (K, d)
             Means per class of `normalise(features)`, not centred; rows are classes.
         counts : (K,), optional
-            Samples of each class; default: every class was seen, equally often.
+            Number of samples of each class; default: equal numbers.
         global_mean : (d,), optional
             Default: the mean of the class means, weighted by the counts.
 
         Raises
         ------
         ValueError
-            If a shape is wrong (a transposed matrix included) or an entry is not finite. Nothing is changed then.
+            If a shape is wrong (a transposed matrix included) or an entry is not finite. Then nothing changes.
         """
         means = ClassMeans(self.num_features, self.num_classes).to(self.rows.device, torch.float64)
         means.set_means(class_mean_rows, counts, global_mean)
@@ -86,14 +86,14 @@ class LearnedHead(NormalisedHead):
         self.rows.copy_(torch.where(rows.any(1, keepdim=True), rows, self.rows))
 
     def grow(self, n: int) -> None:
-        """New rows at random, as the first ones."""
+        """Add random rows, drawn like the first ones."""
         new = F.normalize(torch.randn(n, self.num_features), dim=1)
         self.rows = lengthened(self.rows, new)
         self.bias = torch.cat([self.bias, self.bias.new_zeros(n)])
         warn_of_new_parameters(type(self).__name__, "rows")
 
 
-def _rows_were_the_weight(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Version 0.1.0 kept the rows, normalised after every step, under the name weight."""
+def _rename_weight_to_rows(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rename the rows of version 0.1.0, which were called weight and normalised after every step."""
     if f"{prefix}weight" in state_dict:
         state_dict[f"{prefix}rows"] = state_dict.pop(f"{prefix}weight")

@@ -1,4 +1,4 @@
-"""The linear head: `nn.Linear` with bias on raw features, what people have."""
+"""The linear head: `nn.Linear` with bias on raw features, the usual classifier."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .growing import lengthened, warn_of_new_parameters
 
 
 class LinearHead(Head):
-    """A linear classifier with bias on features (N, d) as they come: neither normalised nor scaled.
+    """A linear classifier with bias on raw features (N, d), neither normalised nor scaled.
 
     Parameters
     ----------
@@ -40,16 +40,16 @@ class LinearHead(Head):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """W (K, d): the parameter itself, or with the pinned rows in place of its first ones."""
+        """W (K, d): the parameter, with pinned rows in place of its first ones."""
         return self._with_pinned(self._rows())
 
     def grow(self, n: int) -> None:
-        """New rows and biases as `nn.Linear` starts them."""
+        """Add rows and biases, initialised as by `nn.Linear`."""
         new = nn.Linear(self.num_features, n)
         self.register_parameter("weight", lengthened(self._rows(), new.weight))
         self.bias = lengthened(self.bias, new.bias)
         warn_of_new_parameters(type(self).__name__, "weight and bias")
 
     def _rows(self) -> Tensor:
-        parameter: Any = self.__getattr__("weight")  # past the property
+        parameter: Any = self.__getattr__("weight")  # the parameter, not the property
         return parameter  # type: ignore[no-any-return]

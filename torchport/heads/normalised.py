@@ -1,4 +1,4 @@
-"""Heads on a sphere: features divided by their length and multiplied by a temperature."""
+"""The base of the heads with normalised features: divided by their length and multiplied by a temperature."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import Head
 from .fitting import means_of_classes
 from .temperature import LARGEST_LEARNED, default_temperature, warn_of_unreachable_loss
 
-SHORTEST = 1e-12  # a row of features, as in torch's own `normalize`
+SHORTEST = 1e-12  # least length in the division of a row by its length, as in torch's `normalize`
 Temperature = float | Literal["learned"] | None
 
 
@@ -26,11 +26,11 @@ class NormalisedHead(Head):
     ----------
     num_features, num_classes : int
     temperature : float, "learned" or None
-        τ, which multiplies the unit features: a larger one gives more confident probabilities. None is the default
-        for K classes, see `default_temperature`; the paper's is 5. "learned" makes its logarithm a parameter, bounded
-        by τ ≤ 100, that starts at the default.
+        τ, the factor of the unit features: larger values allow more confident probabilities. None: the default for K
+        classes, see `default_temperature`; the paper's is 5. "learned": its logarithm is a parameter, which starts at
+        the default, with τ ≤ 100.
     settings : dict of float
-        What else a stored state belongs to; a state that was made with other values is noticed when it is loaded.
+        Further settings of a stored state; loading a state with other values warns.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class NormalisedHead(Head):
         self._settings = {"temperature": 0.0 if learned else self._temperature, **(settings or {})}  # 0: learned
         self.made_with: Tensor
         self.register_buffer("made_with", torch.tensor(list(self._settings.values()), dtype=torch.float32))
-        self.register_load_state_dict_pre_hook(_notice_other_settings)
+        self.register_load_state_dict_pre_hook(_warn_of_other_settings)
 
     @property
     def temperature(self) -> float:
-        """τ; of a learned one, its present value."""
+        """τ; if it is learned, its present value."""
         if self.log_temperature is None:
             return self._temperature
         with torch.no_grad():
@@ -62,10 +62,10 @@ class NormalisedHead(Head):
         return self.log_temperature.clamp(max=math.log(LARGEST_LEARNED)).exp()
 
     def normalise(self, features: Tensor) -> Tensor:
-        """`h = τ f/‖f‖`, (N, d), in float32 at least: what the classifier and the collapse metrics are about.
+        """`h = τ f/‖f‖`, (N, d), in float32 at least: the input of the classifier and of the collapse metrics.
 
-        A row of zeros stays zero. Compiled, exported and on accelerators, where nobody looks at lengths, a row shorter
-        than 1e-12 is too short in the result, and one whose square overflows (beyond 1e19 in float32) is zero.
+        A row of zeros stays zero. If compiled, exported or on an accelerator, where lengths are not checked, a row
+        shorter than 1e-12 is too short in the result, and one whose square overflows (above 1e19 in float32) is zero.
         """
         return self._tau() * unit_features(super().normalise(features))
 
@@ -82,23 +82,23 @@ class NormalisedHead(Head):
         Parameters
         ----------
         features : (N, d)
-            As the backbone gives them, not normalised; on any device.
+            The output of the backbone, not normalised; on any device.
         labels : (N,) of any integer type, or (N, K) soft labels
-            −100 leaves a row out. A class without samples counts as never seen.
+            A row with label −100 is ignored. A class without samples counts as not seen.
         batch_size : int
-            Rows per block. The result does not depend on it but for rounding.
+            Rows per block, which change the result only by rounding.
 
         Returns
         -------
         self
-            In training mode or not, as it was. A head that has been trained goes on from where it is: the solution of
-            an implicit one stays near the previous one by its proximal term.
+            The training mode does not change. A trained head continues from its state: by the proximal term, the
+            solution of an implicit head stays near the previous one.
 
         Raises
         ------
         ValueError
             If shapes do not fit, no row has a label, or (on the CPU) a label lies outside 0…K−1 or a feature is not
-            finite. Nothing is changed then.
+            finite. Then nothing changes.
 
         Examples
         --------
@@ -124,22 +124,22 @@ def unit_features(f: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(f, dim=1, keepdim=True)
     if sees_values(f) and len(f):
         least, most = (float(x) for x in length.detach().aminmax())
-        if not SHORTEST <= least <= most < math.inf:  # squares underflow or overflow: in units of each row's own
+        if not SHORTEST <= least <= most < math.inf:  # squares underflow or overflow: scale each row first
             top = f.detach().abs().amax(1, keepdim=True)
             f = f / torch.where((top > 0) & top.isfinite(), top, 1.0)
             return f / torch.linalg.vector_norm(f, dim=1, keepdim=True).clamp_min(SHORTEST)
     return f / length.clamp_min(SHORTEST)
 
 
-def _notice_other_settings(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Warn where a state was made with another τ, δ or formulation, which may be meant; the module keeps its own."""
+def _warn_of_other_settings(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Warn if a state was made with other settings, such as τ or δ; the module keeps its own."""
     assert isinstance(module, NormalisedHead)
-    key = f"{prefix}made_with"  # the module's own buffer may be on meta or, after `to_empty`, hold anything
+    key = f"{prefix}made_with"  # not read from the buffer, which may be on meta or, after `to_empty`, undefined
     own = torch.tensor(list(module._settings.values()), dtype=torch.float32, device="cpu")
     loaded = state_dict.get(key, own)
     if loaded.shape == own.shape and not loaded.is_meta:
         stored = loaded.to("cpu")
-        same = torch.isclose(stored.float(), own.to(stored.dtype).float()).tolist()  # as a cast to half rounds both
+        same = torch.isclose(stored.float(), own.to(stored.dtype).float()).tolist()  # a cast to half rounds both
         differing = ", ".join(
             f"{name} = {then:g} and not {now:g}"
             for (name, now), then, equal in zip(module._settings.items(), stored.tolist(), same, strict=True)

@@ -1,4 +1,4 @@
-"""Heads whose classifier is the nearest frame to the running class means: what implicit and tight-frame head share."""
+"""The base of the implicit and the tight-frame head, whose classifier is the frame nearest to the class means."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .normalised import Temperature
 
 
 class SolvingHead(AveragingHead):
-    """A head that solves for a frame at every training step, from the one before.
+    """A head that solves for a frame in every training step, with the previous one as proximal point.
 
     Parameters
     ----------
@@ -56,13 +56,13 @@ class SolvingHead(AveragingHead):
         self.register_buffer("bias", torch.zeros(num_classes))
         self.register_buffer("fallbacks", torch.zeros((), dtype=torch.int64))
         self.warm_start: Tensor | None = None
-        self._first = True  # what `running.steps == 0` says, without making the host of a GPU wait for it
-        self._steps = self.running.steps  # the tensor that it was read from
-        self._last: tuple[Solution, Tensor, str] | None = None  # of the last step, with the drift and the method
+        self._first = True  # equals `running.steps == 0`, without synchronising
+        self._steps = self.running.steps  # the tensor to which `_first` belongs
+        self._last: tuple[Solution, Tensor, str] | None = None  # solution, drift and method of the last step
         self.register_load_state_dict_post_hook(SolvingHead._after_load)
 
     def solve(self, H: Tensor, proximal: Tensor | None, method: str, basis: Tensor | None) -> Solution:
-        """The frame nearest to class means H (d, K), near a proximal one or, without it, starting from `self.frame`."""
+        """The frame nearest to class means H (d, K), with a proximal frame, or else from the start `self.frame`."""
         raise NotImplementedError
 
     def classifier_of(self, frame: Tensor) -> Tensor:
@@ -70,12 +70,12 @@ class SolvingHead(AveragingHead):
         raise NotImplementedError
 
     def mostly_deficient(self) -> bool:
-        """Whether class means that leave directions open are the rule, so that products need not be tried."""
+        """Whether most problems are rank-deficient, so that products need not be tried."""
         return self._first
 
     def follow(self, sums: Tensor, counts: Tensor, update: bool) -> tuple[Tensor, Tensor]:
-        """Move the class means by this batch, and solve for the frame nearest to them."""
-        self._look_at_state()
+        """Update the class means with this batch, and solve for the frame nearest to them."""
+        self._detect_new_state()
         H, global_mean = self.running.average(sums, counts, update)
         classifier = self._solve(H if self.gradient else H.detach(), global_mean, update)
         if update:
@@ -84,14 +84,14 @@ class SolvingHead(AveragingHead):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Solve again from the running means: after they were averaged over models or changed by hand, say."""
+        """Solve again from the running means, for example after averaging them over models."""
         if self._steps is not self.running.steps:
-            self._look_at_state()
+            self._detect_new_state()
         self._solve(self.running.class_means, self.running.global_mean, update=True)
         self._first = bool(self.running.steps == 0)
 
     def grow(self, n: int) -> None:
-        """The frame is extended, and W and b are those of the new one; the next step has it as proximal point."""
+        """Extend the frame, the proximal point of the next step, and set W and b from it."""
         super().grow(n)
         self.frame = extended_frame(self.frame, n, self._simplex).contiguous()
         weight = self._with_pinned(self.classifier_of(self.frame))
@@ -99,17 +99,17 @@ class SolvingHead(AveragingHead):
         self.warm_start, self._last = None, None
 
     def solution_health(self) -> dict[str, float]:
-        """How exact the last step's solution was, and what it cost; NaN before the first one.
+        """Diagnostics of the last step's solution, for logs; NaN before the first one.
 
-        For logs: it costs an SVD, and one more solution.
+        The call costs an SVD, and two more solutions with their gradients.
 
         Returns
         -------
         dict
             `gap`, the certificate `1 − ⟨X, A⟩/‖A‖_*`; `sigma_max`, `sigma_min` and their ratio `condition`, of A;
-            `orthogonality`, `‖XᵀX − I‖_F`; `drift`, how far the frame moved in that step, `‖U − U₀‖_F/√K`;
-            `fallbacks`, the number of steps so far in which a safer method had to step in; and `milliseconds` of
-            solving the same problem once more, by the same method, and differentiating it.
+            `orthogonality`, `‖XᵀX − I‖_F`; `drift`, the change of the frame in that step, `‖U − U₀‖_F/√K`;
+            `fallbacks`, the number of steps so far in which another method replaced the chosen one; and `milliseconds`,
+            the time of solving the same problem again, by the same method, with its gradient.
         """
         names = ("gap", "sigma_max", "sigma_min", "condition", "orthogonality", "drift", "fallbacks", "milliseconds")
         if self._last is None:
@@ -127,10 +127,11 @@ class SolvingHead(AveragingHead):
             self._milliseconds(A, solution.variable, method),
         )
         health = dict(zip(names, values, strict=True))
-        if health["fallbacks"] > 0 and A.device.type != "cpu" and method in ("auto", "matmul"):  # else said at the time
+        # Other fallbacks have warned at once.
+        if health["fallbacks"] > 0 and A.device.type != "cpu" and method in ("auto", "matmul"):
             warnings.warn(
-                f"in {int(health['fallbacks'])} steps so far the class means were beyond products in {A.dtype}, and "
-                "the last frame was kept. Class means coincide or are missing; if that lasts, a larger delta helps.",
+                f"in {int(health['fallbacks'])} steps so far, products in {A.dtype} could not solve the problem: the "
+                "last frame was kept. Class means coincide or are missing: if this persists, use a larger delta.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -139,11 +140,11 @@ class SolvingHead(AveragingHead):
     def _milliseconds(self, A: Tensor, X: Tensor, method: str) -> float:
         times = []
         with torch.enable_grad():
-            for _ in range(2):  # the first call wakes threads up
+            for _ in range(2):  # the first call includes the start of threads
                 A = A.detach().requires_grad_()
                 began = time.perf_counter()
                 frame = polar(A, X, method, self.warm_start).frame
-                float(torch.autograd.grad(frame, A, X)[0][0, 0])  # an accelerator has finished when this is known
+                float(torch.autograd.grad(frame, A, X)[0][0, 0])  # reading a value synchronises
                 times.append(time.perf_counter() - began)
         return 1e3 * times[-1]
 
@@ -154,13 +155,13 @@ class SolvingHead(AveragingHead):
         proximal, basis = (None, None) if self._first else (self.frame, self.warm_start)
         solution = self.solve(H / self._norm(H), proximal, method, basis)
         frame = solution.frame
-        if self.method == "matmul" or frame.device.type != "cpu":  # NaN is what products could not solve
+        if self.method == "matmul" or frame.device.type != "cpu":  # NaN: products could not solve it
             frame = torch.where(frame.isnan(), self.frame, frame)
         weight = self._with_pinned(self.classifier_of(frame))
         bias = -weight @ global_mean
         if update:
             drift = torch.dist(frame.detach(), self.frame) / self.num_classes**0.5
-            self._last = solution._replace(frame=frame.detach()), drift, method
+            self._last = Solution(frame.detach(), *solution[1:]), drift, method
             fallbacks = self.fallbacks + solution.fallbacks
             values = {"frame": frame, "weight": weight, "bias": bias, "fallbacks": fallbacks}
             store(self, **only_finite(self, values, frame, bias))
@@ -169,13 +170,13 @@ class SolvingHead(AveragingHead):
         return weight, bias
 
     def _norm(self, H: Tensor) -> Tensor:
-        """`‖H‖_F`, or infinity where the means differ by no more than the rounding of features of norm τ."""
+        """`‖H‖_F`, or infinity if the means differ by no more than the rounding of features of norm τ."""
         norm = torch.linalg.vector_norm(H)
         rounding = 16 * torch.finfo(H.dtype).eps * self.num_classes**0.5  # of features of norm 1
         return torch.where(norm.detach() > rounding * self._tau(), norm, torch.inf)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SolvingHead:
-        """`.to(bfloat16)` and `.half()` leave the frame in float32: it is what the next step starts from."""
+        """`.to(bfloat16)` and `.half()` keep the frame in float32, since the next step starts from it."""
         known = self._steps is self.running.steps
         super()._apply(fn, recurse)
         keep_single(self, "frame")
@@ -184,11 +185,11 @@ class SolvingHead(AveragingHead):
             self._steps = self.running.steps
         return self
 
-    def _look_at_state(self) -> None:
-        """Notice buffers that came past `load_state_dict`, as `from_pretrained` of Transformers sets them.
+    def _detect_new_state(self) -> None:
+        """Detect buffers set without `load_state_dict`, as by `from_pretrained` of Transformers.
 
-        Values that were copied into a new head are seen at its first step, for which the host waits in any case; later
-        on another tensor object tells. A compiler has no values: it takes another object for a trained head's.
+        Before the first step, which synchronises in any case, `running.steps` is read; later, its tensor object is
+        compared. A compiler cannot read the value: a new tensor object counts as that of a trained head.
         """
         steps = self.running.steps
         other = steps is not self._steps

@@ -1,4 +1,4 @@
-"""The temperature τ: how confident a head with unit rows and features of norm τ can be, and a default by that.
+"""The temperature τ: the largest probability of a head with unit rows and features of norm τ, and a default for τ.
 
 With `‖h‖ = τ` and W a simplex ETF the largest logit is τ and the others are `−τ/(K−1)`, so that no probability exceeds
 `1/(1 + (K−1) exp(−τK/(K−1)))`. Wang et al. 2018 (*CosFace*, arXiv 1801.09414, section 3.3) bound their scale by it.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import warnings
 
-CONFIDENT = 0.999  # what the default lets a class that has collapsed onto its vertex reach
-UNREACHABLE = 0.5  # below this largest probability a head warns
+CONFIDENT = 0.999  # largest probability in the default, for a class that has collapsed onto its vertex
+UNREACHABLE = 0.5  # a head warns if its largest probability is less
 LARGEST_LEARNED = 100.0  # as for CLIP's logit scale
 
 
@@ -27,8 +27,9 @@ def largest_probability(temperature: float, num_classes: int) -> float:
 def default_temperature(num_classes: int) -> float:
     """√2 times the τ at which the largest probability is 0.999, rounded.
 
-    The factor is what non-negative features, of a ReLU, lose of their margin against a generally oriented ETF. The
-    paper's experiments take 5 for every K, and so do the recipes.
+    The factor √2 compensates the loss of margin of non-negative features, such as those after a ReLU, with an ETF in
+    general position. The paper's experiments use 5 for every K, and so do the recipes of these
+    experiments.
 
     >>> [default_temperature(K) for K in (2, 10, 100, 1000)]
     [5.0, 12.0, 16.0, 20.0]
@@ -39,7 +40,7 @@ def default_temperature(num_classes: int) -> float:
 
 
 def warn_of_unreachable_loss(temperature: float, num_classes: int) -> None:
-    """Warn where even a sample on its class's vertex would be more likely wrong than right."""
+    """Warn if even a sample at the vertex of its class has a probability of less than `UNREACHABLE`."""
     largest = largest_probability(temperature, num_classes)
     if largest < UNREACHABLE:
         warnings.warn(

@@ -25,8 +25,8 @@ from .solving import SolvingHead
 class TightFrameHead(SolvingHead):
     """The tight frame nearest to the running class means, with the exact gradient of that solution.
 
-    For K ≤ d+1 it is the simplex ETF of `ImplicitETFHead(..., formulation="gauge-free")`; for K > d+1, where no simplex
-    fits, its columns are the class means whitened, see `nearest_tight_frame`.
+    For K ≤ d+1 it is the simplex ETF of `ImplicitETFHead(..., formulation="gauge-free")`; for K > d+1, where
+    there is none, its columns are the whitened class means, see `nearest_tight_frame`.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ class TightFrameHead(SolvingHead):
     temperature
         As for `NormalisedHead`.
     delta : float
-        δ, the weight of the proximal term towards the previous step's solution, which keeps weak directions quiet.
+        δ, the weight of the proximal term towards the previous step's solution, which stabilises weak directions.
     norms : {"unit", "tight", "equal"}
-        Of the rows of W, as in `classifier_from_tight_frame`.
+        The norms of the rows of W, as in `classifier_from_tight_frame`.
     gradient : bool
         Whether gradients flow through the solution W. The bias `b = −W μ` passes the gradient of μ in any case.
     method : str
@@ -52,17 +52,17 @@ class TightFrameHead(SolvingHead):
     frame : (d, K) buffer
         F, the last step's solution and the next one's proximal point.
     warm_start : (r, r) or None
-        As for `ImplicitETFHead`, and not part of the `state_dict` either.
+        As for `ImplicitETFHead`; not part of the `state_dict`.
 
     Raises
     ------
     ValueError
-        If a size or an option is invalid, or `norms="equal"` does not exist for d and K.
+        If a size or an option is invalid, or `norms="equal"` is impossible for d and K.
 
     Notes
     -----
-    As for `ImplicitETFHead`. For K > d+1 class means are centred over the classes that have been seen, and one never
-    seen contributes zero: what the start has given it fades with the steps, and below √eps its row is zero.
+    As for `ImplicitETFHead`. For K > d+1 class means are centred over the classes that have been seen. Other classes
+    contribute zero: their initial columns decay with the steps, and are rows of zeros once shorter than √eps.
 
     Examples
     --------
@@ -107,11 +107,11 @@ class TightFrameHead(SolvingHead):
         return solve_tight_frame(H, proximal, self.delta, method=method, initial=self.frame, basis=basis)
 
     def classifier_of(self, frame: Tensor) -> Tensor:
-        """W as `norms` says."""
+        """W (K, d), with rows of the chosen norms."""
         return classifier_from_tight_frame(frame, self.norms)
 
     def check_num_classes(self, num_classes: int) -> None:
-        """Refuse sizes in which equal norms do not exist."""
+        """Refuse sizes for which equal norms are impossible."""
         check_norms(self.norms, self.num_features, num_classes)
 
     def extra_repr(self) -> str:

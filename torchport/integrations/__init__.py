@@ -1,1 +1,1 @@
-"""Our head, metrics and files inside other libraries: one file per library, which nothing else here imports."""
+"""Heads, metrics and files for other libraries: one module per library, imported by no other part of the package."""

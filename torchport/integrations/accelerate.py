@@ -1,4 +1,4 @@
-"""What Accelerate's checkpoints need beside the state of a model with our heads; this file needs no Accelerate."""
+"""The solver's cache for checkpoints of Accelerate; this module does not import Accelerate."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..heads.solving import SolvingHead
 
 
 class WarmStarts:
-    """The solvers' warm starts of a model, for `accelerator.register_for_checkpointing(WarmStarts(model))`.
+    """The warm starts of a model's heads, for `accelerator.register_for_checkpointing(WarmStarts(model))`.
 
-    A `state_dict` holds all that training needs, but with 64 classes and more the last bits of a step depend on this
-    cache too: with it a run that goes on from `load_state` has the same bits as one that was not stopped.
+    A `state_dict` contains everything that training needs, but with 64 or more classes the last bits of a step also
+    depend on this cache: with it, a run that continues from `load_state` equals an uninterrupted one bit by bit.
 
     Parameters
     ----------
@@ -31,11 +31,11 @@ class WarmStarts:
         self.heads = {name: module for name, module in model.named_modules() if isinstance(module, SolvingHead)}
 
     def state_dict(self) -> dict[str, Tensor | None]:
-        """The warm start of each head that solves, by its name."""
+        """The warm start of each implicit or tight-frame head, by its name."""
         return {name: head.warm_start for name, head in self.heads.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take them over; the model's own state has to be loaded before, as `load_state` does."""
+        """Restore the warm starts, after the state of the model, as `load_state` does."""
         for name, head in self.heads.items():
             basis = state.get(name)
             head.warm_start = None if basis is None else basis.to(head.weight.device)

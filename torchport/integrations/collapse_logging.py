@@ -1,7 +1,7 @@
-"""Collapse figures during somebody else's loop: what the callbacks for both namespaces of Lightning share.
+"""Collapse metrics in the loop of another library: the shared part of the callbacks for both namespaces of Lightning.
 
-The features are caught where they enter the classifier, so that the loop's own forward pass is the only one. They are
-kept until the end of the epoch, on the CPU and up to a limit, for the figures that depend on single samples.
+A hook records the input of the classifier, so that there is no forward pass besides that of the loop. Features are kept
+until the end of the epoch, on the CPU and up to a limit, for the metrics that depend on single samples.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from ..heads.solving import SolvingHead
 from ..targets import INTEGERS
 
 STAGES = ("train", "val", "test")
-KEPT_BYTES = 2**30  # of features per process; of a larger epoch NC4 and the cosine margins are left out
+KEPT_BYTES = 2**30  # of features per process; for a larger epoch NC4 and the cosine margins are omitted
 
 
 class CollapseRecorder:
-    """Meters what enters a classifier during an epoch, a batch at a time: `begin_batch`, the forward pass, `end_batch`.
+    """Metrics of an epoch from the inputs of a classifier; per batch: `begin_batch`, the forward pass, `end_batch`.
 
     Parameters
     ----------
     network : nn.Module
     classifier : str, nn.Module or None
-        The head of this package or the `nn.Linear` that gives the logits, or its name. None: the only head there is.
+        The head of this package or the `nn.Linear` that computes the logits, or its name. None: the only head of this
+        package in the network.
     kept_bytes : int
-        The largest size of the features that are kept for a second look.
+        The largest size of the features that are kept for the second pass.
 
     Examples
     --------
@@ -68,14 +69,14 @@ class CollapseRecorder:
 
     @torch.no_grad()
     def end_batch(self, labels: Any) -> None:
-        """Take the hook away, and meter what it caught, with labels (B,) of any integer type."""
+        """Remove the hook, and add its features to the meter, with labels (B,) of any integer type."""
         self.hooks.close()
         x = one_matrix(self.caught, of_input=True)
         if isinstance(self.linear, Head):
             x = self.linear.normalise(x)
         x = x.to(self.meter.counts.device)
         y = torch.as_tensor(labels, device=x.device)
-        y = y.long() if y.dtype in INTEGERS else y  # what is left the meter refuses
+        y = y.long() if y.dtype in INTEGERS else y  # the meter refuses other types
         self.meter.update(x, y)
         self.size += x.numel() * x.element_size()
         if self.size > self.kept_bytes:
@@ -85,12 +86,12 @@ class CollapseRecorder:
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
-        """The figures that are known and finite; under several processes every one has to call this, and gets them all.
+        """The finite metrics; under several processes, each must call this, and gets those of all samples.
 
         Raises
         ------
         ValueError
-            As `NeuralCollapseMeter.compute`: fewer than two classes were seen, say.
+            As `NeuralCollapseMeter.compute`, for example if fewer than two classes were seen.
         """
         W, b, meter = self.linear.weight, self.linear.bias, self.meter
         several = dist.is_available() and dist.is_initialized()
@@ -110,24 +111,25 @@ class CollapseRecorder:
 
 
 class CollapseHooks:
-    """The hooks of a callback of Lightning that logs collapse figures and solver diagnostics at the end of an epoch.
+    """The hooks of a Lightning callback that logs collapse metrics and solver diagnostics at the end of an epoch.
 
-    `val_nc1`, `val_nc4`, `val_etf_distance_between`, …, and of a head that solves `solver_gap`, `solver_condition`, …
-    of the last training step. A further validation or test loader has `_1`, … behind the names.
+    The names are `val_nc1`, `val_nc4`, `val_etf_distance_between`, …, and for an implicit or tight-frame head
+    `solver_gap`, `solver_condition`, …, of the last training step. For further validation or test loaders the names of
+    the metrics end with `_1`, ….
 
     Parameters
     ----------
     classifier : str or nn.Module, optional
-        The head of this package or the `nn.Linear` that gives the logits, or its name in the LightningModule, as in
-        "model.fc". Default: the only head of this package that there is.
+        The head of this package or the `nn.Linear` that computes the logits, or its name in the LightningModule, such
+        as "model.fc". Default: the only head of this package in the module.
     stages : sequence of {"train", "val", "test"}
-        Which loops are measured. In "train" the features are those of the steps, augmented and of weights that move;
-        W is that of the end.
+        The loops to measure. In "train" the features are those of the training steps, from augmented images and with
+        changing weights; W is that at the end of the epoch.
     labels : function
         From a batch to its labels (B,); default: the second of a pair, or the entry "labels" or "label" of a mapping.
     kept_bytes : int
-        Up to this size the features of an epoch are kept on the CPU of each process; of more of them, NC4 and the
-        cosine margins are left out. Default: 1 GiB.
+        Up to this size, the features of an epoch are kept on the CPU of each process; for more, NC4 and the cosine
+        margins are omitted. Default: 1 GiB.
 
     Raises
     ------
@@ -137,8 +139,8 @@ class CollapseHooks:
 
     Notes
     -----
-    Under several processes the figures are those of all samples; a `DistributedSampler` repeats some to fill up the
-    last batch. An epoch in which the figures are undefined, as with one class only, is warned of, and not logged.
+    Under several processes the metrics are those of all samples; a `DistributedSampler` repeats some to fill the last
+    batch. If the metrics of an epoch are undefined, for example with only one class, a warning replaces them.
     """
 
     def __init__(
@@ -225,15 +227,15 @@ class CollapseHooks:
             try:
                 figures = recorder.figures()
             except ValueError as error:
-                warnings.warn(f"no collapse figures of this epoch ({stage}): {error}", UserWarning, stacklevel=2)
+                warnings.warn(f"no collapse metrics for this epoch ({stage}): {error}", UserWarning, stacklevel=2)
                 continue
-            behind = f"_{loader}" if loader else ""
-            named = {f"{stage}_{name}{behind}": value for name, value in figures.items()}
+            suffix = f"_{loader}" if loader else ""
+            named = {f"{stage}_{name}{suffix}": value for name, value in figures.items()}
             pl_module.log_dict(named | health_of(recorder.linear), sync_dist=True)
 
 
 def health_of(linear: nn.Module) -> dict[str, float]:
-    """Solver diagnostics of the last step of a head that solves, as `solver_gap`, …; else nothing."""
+    """Solver diagnostics of the last step as `solver_gap`, …; empty for a head without a solver."""
     health = linear.solution_health() if isinstance(linear, SolvingHead) else {}
     return {f"solver_{name}": value for name, value in health.items() if math.isfinite(value)}
 
@@ -251,8 +253,8 @@ def labels_of(batch: Any) -> Tensor:
     elif isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[1]
     raise TypeError(
-        f"a batch is a {type(batch).__name__}; expected a pair (images, labels) or a mapping with 'labels': tell the "
-        "callback where they are, labels=lambda batch: …"
+        f"a batch is a {type(batch).__name__}; expected a pair (images, labels) or a mapping with 'labels': give the "
+        "callback a function that returns them, labels=lambda batch: …"
     )
 
 
@@ -261,6 +263,6 @@ def _only_head(network: nn.Module) -> nn.Module:
     if len(heads) != 1:
         raise ValueError(
             f"{type(network).__name__} has {len(heads)} heads of nearest_etf; expected one, or the name of the linear "
-            "layer that gives the logits: classifier='model.fc'."
+            "layer that computes the logits: classifier='model.fc'."
         )
     return heads[0]

@@ -1,7 +1,7 @@
 """Models in the layout of a model hub: config.json, model.safetensors, and a model card as README.md. No network.
 
-`safetensors` holds tensors and nothing that could run, and so does what is built from config.json: a backbone of code
-that came with a run is never imported from it, but has to be given.
+Reading executes no code from the folder: safetensors files contain only tensors, and a backbone that is code of the
+user is never imported by the name in config.json, but must be passed.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ LISTED = 6  # names in a message
 HEADS: dict[str, type[Head]] = {
     kind.kind: kind for kind in (LinearHead, LearnedHead, FixedETFHead, ImplicitETFHead, ClassMeanHead, TightFrameHead)
 }
-ARGUMENTS = ("delta", "gradient", "method", "formulation", "norms")  # attributes of a head that its constructor takes
-LIBRARY_BACKBONE = re.compile(r"(torchvision|timm):[\w.]+")  # without a place to download from
+ARGUMENTS = ("delta", "gradient", "method", "formulation", "norms")  # arguments of heads that are also attributes
+LIBRARY_BACKBONE = re.compile(r"(torchvision|timm):[\w.]+")  # without a source of weights
 SHAPE = {
     "format": int,
     "written_by": str,
@@ -60,7 +60,7 @@ RUN_SHAPE = {"settings": {str: object}, "image_shape": [int], "mean": [float], "
 
 
 class HubError(UserError):
-    """A folder that cannot be written or read as a model of ours."""
+    """A folder that cannot be written or read as a model of this package."""
 
 
 def save_pretrained(
@@ -81,18 +81,18 @@ def save_pretrained(
     Parameters
     ----------
     model : Classifier or path
-        Or the run folder of `etf-train`, whose result is taken: it brings data, classes, metrics and task along, and
-        `from_pretrained` then builds its backbone itself. Paths of this machine are not written.
+        Or the run folder of `etf-train`, whose result is used, with its data, classes, metrics and task;
+        `from_pretrained` then builds the backbone itself. Paths of this machine are not written.
     folder : path
         May exist and hold other files.
     name : str
-        Of the model on the hub; default: the folder's.
+        Name of the model on the hub; default: that of the folder.
     data, metrics, certificate, licence, task
-        For the card, as for `model_card`. Without a certificate W is measured here.
+        For the card, as for `model_card`. By default, the certificate is the geometry of W.
     class_names : sequence of str
         K names in the order of the labels.
     overwrite : bool
-        Replace the files of a model that is in the folder already.
+        Replace the files of a model in the folder.
 
     Returns
     -------
@@ -101,9 +101,10 @@ def save_pretrained(
     Raises
     ------
     HubError
-        If the folder holds such a file already, or the model is no Classifier with a head of this package.
+        If the folder holds such a file already, the model is not a Classifier with a head of this package, the number
+        of class names is wrong, a weight is on the meta device, or safetensors is missing.
     UserError
-        If there is no run, or one without a checkpoint.
+        If there is no run, or it has no checkpoint.
 
     Examples
     --------
@@ -151,7 +152,7 @@ def save_pretrained(
         )
         raise HubError(
             f"the model is a {what}: expected a Classifier(backbone, head) with one of {', '.join(HEADS)} as its "
-            "head. Of a wrapped or compiled one give the model inside."
+            "head. For a wrapped or compiled model give the one inside."
         )
     if len(class_names) not in (0, model.head.num_classes):
         raise HubError(f"{len(class_names)} class names: expected {model.head.num_classes}, or none")
@@ -187,21 +188,21 @@ def save_pretrained(
 def from_pretrained(folder: str | Path, backbone: nn.Module | None = None) -> Classifier[Any]:
     """Read a model that `save_pretrained` wrote, in eval mode on the CPU.
 
-    Its class means, counters and last solution are those of the model that was saved, so that training goes on.
+    It includes class means, counters and the last solution, so that training continues exactly.
 
     Parameters
     ----------
     folder : path
-        On this machine; what a hub's own client has downloaded, say.
+        On this machine, for example downloaded by a hub's own client.
     backbone : nn.Module, optional
-        From images to features, of the architecture that was saved; its weights are replaced. Needed, unless the model
-        came from a run of `etf-train` with a backbone of this package, torchvision or timm.
+        From images to features, of the architecture that was saved; its weights are replaced. Required, unless the
+        model came from a run of `etf-train` with a backbone of this package, torchvision or timm.
 
     Raises
     ------
     HubError
-        If a file is missing, damaged or newer, a backbone is needed, or the weights do not fit it; the message lists
-        what does not.
+        If a file is missing, damaged or newer, a backbone is required, or the weights do not fit it; the message lists
+        the differences.
     """
     folder = Path(folder)
     config = pretrained_config(folder)
@@ -213,13 +214,13 @@ def from_pretrained(folder: str | Path, backbone: nn.Module | None = None) -> Cl
     _check_fit(path, model, tensors)
     for label, value in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
         if value.dtype != tensors[label].dtype:
-            value.data = value.data.to(tensors[label].dtype)  # of a model that was saved in half precision
+            value.data = value.data.to(tensors[label].dtype)  # for a model saved in half precision
     model.load_state_dict(tensors)
     return model.eval()
 
 
 def pretrained_config(folder: str | Path) -> dict[str, Any]:
-    """What config.json says: `num_features`, `num_classes`, `class_names`, `head`, `run`, …
+    """The contents of config.json: `num_features`, `num_classes`, `class_names`, `head`, `run`, …
 
     Raises
     ------
@@ -230,7 +231,7 @@ def pretrained_config(folder: str | Path) -> dict[str, Any]:
     expected = "the configuration of a model that nearest-etf's save_pretrained wrote"
     config = read_json(path, expected, HubError)
     if not isinstance(config, dict) or config.get("library_name") != "nearest-etf":
-        raise HubError(f"{path} is of another library: expected {expected}")
+        raise HubError(f"{path} belongs to another library: expected {expected}")
     with reading(path, expected, HubError):
         if config["format"] > FORMAT:
             writer = config["written_by"]
@@ -242,15 +243,15 @@ def pretrained_config(folder: str | Path) -> dict[str, Any]:
 
 
 def _built(folder: Path, config: dict[str, Any], backbone: nn.Module | None) -> Classifier[Any]:
-    """The model with other weights than its own."""
+    """The model before its weights are loaded."""
     run, expected = config["run"], "the settings of a model"
     if backbone is None:
         if run is None:
-            raise HubError(f"{folder} does not say how its backbone is built: pass backbone=, a {config['backbone']}")
+            raise HubError(f"{folder} has no settings of its backbone: pass backbone=, a {config['backbone']}")
         if (chosen := str(run["settings"]["backbone"])) not in BACKBONES and not LIBRARY_BACKBONE.fullmatch(chosen):
             raise HubError(
-                f"{folder} has the backbone {chosen}, code that is not part of it and that is not imported from what a "
-                "file says: pass backbone="
+                f"{folder} has the backbone {chosen}, code that it does not contain and that is not imported by a name "
+                "in a file: pass backbone="
             )
         with reading(folder / CONFIG, expected, HubError):
             settings = settings_from(run["settings"])
@@ -262,7 +263,7 @@ def _built(folder: Path, config: dict[str, Any], backbone: nn.Module | None) -> 
 
 
 def _head_config(head: Head) -> dict[str, Any]:
-    """Kind and arguments, with which a head of the same state is built."""
+    """Kind and arguments to build a head with a state of the same form."""
     arguments: dict[str, Any] = {"kind": type(head).kind}
     if not isinstance(head, LinearHead):
         arguments["temperature"] = "learned" if head.log_temperature is not None else head.temperature
@@ -272,7 +273,7 @@ def _head_config(head: Head) -> dict[str, Any]:
 
 
 def _independent(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Contiguous tensors on the CPU that share no memory, and the names of equal ones by the name that was kept."""
+    """Contiguous tensors on the CPU without shared memory, and for the name of each tied one the name that was kept."""
     kept: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}
@@ -280,7 +281,7 @@ def _independent(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
     for name, value in state.items():
         tensor = value.detach()
         if tensor.is_meta:
-            raise HubError(f"{name} has no memory, being on the meta device: load the model's weights before saving it")
+            raise HubError(f"{name} is on the meta device, without memory: load the model's weights before saving it")
         storage = tensor.untyped_storage()
         same = storage.data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype
         if tensor.numel() and same in seen:
@@ -295,7 +296,7 @@ def _independent(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
 
 
 def _check_fit(path: Path, model: Classifier[Any], tensors: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not those of this architecture."""
+    """Refuse weights of another architecture."""
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in tensors.items() if name != "head.pinned"}
     faults = {
@@ -318,7 +319,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _without_path(backbone: str) -> str:
-    """A backbone's name without the folder of FILE.py:FUNCTION."""
+    """A backbone's name; if it is FILE.py:FUNCTION, without the folder of the file."""
     file, separator, function = backbone.rpartition(":")
     return f"{Path(file).name}:{function}" if separator and file.endswith(".py") else backbone
 
@@ -327,5 +328,5 @@ def _safetensors() -> Any:
     try:
         import safetensors.torch
     except ModuleNotFoundError as error:
-        raise HubError("models in a hub's layout need safetensors: pip install safetensors") from error
+        raise HubError("models in the layout of a hub need safetensors: pip install safetensors") from error
     return safetensors.torch

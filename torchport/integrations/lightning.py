@@ -1,4 +1,4 @@
-"""A callback and a module for Lightning (`import lightning`, tested with 2.6); `pytorch_lightning.py` has the same.
+"""A callback and a module for Lightning (`import lightning`, tested with 2.6); see also `pytorch_lightning.py`.
 
 Examples
 --------

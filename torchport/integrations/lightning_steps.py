@@ -1,4 +1,4 @@
-"""Training steps of a head in Lightning, and what a checkpoint needs beside the state: shared by both namespaces."""
+"""Training steps and checkpoints of a model with a head in Lightning, shared by both namespaces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ..heads import Classifier, Head
 
-KEY = "nearest_etf"  # in a checkpoint
+KEY = "nearest_etf"  # of our entry in a checkpoint
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -33,7 +33,7 @@ class ClassifierSteps:
     optimizer : function of parameters
         Default: AdamW with a learning rate of 1e-3. The ETF heads have no parameters of their own.
     scheduler : function of an optimizer, optional
-        Makes a learning-rate schedule, whose steps are epochs.
+        Returns a learning-rate schedule, with one step per epoch.
 
     Attributes
     ----------
@@ -41,13 +41,13 @@ class ClassifierSteps:
 
     Notes
     -----
-    Batches are pairs (images, labels). Logged are `train_loss`, `val_loss`, `val_accuracy`, `test_loss` and
-    `test_accuracy`. A microbatch of accumulation is a batch to the running class means.
+    Batches are pairs (images, labels). `train_loss`, `val_loss`, `val_accuracy`, `test_loss` and `test_accuracy` are
+    logged. With gradient accumulation, each microbatch is a batch for the running class means.
 
-    A checkpoint holds, beside the state, the solver's warm start, on which the last bits of the next step depend, and
-    the state of torch's random generators, which Lightning leaves out: a single process that resumes at the end of an
-    epoch goes on with the same bits on a CPU. Several processes keep the generators that they have. To build the module
-    anew from a checkpoint: `ETFClassifier.load_from_checkpoint(path, backbone=…, head=…)`.
+    Besides the state, a checkpoint contains the solver's warm start, on which the last bits of the next step depend,
+    and the state of torch's random generators, which Lightning omits. So a single process on a CPU that resumes at the
+    end of an epoch equals an uninterrupted one bit by bit. With several processes, the generators are not restored. To
+    rebuild the module from a checkpoint: `ETFClassifier.load_from_checkpoint(path, backbone=…, head=…)`.
     """
 
     log: Callable[..., None]
@@ -73,18 +73,18 @@ class ClassifierSteps:
         return self.model(images, update=False)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch, by whose labels the head moves its class means."""
+        """The loss of a batch; its labels update the class means of the head."""
         images, labels = batch
         loss = self.loss(self.model(images, labels), labels)
         self.log("train_loss", loss, batch_size=len(labels))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Loss and accuracy of the stored classifier."""
+        """Loss and accuracy of the stored classifier on validation data."""
         self._evaluate("val", batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As on validation data."""
+        """Loss and accuracy of the stored classifier on test data."""
         self._evaluate("test", batch)
 
     def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> Tensor:
@@ -92,24 +92,24 @@ class ClassifierSteps:
         return self(batch[0] if isinstance(batch, tuple | list) else batch)  # type: ignore[operator]
 
     def configure_optimizers(self) -> Any:
-        """What was given."""
+        """The optimizer, and the schedule if there is one."""
         optimizer = self.optimizer(self.parameters())  # type: ignore[attr-defined]
         return optimizer if self.scheduler is None else ([optimizer], [self.scheduler(optimizer)])
 
     def on_train_epoch_start(self) -> None:
-        """Note that an epoch is under way."""
+        """Record that an epoch has begun."""
         self._between_epochs = False
 
     def on_train_epoch_end(self) -> None:
-        """Note that it has ended; checkpoints of this epoch's end are written after this."""
+        """Record that the epoch has ended; Lightning writes its checkpoints afterwards."""
         self._between_epochs = True
 
     def on_train_end(self) -> None:
-        """Keep the warm start, which is lost when Lightning moves the module to the CPU after this."""
+        """Keep the warm start, which is lost when Lightning then moves the module to the CPU."""
         self._last_warm_start = getattr(self.model.head, "warm_start", None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put warm start and, between epochs, random state beside the module's state."""
+        """Add the warm start and, between epochs, the random state to the checkpoint."""
         random = _random_state() if self._between_epochs else None
         warm_start = getattr(self.model.head, "warm_start", None)
         if warm_start is None:
@@ -117,11 +117,11 @@ class ClassifierSteps:
         checkpoint[KEY] = {"warm_start": warm_start, "random": random}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note them; the state is not loaded yet."""
+        """Keep both until training starts; the module's state is not loaded yet."""
         self._resumed = checkpoint.get(KEY)
 
     def on_train_start(self) -> None:
-        """Take them over, after all that draws random numbers before the first batch."""
+        """Restore both, after everything that draws random numbers before the first batch."""
         resumed, self._resumed, self._last_warm_start = self._resumed, None, None
         if resumed is None:
             return
@@ -134,7 +134,7 @@ class ClassifierSteps:
         if resumed["random"]["cuda"]:
             torch.cuda.set_rng_state_all(resumed["random"]["cuda"])
         if (fetcher := getattr(trainer.fit_loop, "_data_fetcher", None)) is not None:
-            iter(fetcher)  # Lightning has made the loaders' iterators by now, whose seeds are drawn when they are made
+            iter(fetcher)  # Lightning has made the loaders' iterators already, which draw their seeds when made
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch

@@ -1,6 +1,6 @@
-"""A model card: what a model is, where its figures come from, and its licence, as the README.md of a hub's folder.
+"""A model card, the README.md of a model on a hub: the model, its data, its figures and its licence.
 
-Above the text stand the hub's own fields, as YAML between two lines of dashes: the values are JSON, which YAML reads.
+The text follows the fields for the hub, in YAML between two lines of dashes; the values are JSON, which is valid YAML.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ GEOMETRY = {
     "tightness_error": "distance of W from a tight frame",
     "norm_spread": "spread of the lengths of W's rows, std/mean",
     "largest_cosine": "largest cosine between two classes' weights",
-    "cosine_bound": "no such weights have a smaller one than",
+    "cosine_bound": "lower bound on the largest cosine",
     "certificate_gap": "relative gap to the best ETF for the class means",
 }
 
@@ -47,15 +47,15 @@ def model_card(
     config : mapping
         As `hub.save_pretrained` writes it.
     data : str
-        What the model was trained on.
+        The training data.
     metrics : mapping
-        Named figures; those named `val_accuracy` or `test_accuracy` become results that the hub lists.
+        Figures by name; `val_accuracy` and `test_accuracy` become results that the hub lists.
     certificate : mapping
-        Of the classifier's geometry, as `export` writes it; entries that are no numbers are left out.
+        The classifier's geometry, as `export` writes it; entries that are not numbers are omitted.
     licence : str
         An identifier of the hub's list, as in "apache-2.0".
     task : str
-        As the hub names it: "image-classification".
+        The hub's name of the task, such as "image-classification".
 
     Examples
     --------
@@ -110,12 +110,12 @@ def _data(config: Mapping[str, Any], data: str) -> str:
     if run := config["run"]:
         height, width, channels = run["image_shape"]
         text += f" Images of {height}×{width} pixels and {channels} channel(s), scaled to 0…1"
-        text += f", then less {run['mean']} and divided by {run['std']}." if run.get("mean") else "."
+        text += f", minus {run['mean']} and divided by {run['std']}." if run.get("mean") else "."
     return text
 
 
 def _table(heading: str, figures: Mapping[str, Any], words: Mapping[str, str]) -> str:
-    """Figures as rows, those with words only where there are any; empty without figures."""
+    """Figures as rows; with `words`, only those that it names. Empty without figures."""
     names = [name for name in (words or figures) if _is_number(figures.get(name))]
     rows = [f"| {words.get(name, name)} | {figures[name]:.4g} |" for name in names]
     return "\n".join([f"## {heading}", "", "| | |", "|---|---|", *rows]) if rows else ""

@@ -1,4 +1,4 @@
-"""A callback and a module for Lightning under its older name, `import pytorch_lightning`, tested with 2.6."""
+"""The callback and the module for Lightning under its older name (`import pytorch_lightning`, tested with 2.6)."""
 
 from __future__ import annotations
 

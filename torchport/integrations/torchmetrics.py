@@ -1,8 +1,8 @@
-"""Neural collapse as a metric of torchmetrics (tested with 1.9): a state that it moves, gathers and pickles itself.
+"""Neural collapse as a metric of torchmetrics (tested with 1.9), which moves, gathers and pickles its state.
 
-`NeuralCollapseMeter` has one origin per class, so that its sums can be added only together. They are one state here, a
-vector, and the function that reduces it merges meters: the result over processes is that of one process but for
-rounding in float64.
+The sums of a `NeuralCollapseMeter` belong to its origins and cannot be added separately. So the state is one vector
+with all of them, and its reduction merges meters: the result over processes is that of one process up to rounding in
+float64.
 """
 
 from __future__ import annotations
@@ -18,30 +18,35 @@ from torchmetrics import Metric
 from ..any_model import OF_THE_WEIGHT
 from ..collapse import NeuralCollapseMeter
 
-SECOND_PASS = ("nc4", "cosine_margin", "cosine_margin_std", "numerical_rank")  # single samples, which no state holds
+SECOND_PASS = (
+    "nc4",
+    "cosine_margin",
+    "cosine_margin_std",
+    "numerical_rank",
+)  # need single samples
 
 
 class NeuralCollapseMetric(Metric):
-    """The figures of `NeuralCollapseMeter` as a metric of torchmetrics.
+    """The metrics of `NeuralCollapseMeter` as a metric of torchmetrics.
 
     Parameters
     ----------
     num_features, num_classes : int
         d and K.
     settings
-        What every `torchmetrics.Metric` takes: `process_group`, `sync_on_compute`, …
+        Arguments of `torchmetrics.Metric`: `process_group`, `sync_on_compute`, …
 
     Attributes
     ----------
     totals : (K(3d+3) + d² + 1,) float64 state
-        Everything that has been seen.
+        The sums of the meter, and the last classifier.
 
     Notes
     -----
-    NC4 and the cosine margins need a second pass over the samples, so that they are not among the figures:
-    `measure_collapse` and the Lightning callback have them. `metric(features, labels)`, torchmetrics' `forward`,
-    computes the figures of that batch alone, which needs two classes in it; `metric.update` does not. In a
-    `MetricCollection` give arguments by name, since each metric picks those that it knows.
+    NC4 and the cosine margins need a second pass over the samples: `measure_collapse` and the Lightning callback
+    compute them, this metric does not. `metric(features, labels)`, torchmetrics' `forward`, also computes the metrics
+    of that batch, which must contain two classes; `metric.update` does not. Give arguments to a `MetricCollection` by
+    name, since each metric selects those that it knows.
 
     Examples
     --------
@@ -79,11 +84,11 @@ class NeuralCollapseMetric(Metric):
         Parameters
         ----------
         features : (B, d) floating point
-            What the classifier sees: of a head of this package `head.normalise(features)`.
+            The input of the classifier: for a head of this package, `head.normalise(features)`.
         labels : (B,) int64
         weight : (K, d), optional
         bias : (K,), optional
-            The classifier; the last one given counts. Without any, the figures of W are left out.
+            The classifier; the last one given is used. Without any, the metrics of W are omitted.
 
         Raises
         ------
@@ -95,22 +100,22 @@ class NeuralCollapseMetric(Metric):
             if value is not None and value.shape != shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shape}, a row for each class.")
         if self.totals.is_inference() and not torch.is_inference_mode_enabled():
-            self.totals = self.totals.clone()  # of a reset in an evaluation, which nothing outside of it may write to
+            self.totals = self.totals.clone()  # an inference tensor, from a reset in inference mode, is read-only here
         meter, W, b = _unpacked(self.totals, d, K)
         meter.update(features, labels)
         self.totals[0] = meter.unit
-        self.totals[1 : K + 1] = meter.counts  # all other sums are views
+        self.totals[1 : K + 1] = meter.counts  # the other sums are views
         if weight is not None:
             W.copy_(weight.detach())
             b.copy_(torch.zeros_like(b) if bias is None else bias.detach())
 
     def compute(self) -> dict[str, Tensor]:
-        """The figures, () float64 each, by the names of `NeuralCollapse`; those that are known.
+        """The known metrics, () float64 each, by their names in `NeuralCollapse`.
 
         Raises
         ------
         ValueError
-            If no batch has been seen, or as `NeuralCollapseMeter.compute`.
+            If no sample has been seen, or as `NeuralCollapseMeter.compute`.
         """
         meter, W, b = _unpacked(self.totals, self.num_features, self.num_classes)
         if not meter.counts.any():
@@ -126,7 +131,7 @@ class NeuralCollapseMetric(Metric):
 
 
 def _unpacked(totals: Tensor, num_features: int, num_classes: int) -> tuple[NeuralCollapseMeter, Tensor, Tensor]:
-    """A meter on views of the state, but for unit and counts, which are copies; W (K, d) and b (K,), views too."""
+    """A meter, W (K, d) and b (K,) as views of the state, except the meter's unit and counts, which are copies."""
     d, K = num_features, num_classes
     unit, counts, squares, bias, *matrices, scatter = totals.split([1, K, K, K, K * d, K * d, K * d, d * d])
     meter = NeuralCollapseMeter(d, K, totals.device)
@@ -138,13 +143,13 @@ def _unpacked(totals: Tensor, num_features: int, num_classes: int) -> tuple[Neur
 
 
 def _packed(meter: NeuralCollapseMeter, weight: Tensor, bias: Tensor) -> Tensor:
-    """The state: counts, which float64 holds exactly up to 2⁵³, and everything else."""
+    """The state as one vector; float64 represents the counts exactly up to 2⁵³."""
     parts = meter.unit, meter.counts, meter.squares, bias, meter.origins, meter.sums, weight, meter.scatter
     return torch.cat([part.double().flatten() for part in parts])
 
 
 def _merged(states: Tensor, num_features: int, num_classes: int) -> Tensor:
-    """One state for several, (P, n): meters are merged in the order of processes, and the last classifier counts."""
+    """One state from the states (P, n) of P processes: the meters merged in this order, and the last classifier."""
     whole = NeuralCollapseMeter(num_features, num_classes, states.device)
     weight, bias = torch.zeros_like(whole.sums), torch.zeros_like(whole.squares)
     for state in states:

@@ -1,4 +1,4 @@
-"""Heads on models of Transformers (tested with 5.24): for images and for text, in `Trainer`, saved as safetensors.
+"""Heads on models of Transformers (tested with 5.24): images and text, `Trainer`, and safetensors.
 
 Examples
 --------
@@ -43,21 +43,21 @@ class ETFConfig(PretrainedConfig):
     Parameters
     ----------
     backbone : PretrainedConfig or dict
-        Of any model that `AutoModel` knows.
+        Configuration of any model that `AutoModel` knows.
     head : {"linear", "learned", "fixed", "implicit", "class-mean", "tight-frame"}
     head_settings : dict, optional
-        Arguments of that head that JSON can hold: `{"temperature": 16.0, "formulation": "gauge-free"}`.
+        Arguments of that head, as JSON values: `{"temperature": 16.0, "formulation": "gauge-free"}`.
     pooling : {"pooler", "first", "mean"}
-        How tokens become one feature vector: the backbone's own pooler, the first token, or the mean over tokens that
-        the attention mask lets through. A pooler that is not used stays without gradient, which
-        `DistributedDataParallel` has to be told of.
+        The feature vector: the output of the backbone's pooler, the first token, or the mean over the tokens in the
+        attention mask. With "first" and "mean" an existing pooler gets no gradient, and `DistributedDataParallel` needs
+        `find_unused_parameters=True`.
     settings
-        Of every `PretrainedConfig`: `num_labels`, `id2label`, …
+        Arguments of `PretrainedConfig`: `num_labels`, `id2label`, …
 
     Raises
     ------
     ValueError
-        If head or pooling are unknown.
+        If `head` or `pooling` is unknown.
     """
 
     model_type = "nearest-etf"
@@ -91,19 +91,19 @@ class ETFForClassification(PreTrainedModel):
     Attributes
     ----------
     backbone : PreTrainedModel
-        With random weights; pretrained ones are put in its place, `model.backbone = AutoModel.from_pretrained(…)`.
+        With random weights; for pretrained ones, set `model.backbone = AutoModel.from_pretrained(…)`.
     head : Head
 
     Notes
     -----
-    `Trainer(label_smoothing_factor=…)` and a `compute_loss_func` take the labels away from the model, so that a head
-    that follows class means could not: put the loss into a subclass instead. In half precision the whole head stays in
+    With `Trainer(label_smoothing_factor=…)` or a `compute_loss_func` the model does not receive the labels, so the head
+    cannot update its class means: put the loss into a subclass instead. In half precision the whole head stays in
     float32.
     """
 
     config_class = ETFConfig
     base_model_prefix = "backbone"
-    supports_gradient_checkpointing = True  # of the backbone, which the head is no part of
+    supports_gradient_checkpointing = True  # of the backbone only
     accepts_loss_kwargs = False  # the loss is a mean over the batch, which Trainer then averages over microbatches
     _keep_in_fp32_modules_strict = {"head"}  # noqa: RUF012 (the base class has a set)
 
@@ -166,12 +166,13 @@ class ETFForClassification(PreTrainedModel):
         return (weights[:, None] @ tokens)[:, 0] / weights.sum(1, keepdim=True)
 
     def save_pretrained(self, *arguments: Any, **settings: Any) -> None:
-        """As of every `PreTrainedModel`.
+        """As `PreTrainedModel.save_pretrained`.
 
         Raises
         ------
         ValueError
-            If the head has pinned rows or other classes than the configuration, which could not be built anew from it.
+            If the head has pinned rows, or not the configuration's number of classes: it could not be rebuilt from the
+            configuration.
         """
         if self.head.pinned is not None or self.head.num_classes != self.config.num_labels:
             raise ValueError(

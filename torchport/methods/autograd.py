@@ -1,8 +1,8 @@
 """The nearest frame as a differentiable function: autograd, `torch.func`, and one opaque operator for compilers.
 
-One function takes class means and proximal point to the frame, so that centring, scale and δ U₀ cost no autograd nodes
-of their own. With `X` the polar factor of A and `Ā` the adjoint of the method that found it, for one problem or for a
-batch of them, all matrices with the same leading dimensions:
+One function maps class means and proximal point to the frame, so that centring, scale and δ U₀ need no autograd nodes
+of their own. With `X` the polar factor of A and `Ā` from the adjoint of the method that found it, for one problem or a
+batch of them (all matrices with the same leading dimensions):
 
     problem        A                              frame      H̄                      Ū₀
     "polar"        H                              X          Ā
@@ -29,26 +29,26 @@ from .warm import Warm
 
 
 class Found(NamedTuple):
-    """What a solve found; only `frame` has a gradient. For a batch all have its dimensions in front."""
+    """The results of a solve; only `frame` has a gradient. For a batch, all have leading dimensions."""
 
     frame: Tensor  # (d, K) of the problem; for "polar" X itself
     linear_term: Tensor  # A (d, m)
     variable: Tensor  # X (d, m)
-    gauge: Tensor | None  # (d, 1): what completes X beyond A's own columns, where that was asked for
-    fallbacks: Tensor | int  # 1 if another method had to step in; a tensor where only the device knows
+    gauge: Tensor | None  # (d, 1): the completion of X by a further column of the start, if there is one
+    fallbacks: Tensor | int  # 1 if another method replaced the chosen one; a tensor on an accelerator
     known: Decomposition
 
     @property
     def basis(self) -> Tensor | None:
-        """An eigenbasis V (m, m) of P for a later warm start, where the method has one."""
+        """An eigenbasis V (m, m) of P for a later warm start, if the method computes one."""
         return getattr(self.known, "basis", None)
 
 
 def polar(A: Tensor, start: Tensor, method: str = "auto", basis: Tensor | None = None) -> Found:
     """The polar decomposition of A (…, d, m), see `decompose`; its `frame` is differentiable to any order.
 
-    Reverse and forward mode, and `torch.func.vmap`, for which it is a batch. Under torch.compile the decomposition is
-    one opaque operator and forward mode is not offered.
+    Reverse and forward mode and `torch.func.vmap` are supported; a vmap is solved as a batch. Under torch.compile the
+    decomposition is one opaque operator, without forward mode.
     """
     return nearest_frame(A, None, start, method, basis, "polar", 0.0)
 
@@ -64,10 +64,10 @@ def nearest_frame(
 ) -> Found:
     """The decomposition of A, with the frame (…, d, K) of the problem in place of its polar factor, differentiable.
 
-    `start` has A's shape, or for "polar" one column more. A `basis` of a problem of another size or precision, as the
-    first step without proximal point leaves it, is not used.
+    `start` has A's shape, or for "polar" one column more. A `basis` of a problem of another size or precision, such as
+    that of a first step without proximal point, is ignored.
     """
-    m = H.shape[-1] - (problem == "gauge-free")
+    m = H.shape[-1] - int(problem == "gauge-free")
     if basis is not None and (basis.shape[-1] != m or basis.dtype != H.dtype or basis.device != H.device):
         basis = None
     if torch.compiler.is_compiling():
@@ -95,7 +95,7 @@ def linear_term(H: Tensor, U0: Tensor | None, problem: str, delta: float) -> Ten
 
 
 def _pulled_back(A_bar: Tensor, problem: str, delta: float, proximal: bool) -> tuple[Tensor, Tensor | None]:
-    """From Ā to H̄ and, if it is asked for, Ū₀."""
+    """H̄ and, if `proximal` is true, Ū₀, from Ā."""
     if problem == "polar":
         return A_bar, None
     whole = A_bar if problem == "paper" else from_coordinates(A_bar)
@@ -104,7 +104,7 @@ def _pulled_back(A_bar: Tensor, problem: str, delta: float, proximal: bool) -> t
 
 
 class _Frame(torch.autograd.Function):
-    """The derivatives that all of the following share, from what `_save` has kept."""
+    """The reverse mode that the functions below share, from the tensors of `_save`."""
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -117,7 +117,7 @@ class _Frame(torch.autograd.Function):
 
 
 class _FrameWithTangents(_Frame):
-    """Forward mode as well, which compilers do not trace."""
+    """`_Frame` with forward mode, which compilers do not trace."""
 
     @staticmethod
     def jvp(ctx: Any, H_dot: Tensor | None, U0_dot: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -130,7 +130,7 @@ class _FrameWithTangents(_Frame):
 
 
 class _PlainFrame(_FrameWithTangents):
-    """Outside of compilers and `torch.func`: the frame, and what else was found as one object."""
+    """Outside of compilers and `torch.func`: the frame, and the other results as one object."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, tuple[Any, ...]]:
@@ -205,7 +205,7 @@ class _EagerFrame(_FrameWithTangents):
         return results, tuple(0 if isinstance(x, Tensor) else None for x in results)
 
 
-# `apply` asks for this signature at every call, and making it anew takes as long as a small eigendecomposition.
+# `apply` reads this signature at every call; to compute it takes as long as a small eigendecomposition.
 for _function in (_CompiledFrame, _EagerFrame):
     _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
 
@@ -218,21 +218,21 @@ def _save(
     known: Sequence[Tensor],
     others: int,
 ) -> None:
-    """Keep what the derivatives need: results are frame, A and X (None: the frame); `others` follow the frame."""
+    """Save tensors for the derivatives; `results` are frame, A and X (None: the frame), `others` the other outputs."""
     H, U0, _, _, _, ctx.problem, ctx.delta = inputs
     ctx.kind, ctx.others = kind, others
     ctx.set_materialize_grads(False)
-    # A proximal point without gradient may be a buffer, which the next step overwrites; A holds what is needed of it.
+    # A proximal point without gradient may be a buffer, which the next step overwrites; the derivatives need only A.
     saved = (H, U0 if U0 is not None and U0.requires_grad else None, *results, *known)
     ctx.save_for_backward(*saved)
     ctx.save_for_forward(*saved)
 
 
 def _adjoint(ctx: Any, G: Tensor) -> Tensor:
-    """The method's adjoint for the cotangent G (d, m) of X; differentiable where that may be asked for.
+    """The method's adjoint for the cotangent G (d, m) of X; differentiable in grad mode.
 
-    A second derivative never changes the first: the value is the method's own in any case, and what is added to it is
-    zero with the derivative of the formula.
+    The value is always that of the method, so higher derivatives do not change the first one: the added term is zero,
+    but has the derivative of the formula.
     """
     H, U0, frame, A, X, *known = ctx.saved_tensors
     found: Tensor = ctx.kind(*known).adjoint(A, frame if X is None else X, G)
@@ -249,13 +249,13 @@ def _adjoint(ctx: Any, G: Tensor) -> Tensor:
 
 
 def _spectrum(P: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, zero where they are only rounding, and eigenvectors of P (…, m, m)."""
+    """Eigenvalues, those at rounding level set to zero, and eigenvectors of P (…, m, m)."""
     sigma, V = torch.linalg.eigh(P)
     return without_rounding(sigma, P), V
 
 
 class _Lyapunov(torch.autograd.Function):
-    """Φ with `P Φ + Φ P = S`, by the eigenbasis of P; its own derivatives ask for the same equation again."""
+    """Φ with `P Φ + Φ P = S`, by the eigenbasis of P; its derivatives solve the same equation again."""
 
     @staticmethod
     def forward(P: Tensor, S: Tensor) -> Tensor:
@@ -319,7 +319,7 @@ class _RightSolve(torch.autograd.Function):
 
 
 def _batched(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> list[Any]:
-    """The first inputs of a vmap, those that are tensors with a batch dimension in front."""
+    """The given inputs of a vmap, with the batch dimension in front."""
     pairs = zip(inputs, in_dims, strict=False)
     return [
         x if x is None else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)

@@ -1,8 +1,9 @@
-"""What the class means leave open, as a differentiable function: directions of A without length, and the gauge.
+"""The part of the frame that class means do not determine, as a differentiable function: null directions, the gauge.
 
 The frame that `decompose` completes from a start C (d, m+g) is `F + E N'ᵀ` with `F = L Rᵀ`, L the polar factor of `A R`
-on the row space R (m+g, r) of A, N' a basis of the rest, and E the polar factor of `(I − LLᵀ) C N'`. R and N' are taken
-as constant: classes that a batch lacks keep their zero columns, and its counts decide the rest.
+on the row space R (m+g, r) of A, N' a basis of its complement, and E the polar factor of `(I − LLᵀ) C N'`. R and N' are
+treated as constant, since data cannot change them: columns of absent classes stay zero, and the counts of a batch
+determine the linear dependence of its means.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from .spectral import Deficient
 
 
 def completed(found: Found, A: Tensor, start: Tensor) -> Tensor:
-    """The whole factor (…, d, m+g) of A (…, d, m), with the derivative of what `start` (…, d, m+g) decides.
+    """The whole factor (…, d, m+g) of A (…, d, m), with the derivative of the part that `start` (…, d, m+g) determines.
 
-    A direction about which the start says nothing was chosen by rule, and counts as constant. Compilers and vmap, which
-    see no values, get the derivative of an A of full rank.
+    Directions that the start does not determine either are treated as constant. Under compilers and vmap, where values
+    cannot be read, the derivative is that for an A of full rank.
     """
     whole = found.frame if found.gauge is None else torch.cat([found.frame, _last_column(found, A, start)], -1)
     if not isinstance(found.known, Deficient) or torch.compiler.is_compiling() or A.is_meta or is_mapped(A):
@@ -45,16 +46,16 @@ def _last_column(found: Found, A: Tensor, start: Tensor) -> Tensor:
 
 
 def _unit(w: Tensor) -> Tensor:
-    """w (…, d, 1) at unit length, and zero where it is only rounding."""
+    """w (…, d, 1) at unit length; zero if it is at rounding level."""
     length = torch.linalg.vector_norm(w, dim=-2, keepdim=True)
     return w / torch.where(length > 1e-8, length, torch.inf)
 
 
 def _completed(whole: Tensor, A: Tensor, start: Tensor, known: Deficient) -> Tensor:
-    """The same for one A (d, m) that is rank-deficient."""
+    """`completed` for one rank-deficient A (d, m)."""
     kept, V, columns = known.sigma > 0, known.basis, start.shape[1]
-    if not bool(kept.any()):  # nothing but the start
-        return whole  # its derivative is zero
+    if not bool(kept.any()):  # A is zero: the start determines everything, and the derivative is zero
+        return whole
     value = whole.detach()
     g = columns - A.shape[1]
     R = torch.cat([V[:, kept], V.new_zeros(g, int(kept.sum()))])  # (m+g, r)

@@ -1,6 +1,6 @@
-"""Choose a method, and replace the result of one that has lost its digits by singular values, which never do.
+"""The choice of a method, and the SVD as fallback where its result is not accurate enough.
 
-On an accelerator, where the host must not wait for that look at the result, what products cannot solve is NaN instead.
+On an accelerator this check would synchronise: there the result is NaN if products cannot solve the problem.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _warned: set[str] = set()
 
 
 def choose(A: Tensor, start: Tensor) -> str:
-    """The method of "auto": products only on an accelerator, where decompositions are slow and stop the host."""
+    """The method of "auto": products only on accelerators, where decompositions are slow and synchronise."""
     if start.shape[-1] > A.shape[-1]:
         return "svd" if A.ndim == 2 else "eigh"  # the first step, where rank deficiency is the rule
     return "eigh" if A.device.type in ("cpu", "meta") else "matmul"
@@ -33,9 +33,9 @@ def choose(A: Tensor, start: Tensor) -> str:
 def decompose(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Polar:
     """The polar decomposition of A (d, m), d ≥ m, by `method`, or of a batch (…, d, m).
 
-    Where A is rank-deficient the factor nearest to `start` (d, m) is taken; a further column of `start` is a
-    direction that A leaves open, and is completed together with the rest. `basis` is a V of an earlier, similar A,
-    which batches do not use.
+    If A is rank-deficient, the factor nearest to `start` (d, m) is returned. A further column of `start` is a direction
+    that A does not determine; it is completed like the others. `basis` is the eigenbasis V of an earlier, similar A;
+    batches ignore it.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def decompose(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Po
 
 
 def _attempt(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Polar | None:
-    """By this method alone; None where it admits defeat."""
+    """The decomposition by this method; None if it is not accurate enough."""
     if method == "eigh":
         return (by_basis(A, basis) if basis is not None else None) or by_eigh(A)
     if method == "matmul":
@@ -72,7 +72,7 @@ def _attempt(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Pol
 
 
 def _decompose_batch(A: Tensor, start: Tensor, method: str) -> Polar:
-    """All at once; then one by one those members for which that is not exact enough."""
+    """The decomposition of all members at once, and then of those that are not accurate enough one by one."""
     batch, m = A.shape[:-2], A.shape[-1]
     A, start = A.flatten(0, -3), start.expand(*batch, -1, -1).flatten(0, -3)
     found, exact = _all_at_once(A, method)
@@ -81,7 +81,7 @@ def _decompose_batch(A: Tensor, start: Tensor, method: str) -> Polar:
         gauge, clear = unit_remainder(found.factor, start[..., -1:].to(A.dtype))
         exact = exact & clear
     fallbacks = torch.zeros(len(A), dtype=torch.int64, device=A.device) + found.fallbacks
-    if isinstance(found.known, Deficient):  # products on an accelerator have NaN in place of what they cannot solve
+    if isinstance(found.known, Deficient):  # from products on an accelerator, unsolved members are NaN
         alone = method if method == "trust-region" else "svd"
         for i in (~exact).nonzero().flatten().tolist():
             member = decompose(A[i], start[i], None, alone)
@@ -97,13 +97,13 @@ def _decompose_batch(A: Tensor, start: Tensor, method: str) -> Polar:
 
 
 def _all_at_once(A: Tensor, method: str) -> tuple[Polar, Tensor]:
-    """The polar decompositions of A (n, d, m), and which of them (n,) are right."""
+    """The polar decompositions of A (n, d, m), and which of them (n,) are accurate enough."""
     try:
         if method == "matmul" and (found := by_matmul(A)) is not None:
             return found, torch.ones(len(A), dtype=torch.bool, device=A.device)
         if method == "eigh" and A.dtype == torch.float32:
             return all_by_eigh(A)
-        if method != "trust-region":  # the Gram matrix of a float64 problem holds too few of its digits
+        if method != "trust-region":  # the Gram matrix of a float64 problem has too few correct digits
             return all_by_svd(A)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         pass
@@ -112,7 +112,7 @@ def _all_at_once(A: Tensor, method: str) -> tuple[Polar, Tensor]:
 
 
 def expected_kind(A: Tensor, basis: Tensor | None, method: str) -> Kind:
-    """The kind of decomposition that `as_kind` makes of every result: compilers need shapes before values."""
+    """The kind to which `as_kind` converts every result, since compilers need shapes before values."""
     if method == "matmul":
         return Products
     warm = method == "eigh" and A.ndim == 2 and (basis is not None or A.dtype == torch.float64)
@@ -120,11 +120,11 @@ def expected_kind(A: Tensor, basis: Tensor | None, method: str) -> Kind:
 
 
 def as_kind(known: Decomposition, kind: Kind, device: torch.device) -> Decomposition:
-    """The same decomposition as one of that kind."""
+    """The decomposition, converted to that kind."""
     if isinstance(known, kind):
         return known
     assert isinstance(known, Spectral | Deficient)
-    if kind is Products:  # singular values stepped in: a frame without gradient
+    if kind is Products:  # from the SVD as fallback: a frame without gradient
         return Products(torch.zeros(known.sigma.shape[:-1], dtype=torch.bool, device=device))
     if kind is Deficient:
         return Deficient(*known)
@@ -138,9 +138,9 @@ def _warn_once(method: str, A: Tensor) -> None:
     _warned.add(method)
     sigma = without_rounding(torch.linalg.svdvals(A.double()), A)
     warnings.warn(
-        f"the polar factor of a matrix of condition number {float(sigma[0] / sigma[-1]):.1e} is beyond {method!r} in "
-        f"{A.dtype}: 'svd' stepped in, now and wherever this happens again (said once). Some class means coincide or "
-        "are missing; if that lasts, a larger delta or float64 helps.",
+        f"{method!r} cannot compute the polar factor of a matrix of condition number {float(sigma[0] / sigma[-1]):.1e} "
+        f"in {A.dtype}: 'svd' replaces it, now and in all such cases (shown once). Some class means coincide or are "
+        "missing: if this persists, use a larger delta or float64.",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -1,4 +1,4 @@
-"""A polar decomposition, as every method returns it."""
+"""The polar decomposition that every method returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Decomposition(Protocol):
-    """What a method knows of `A = U P` besides U: a named tuple of tensors, and the adjoint that they make cheap."""
+    """The intermediate results of a method for `A = U P`: a named tuple of tensors, from which the adjoint is cheap."""
 
     def adjoint(self, A: Tensor, U: Tensor, G: Tensor) -> Tensor:
         """`Ā = U Φ + (I − UUᵀ) G P⁻¹` with `P Φ + Φ P = UᵀG − GᵀU`, (d, m); a curvature of zero counts as infinite."""
@@ -16,7 +16,7 @@ class Decomposition(Protocol):
 
 
 def tensors(known: Decomposition) -> tuple[Tensor, ...]:
-    """What it is made of."""
+    """The tensors of a decomposition."""
     return tuple(known)  # type: ignore[arg-type]
 
 
@@ -25,7 +25,5 @@ class Polar(NamedTuple):
 
     factor: Tensor  # U (…, d, m)
     known: Decomposition
-    gauge: Tensor | None = None  # (…, d, 1): what completes U beyond A's own columns, where that was asked for
-    fallbacks: Tensor | int = (
-        0  # 1 if another method had to step in; a tensor in a batch (…), and where only the device knows
-    )
+    gauge: Tensor | None = None  # (…, d, 1): the completion of U by a further column of the start, if there is one
+    fallbacks: Tensor | int = 0  # 1 if another method replaced the chosen one; a tensor for a batch or an accelerator

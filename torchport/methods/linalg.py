@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def gram(A: Tensor, block: int = 256) -> Tensor:
-    """AᵀA (m, m) of A (d, m); of a large one only the blocks on and below the diagonal are multiplied out."""
+    """AᵀA (m, m) of A (d, m); for a large m only the blocks on and below the diagonal are computed."""
     m = A.shape[1]
     if m <= block:
         return A.mT @ A
@@ -20,13 +20,13 @@ def gram(A: Tensor, block: int = 256) -> Tensor:
 
 
 def without_rounding(sigma: Tensor, A: Tensor) -> Tensor:
-    """The singular values of A, zero where only rounding, of A's entries or of the decomposition, made them."""
+    """The singular values of A, those at the rounding level of its entries or of the decomposition set to zero."""
     share = max(max(A.shape[-2:]) * torch.finfo(torch.float64).eps, 4 * torch.finfo(A.dtype).eps)
     return torch.where(sigma > share * sigma.amax(-1, keepdim=True), sigma, 0.0)
 
 
 def pseudo_inverse(values: Tensor) -> Tensor:
-    """1/values, and 0 for 0: there a derivative does not exist, and none is passed on."""
+    """1/values, and 0 for 0, where the derivative does not exist and counts as zero."""
     return values.reciprocal().masked_fill_(values == 0, 0.0)
 
 
@@ -40,7 +40,7 @@ def complete_frame(left: Tensor, right: Tensor, start: Tensor) -> Tensor:
     right = torch.cat([right, right.new_zeros(m - len(right), r)])
     right_rest = torch.linalg.qr(right, mode="complete")[0][:, r:]  # (m, m−r)
     target = start @ right_rest
-    # The complement of span(left) in R^d may be huge; this much of it holds the target, and room to complete it.
+    # The complement of span(left) in R^d may be huge; this part of it suffices for the target and its completion.
     eye = torch.eye(d, m, dtype=left.dtype, device=left.device)
     left_rest = torch.linalg.qr(torch.cat([left, target, eye], 1))[0][:, r:]
     Z, _, Yt = torch.linalg.svd(left_rest.mT @ target, full_matrices=False)
@@ -57,11 +57,11 @@ def complete_by_one(U: Tensor, start: Tensor) -> Tensor:
 
 
 def unit_remainder(U: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """What U (…, d, m) leaves of w (…, d, 1), at unit length, and whether (…) that is more than rounding."""
+    """The part of w (…, d, 1) orthogonal to U (…, d, m), at unit length, and whether (…) it is more than rounding."""
     clear = torch.ones((), dtype=torch.bool, device=w.device)
     for _ in range(2):  # twice is enough for full orthogonality
         w = w - U @ (U.mT @ w)
         length = torch.linalg.vector_norm(w, dim=-2, keepdim=True)
-        clear = clear & (length[..., 0, 0] >= 1e-8)  # not so for NaN, which a length of zero leaves
+        clear = clear & (length[..., 0, 0] >= 1e-8)  # false for NaN, the result of a zero length
         w = w / length
     return w, clear

@@ -1,7 +1,7 @@
-"""By matrix products alone: nothing that makes the host of an accelerator wait.
+"""The polar factor by matrix products alone, without synchronising on an accelerator.
 
 Forward, `X ← X (aI + b XᵀX + c (XᵀX)²)` drives all singular values to one (Amsel, Persson, Musco & Gower 2025, arXiv
-2505.16932, *The Polar Express*: minimax polynomials, chosen anew for each step). Backward, the same polynomials find a
+2505.16932, *The Polar Express*: a minimax polynomial for each step). Backward, the same polynomials compute a
 matrix sign that solves the Lyapunov equation (Roberts 1980; Higham, *Functions of Matrices* (2008), chapter 5).
 """
 
@@ -17,20 +17,20 @@ from .factor import Polar
 
 
 class Products(NamedTuple):
-    """Nothing but U and A themselves, and whether products could solve the problem."""
+    """Whether products could solve the problem; the adjoint needs only U and A."""
 
     solved: Tensor  # () bool, or for a batch (…)
 
     def adjoint(self, A: Tensor, U: Tensor, G: Tensor) -> Tensor:
         """`Ā = U Φ + (G − U UᵀG) P⁻¹` with `P = sym(UᵀA)`; zero where there is no solution."""
-        top = A.abs().amax((-2, -1), keepdim=True)  # a unit in which no square overflows; Ā is in its inverse
+        top = A.abs().amax((-2, -1), keepdim=True)  # so that no square overflows; Ā scales inversely
         P = U.mT @ (A / top)
         P = 0.5 * (P + P.mT)
         T = U.mT @ G
         normal = torch.cholesky_solve((G - U @ T).mT, torch.linalg.cholesky_ex(P)[0]).mT
         S = T - T.mT
         Phi = lyapunov_by_sign(P, S)
-        if P.dtype == torch.float64:  # the steep polynomials cost up to four digits: once more, on what is left
+        if P.dtype == torch.float64:  # the steep polynomials lose up to four digits: one refinement
             Phi = Phi + lyapunov_by_sign(P, S - (P @ Phi + Phi @ P))
         found = (U @ Phi + normal) / top
         return torch.where(self.solved[..., None, None], found, 0.0)
@@ -39,8 +39,8 @@ class Products(NamedTuple):
 def by_matmul(A: Tensor) -> Polar | None:
     """The polar decomposition of A (…, d, m).
 
-    None on the CPU where a result is not orthonormal enough, A being nearly rank-deficient; elsewhere it is made NaN,
-    on the device.
+    If a result is not orthonormal enough, since A is nearly rank-deficient, None on the CPU; elsewhere this result is
+    NaN.
     """
     X, solved = orthonormalised(A)
     if A.device.type == "cpu":
@@ -83,12 +83,12 @@ def lyapunov_by_sign(P: Tensor, S: Tensor) -> Tensor:
 
 
 def _minimax_coefficients(eps: float) -> tuple[tuple[float, float, float], ...]:
-    """Odd quintics `ax + bx³ + cx⁵` whose composition takes [8 eps, 1] to 1 ± eps, each the best for its interval.
+    """Odd quintics `ax + bx³ + cx⁵` whose composition maps [8 eps, 1] to 1 ± eps, each the best for its interval.
 
     On [l, 1] the error of the best one alternates at l, two inner extrema, and 1 (Remez' algorithm). Two departures
-    keep full accuracy. Intervals below l = 0.1 are treated as that one, which costs little speed, for the best
-    polynomial would bring large singular values down to l, and with them their digits. And all but the last
-    contract their argument by 1 % first: beyond 1 they fall so steeply that rounding would be amplified.
+    keep full accuracy. For l < 0.1 the polynomial for l = 0.1 is used, which costs little speed: the best one would
+    reduce large singular values to l, and lose their digits. And all but the last contract their argument by 1 %
+    first, since beyond 1 they fall so steeply that rounding would be amplified.
     """
     steps: list[tuple[float, float, float]] = []
     lower, margin = 8 * eps, 1.01

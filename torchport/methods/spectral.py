@@ -1,7 +1,7 @@
-"""From singular values: `A = L diag(σ) Vᵀ`, so that `U = L Vᵀ` and `P = V diag(σ) Vᵀ`.
+"""The polar factor from singular values: `A = L diag(σ) Vᵀ`, so that `U = L Vᵀ` and `P = V diag(σ) Vᵀ`.
 
-`by_svd` asks LAPACK for them in float64; `by_eigh` takes them from the eigendecomposition of AᵀA, which is quicker and
-squares the condition number.
+`by_svd` uses LAPACK's SVD in float64, `by_eigh` the eigendecomposition of AᵀA, which is faster but squares the
+condition number.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Spectral(NamedTuple):
         GV = G @ V
         T = L.mT @ GV
         Phi = (T - T.mT).div_(sigma[:, None] + sigma)
-        if len(L) == len(V):  # nothing is normal to L, and its rounding must not be divided by σ
+        if len(L) == len(V):  # the normal part is zero: its rounding must not be divided by σ
             return L @ Phi @ V.mT
         return GV.div_(sigma).addmm_(L, Phi.sub_(T.div_(sigma))) @ V.mT
 
 
 class Deficient(NamedTuple):
-    """The same with exact zeros among σ: a curvature of zero counts as infinite, and passes no derivative on.
+    """The same with exact zeros among σ: a curvature of zero counts as infinite, with a zero derivative.
 
     Batches of any rank are of this kind.
     """
@@ -45,7 +45,7 @@ class Deficient(NamedTuple):
     basis: Tensor  # (…, m, m)
 
     def adjoint(self, A: Tensor, U: Tensor, G: Tensor) -> Tensor:
-        """As for `Spectral`, with pseudo-inverses, and the products of (m, m) matrices first, the least in a batch."""
+        """As for `Spectral`, with pseudo-inverses; products of (m, m) matrices come first, the cheapest in a batch."""
         L, sigma, V = self
         inverse = pseudo_inverse(sigma)[..., None, :]
         GV = G @ V  # not V diag(σ)⁻¹ Vᵀ first: small columns of GV keep their digits beside a large 1/σ
@@ -57,9 +57,9 @@ class Deficient(NamedTuple):
 
 
 def by_svd(A: Tensor, start: Tensor) -> Polar:
-    """LAPACK's singular values in float64: the yardstick, and the only method for a rank-deficient A.
+    """From LAPACK's SVD in float64: the standard of accuracy, and the fallback for a rank-deficient A.
 
-    Of its polar factors the one nearest to `start` (d, m) or (d, m+1) is taken.
+    Then the polar factor nearest to `start` (d, m) or (d, m+1) is returned.
     """
     m = A.shape[1]
     left, sigma, Vt = torch.linalg.svd(A.double(), full_matrices=False)
@@ -73,10 +73,10 @@ def by_svd(A: Tensor, start: Tensor) -> Polar:
 
 
 def by_eigh(A: Tensor) -> Polar | None:
-    """From the eigendecomposition of AᵀA, formed and decomposed in float64; None where that is not exact enough.
+    """From the eigendecomposition of AᵀA, computed in float64; None if this is not accurate enough.
 
-    The Gram matrix squares the condition number: float64 leaves float32 problems enough digits up to 1e5, the left
-    factor included, and for float64 ones the eigenbasis is taken as a stale one, which restores them.
+    The Gram matrix squares the condition number. For float32 problems, float64 has enough digits up to a condition
+    number of 1e5; for float64 problems, the eigenbasis is treated as a stale one, which restores the digits.
     """
     A64 = A.double()
     squares, V = torch.linalg.eigh(gram(A64))
@@ -86,18 +86,18 @@ def by_eigh(A: Tensor) -> Polar | None:
     if A.dtype == torch.float64:
         return by_basis(A, V)
     if least > 1e-3 * most:  # condition number 30: a product in float32 loses no more than 2e-6
-        sigma, V = squares.sqrt_().to(A.dtype), V.to(A.dtype)  # V keeps LAPACK's strides, which products take
+        sigma, V = squares.sqrt_().to(A.dtype), V.to(A.dtype)  # V keeps LAPACK's strides
         left = (A @ V).div_(sigma)
         return Polar(left @ V.mT, Spectral(left, sigma, V))
     left = A64 @ V
-    # The lengths of its columns have more digits than the roots of `squares`, which are quicker to come by.
+    # The lengths of its columns have more correct digits than the roots of `squares`, which are cheaper.
     sigma = squares.sqrt_() if least > 1e-8 * most else torch.linalg.vector_norm(left, dim=0)
     left, V = left.div_(sigma).to(A.dtype), V.to(A.dtype)
     return Polar(left @ V.mT, Spectral(left, sigma.to(A.dtype), V))
 
 
 def all_by_eigh(A: Tensor) -> tuple[Polar, Tensor]:
-    """The polar decompositions of A (n, d, m) in float32 as by `by_eigh`, and which of them (n,) are exact enough."""
+    """The polar decompositions of A (n, d, m) in float32 as by `by_eigh`, and which (n,) are accurate enough."""
     A64 = A.double()
     squares, V = torch.linalg.eigh(A64.mT @ A64)
     least, most = squares[:, 0], squares[:, -1]
@@ -111,7 +111,7 @@ def all_by_eigh(A: Tensor) -> tuple[Polar, Tensor]:
 
 
 def all_by_svd(A: Tensor) -> tuple[Polar, Tensor]:
-    """The same by LAPACK's singular values in float64; those of full rank are exact."""
+    """The same from LAPACK's SVD in float64, accurate for members of full rank."""
     left, sigma, Vt = torch.linalg.svd(A.double(), full_matrices=False)
     exact = without_rounding(sigma, A)[:, -1] > 0
     left, sigma, V = left.to(A.dtype), sigma.to(A.dtype), Vt.mT.to(A.dtype)

@@ -1,7 +1,7 @@
-"""The paper's own way: the reference's Riemannian trust region, in float64 on the host.
+"""The paper's method: the reference's Riemannian trust region, in float64 on the host.
 
-It is here for comparisons with the fast methods, also over whole training runs. Its adjoint is the closed form of the
-other spectral methods: at the solution, `P = UᵀA`.
+It is for comparisons with the fast methods, also over whole training runs. Its adjoint is the closed form of the
+spectral methods, with `P = UᵀA` at the solution.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""From a stale eigenbasis V of P, of an earlier and similar problem: `P = V (diag(D) + Y) Vᵀ` with a small coupling Y.
+"""The polar factor from the eigenbasis V of an earlier, similar problem: `P = V (diag(D) + Y) Vᵀ`, Y small.
 
-The columns of B = AV are nearly orthogonal. The wanted `D + Y` is the square root of `BᵀB`, D² its diagonal and C the
-rest: `DY + YD = C − Y²` is solved by fixed-point iteration, and its inverse is the first terms of
-`(I − E + E² − …) D⁻¹` with `E = D⁻¹Y`. As in one-sided Jacobi methods columns of any length keep their own relative
-accuracy; all is products.
+The columns of B = AV are nearly orthogonal. `D + Y` is the square root of `BᵀB`, with D² the diagonal of the latter and
+C the rest: fixed-point iteration solves `DY + YD = C − Y²`, and the inverse of `D + Y` is approximated by the first
+terms of `(I − E + E² − …) D⁻¹` with `E = D⁻¹Y`. As in one-sided Jacobi methods, columns of any length keep their own
+relative accuracy. All steps are matrix products.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor
 from .factor import Polar
 from .linalg import gram, pseudo_inverse
 
-# Read off benchmarks/layer.py on a CPU: with fewer columns a stale eigenbasis saves less than 0.1 ms a step. Against
-# LAPACK's SVD a new eigendecomposition is quicker at every size from (4, 3) on.
+# From benchmarks/layer.py on a CPU: with fewer columns a stale eigenbasis saves less than 0.1 ms per step. A new
+# eigendecomposition is faster than LAPACK's SVD at every size from (4, 3) on.
 SMALLEST_FOR_WARM_START = 64
 
-# Columns of B below this share of the longest carry so much of its rounding that float32 does not do: the cold
-# method, whose products are float64, is exact there.
+# Columns of B below this share of the longest have too much of its rounding for float32: there, the products of the
+# cold method are in float64.
 WEAKEST = 1e-2
 
-# How far a stale basis may be from diagonalising P, ‖Y/D‖_F/√m, and the passes of the iterations that make up for it,
-# each of which gains about this factor. Beyond it a new decomposition costs no more than further passes.
+# The largest distance ‖Y/D‖_F/√m of a stale basis from diagonalising P, and the passes of the iterations that correct
+# it, each of which gains about this factor. Beyond it, a new decomposition costs no more than further passes.
 STALENESS = {torch.float32: (1e-3, 1), torch.float64: (1e-5, 2)}
 
 
@@ -62,11 +62,11 @@ def by_basis(A: Tensor, V: Tensor) -> Polar | None:
     weights = (D[:, None] + D).reciprocal_()
     Y, root = C * weights, len(D) ** 0.5
     previous, change = 1.0, float(torch.linalg.vector_norm(Y / D)) / root
-    if not change <= min(bound, 0.5 / root):  # or NaN, from a zero column; ‖E‖ ≤ ½ makes D + Y positive definite
+    if not change <= min(bound, 0.5 / root):  # false for NaN, from a zero column; ‖E‖ ≤ ½ makes D + Y positive definite
         return None
     if A.dtype == torch.float32 and not float(D.min()) > WEAKEST * float(D.max()):
         return None
-    while change * min(change / previous, 1.0) > tolerance:  # what the next step would still change
+    while change * min(change / previous, 1.0) > tolerance:  # the change expected in the next step
         Y_next = torch.addmm(C, Y, Y, alpha=-1).mul_(weights)
         previous, change = change, float(torch.linalg.vector_norm((Y_next - Y).div_(D))) / root
         Y = Y_next

@@ -31,8 +31,8 @@ def layer_size(weight: Tensor) -> float:
 class AGD(torch.optim.Optimizer):
     """Automatic gradient descent for the matrices and kernels of a model.
 
-    The theory has no biases or batch-norm scales: vectors are frozen at their initial values.  Matrices and
-    kernels start orthogonal, of norm s_l.
+    The theory covers no biases or batch-norm scales: vectors are frozen at their initial values. Matrices and kernels
+    start orthogonal, with norm s_l.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class AGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step of Algorithm 1, without waiting for the device."""
+        """One step of Algorithm 1, without synchronising."""
         weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         norms = [torch.linalg.vector_norm(p.grad, dim=(0, 1), keepdim=True) for p in weights]  # per position
         L = len(weights)

@@ -1,6 +1,6 @@
-"""Which classes a model takes for which: counts of (true, predicted) pairs, accuracy per class. Needs no torch.
+"""Confusion of classes: counts of (true, predicted) pairs, accuracy per class. Needs no torch.
 
-Only pairs that occur are kept, at most as many as there are images, so that K = 1000 classes stay small.
+Only pairs that occur are stored, at most as many as there are images, so that K = 1000 classes need little memory.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Confusion:
     Attributes
     ----------
     pairs : (n, 3) int64
-        True class, predicted class, images; no pair twice and none without images.
+        True class, predicted class, number of images; each pair occurs once, with at least one image.
     num_classes : int
         K.
 
     Raises
     ------
     ValueError
-        If `pairs` has another shape, or a class that is not in 0…K−1.
+        If `pairs` has another shape, or a class outside 0…K−1.
 
     Examples
     --------
@@ -60,7 +60,7 @@ class Confusion:
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
-        """Share of each class's images that are classified right, (K,); nan for a class without images."""
+        """Share of each class's images that are classified correctly, (K,); nan for a class without images."""
         right = np.zeros(self.num_classes)
         true, predicted, count = self.pairs.T
         right[true[true == predicted]] = count[true == predicted]
@@ -74,7 +74,7 @@ class Confusion:
         return matrix
 
     def worst(self, most: int) -> list[int]:
-        """Up to `most` classes of which some image is classified wrong, the least accurate first.
+        """Up to `most` classes with misclassified images, the least accurate first.
 
         >>> Confusion(np.array([[0, 0, 3], [0, 1, 1], [1, 1, 2]]), num_classes=3).worst(5)
         [0]
@@ -116,5 +116,5 @@ def confusion_lines(confusion: Confusion, names: Sequence[str], most: int = 5) -
     classes = [f"{shown(names[k])} ({100 * accuracy[k]:.1f} % of {images[k]})" for k in confusion.worst(most)]
     mistakes = [f"{shown(names[t])} taken for {shown(names[p])} ({n})" for t, p, n in confusion.mistakes(most)]
     if not mistakes:
-        return ["every image is classified right"]
+        return ["every image is classified correctly"]
     return [f"least accurate classes: {', '.join(classes)}", f"most frequent mistakes: {', '.join(mistakes)}"]

@@ -1,4 +1,4 @@
-"""A run's metrics over its epochs as one picture, which is never a reason for the run to fail."""
+"""A picture of a run's metrics over its epochs; an error while drawing never ends the run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from ...common.files import replacing
 
 PANELS = ("loss", "accuracy", "nc1", "nc2", "nc2_means", "nc3")
-RUNNING = ("loss", "accuracy")  # measured on training batches as they pass, too
+RUNNING = ("loss", "accuracy")  # also measured on training batches
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> str:
@@ -23,7 +23,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> str:
     Returns
     -------
     str
-        Why there is no picture; empty if there is one.
+        The reason why there is no picture; empty if there is one.
     """
     try:
         # Imported here: a run's other processes do not draw, and a broken matplotlib must not stop a run.
@@ -43,7 +43,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> str:
             for axes, name in zip(figure.subplots(2, 3).ravel(), PANELS, strict=True):
                 draw_curve(axes, [group], BY_NAME[name])
                 if name in RUNNING:
-                    key = f"running_{name}"  # which epoch 0, before the first step, has not
+                    key = f"running_{name}"  # epoch 0, before the first step, has none
                     shown = [(row["epoch"], BY_NAME[name].factor * row[key]) for row in rows if key in row]
                     style = {"color": COLOURS[1], "linewidth": 1, "marker": "." if len(rows) < 25 else ""}
                     x, y = zip(*shown, strict=True) if shown else ((), ())

@@ -1,4 +1,4 @@
-"""Where a model computes, and in which precision."""
+"""The device and the precision of a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def computing_device(name: str | torch.device | None) -> torch.device:
     Raises
     ------
     SettingsError
-        If there is no such device here.
+        If the device cannot be used here.
 
     Examples
     --------
@@ -29,11 +29,13 @@ def computing_device(name: str | torch.device | None) -> torch.device:
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda":
+            if not torch.cuda.is_available():
+                raise RuntimeError("torch finds no CUDA device")
             if device.index is None:
                 device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(device)
         torch.ones(1, device=device).add(1).item()
-    except Exception as error:  # of many types: what torch knows by name, this build may lack
+    except Exception as error:  # torch raises many types for devices that this build lacks
         raise SettingsError(
             f"device {str(name)!r} cannot be used here ({first_line(error)}): try --device cpu"
         ) from error
@@ -41,7 +43,7 @@ def computing_device(name: str | torch.device | None) -> torch.device:
 
 
 def use_precision(backbone: nn.Module, device: torch.device, precision: str) -> None:
-    """Let a backbone compute in another precision; its features, and all of the head, stay float32."""
+    """Run a backbone in another precision; its features and the head stay in float32."""
     if precision == "float32":
         return
     forward = backbone.forward

@@ -1,8 +1,8 @@
-"""An average of a model's weights over the steps of training, which is what is evaluated and exported.
+"""An exponential moving average of a model's weights, which is then the model to evaluate and to export.
 
     w̄ ← β w̄ + (1−β) w,    β = min(decay, (1+t)/(10+t)) after step t
 
-as in timm's `--model-ema` with its warm-up, without which short runs would mostly average the initial weights.
+as in timm's `--model-ema` with warm-up; without it, short runs average mostly initial weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .run.settings import Settings
 
 
 class WeightAverage:
-    """The average of a model, if the settings ask for one; else the model itself stands for it.
+    """The moving average of a model if `model_ema` is set, else the model itself.
 
     Parameters, statistics of batch norm and running class means are averaged; the classifier of an ETF head follows
     from its averaged means.
@@ -49,7 +49,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the model after a step."""
+        """Update the average after a step."""
         if self._average is self._model:
             return
         self.steps += 1
@@ -71,15 +71,15 @@ class WeightAverage:
         average = self._average
         if average is not self._model:
             if dist.is_initialized():
-                for buffer in average.buffers():  # of batch norm, which each process has of its own
+                for buffer in average.buffers():  # batch norm differs between processes
                     dist.broadcast(buffer, 0)
             if hasattr(average.head, "refresh"):
-                average.head.load_state_dict(average.head.state_dict())  # forgets what was cached before
+                average.head.load_state_dict(average.head.state_dict())  # clears the head's cache
                 average.head.refresh()
         return average
 
     def restart(self) -> None:
-        """Begin again, from the model as it is now."""
+        """Restart the average from the current model."""
         if self._average is not self._model:
             self.steps = 0
             self._average.load_state_dict(self._model.state_dict())
@@ -89,13 +89,13 @@ class WeightAverage:
         return [self._model] if self._average is self._model else [self._model, self._average]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of it: empty without an average."""
+        """The state for a checkpoint; empty without an average."""
         if self._average is self._model:
             return {}
         return {"steps": self.steps, "model": self._average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` said."""
+        """Restore the state of `state_dict`."""
         if state:
             self.steps = state["steps"]
             self._average.load_state_dict(state["model"])

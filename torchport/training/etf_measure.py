@@ -1,4 +1,4 @@
-"""`etf-measure`: every figure of neural collapse of a run's checkpoints, or of any network, on each split of data."""
+"""`etf-measure`: neural collapse of a run's checkpoints, or of any network, on every split of its data."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ...common.errors import UserError
 from ...common.files import write_file
 
 EXAMPLES = """
-etf-measure runs/digits                             best, last and recalibrated checkpoint, where they exist
+etf-measure runs/digits                             all checkpoints: best, last and recalibrated
 etf-measure runs/digits --checkpoint recalibrated   one of them
-etf-measure runs/photos --data /new/place/photos    of a run whose image folder has moved
-etf-measure runs/digits --json figures.json         figures as JSON; - for standard output, without the table
-etf-measure --model net.py:make --weights net.pt --classifier fc --data photos     of a network trained elsewhere
-etf-measure --model timm:resnet18 --layer global_pool --data photos    features alone, of classes of one's own
+etf-measure runs/photos --data /new/place/photos    a run whose image folder has moved
+etf-measure runs/digits --json figures.json         metrics as JSON; - for standard output, without the table
+etf-measure --model net.py:make --weights net.pt --classifier fc --data photos     a network trained elsewhere
+etf-measure --model timm:resnet18 --layer global_pool --data photos    features alone, on your own classes
 """
 OF_A_MODEL = ("weights", "classifier", "layer", "image_size", "mean", "std")
 
@@ -32,25 +32,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", nargs="?", metavar="RUN", help="run folder of etf-train; or --model")
     parser.add_argument("--checkpoint", choices=("best", "last", "recalibrated"), help="only this one [all that exist]")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON; - for standard output")
+    parser.add_argument("--json", metavar="FILE", help="write the metrics as JSON; - for standard output")
     parser.add_argument("--data", metavar="FOLDER", help="the run's image folder, if it has moved; or the model's")
-    parser.add_argument("--data-dir", metavar="DIR", help="where data sets lie, as for etf-train")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … (a GPU where there is one)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder of the data sets, as for etf-train")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … [a GPU if there is one]")
     model = parser.add_argument_group(
-        "a network that was not trained here",
-        "It needs --data, a folder of CLASS/… or {train,val,test}/CLASS/… or a data set's name, and --classifier, "
-        "--layer or both. Figures are of what enters the classifier, or of the layer's output. The order of the "
-        "folders has to be that of the logits.",
+        "a network trained elsewhere",
+        "It needs --data (a folder of CLASS/… or {train,val,test}/CLASS/…, or the name of a data set), and "
+        "--classifier, --layer or both. Metrics are those of the classifier's input, or of the layer's output. The "
+        "order of the folders must be that of the logits.",
     )
     model.add_argument(
         "--model",
         metavar="NAME",
-        help="PACKAGE.MODULE:FUNCTION or FILE.py:FUNCTION, which makes it; timm:NAME, torchvision:NAME",
+        help="PACKAGE.MODULE:FUNCTION or FILE.py:FUNCTION that returns it; timm:NAME, torchvision:NAME",
     )
     model.add_argument(
-        "--weights", metavar="FILE", help="safetensors, or a checkpoint of torch.save [as the function or library gave]"
+        "--weights", metavar="FILE", help="safetensors, or a checkpoint of torch.save [set by the function or library]"
     )
-    model.add_argument("--classifier", metavar="NAME", help="the linear layer that gives the logits, as in fc")
+    model.add_argument("--classifier", metavar="NAME", help="the linear layer that outputs the logits, such as fc")
     model.add_argument("--layer", metavar="NAME", help="the layer whose output is measured [the classifier's input]")
     model.add_argument("--image-size", type=int, metavar="N", help="side of the images [the network's own, else 224]")
     for name in ("mean", "std"):
@@ -72,7 +72,7 @@ def _measured(options: Namespace) -> int:
 def _of_run(options: Namespace) -> int:
     """`etf-measure RUN`."""
     if options.run is None:
-        raise UserError("name a run folder, or a network by --model (see etf-measure --help)")
+        raise UserError("name a run folder, or a network with --model (see etf-measure --help)")
     for name in OF_A_MODEL:
         if getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} is for --model: a run has its own")
@@ -101,7 +101,7 @@ def _of_run(options: Namespace) -> int:
 def _of_model(options: Namespace) -> int:
     """`etf-measure --model NAME`."""
     if options.run is not None or options.checkpoint is not None:
-        raise UserError("--model goes with neither a run folder nor --checkpoint: measure one or the other")
+        raise UserError("--model excludes a run folder and --checkpoint: measure one or the other")
     if options.data is None:
         raise UserError("--model needs --data: a folder of images by class, or the name of a data set")
     from .measure_model import ImagesFor, measure_model
@@ -122,7 +122,7 @@ def _of_model(options: Namespace) -> int:
 
 
 def _shown(options: Namespace, text: str, figures: dict[str, Any]) -> int:
-    """Print text, or with `--json -` the figures, and write them with `--json FILE`."""
+    """Print text, or with `--json -` the metrics; write them with `--json FILE`."""
     written = json.dumps(figures, indent=2) + "\n"
     if options.json == "-":
         sys.stdout.write(written)

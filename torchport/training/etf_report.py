@@ -1,7 +1,7 @@
-"""`etf-report`: runs compared, as one self-contained page, a picture, tables and words.
+"""`etf-report`: compare runs, as one self-contained page, a picture, tables and sentences.
 
-A table of the heads is printed in any case. Runs that differ in nothing but the seed are gathered into one line; runs
-on different data have tables of their own, and are not compared.
+A table of the heads is always printed. Runs that differ only in the seed share a line. Runs on different data have
+separate tables and are not compared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ etf-report runs/demo/*-seed* --to report.html                one self-contained 
 etf-report runs/demo/*-seed* --to report.html report.png     and one summary picture
 etf-report runs/demo/*-seed* --to report.html --figures fig  each figure as SVG and PNG, too
 etf-report runs/demo/*-seed* --aggregate tables --at 50 200  statistics over seeds: Markdown, CSV, LaTeX
-etf-report runs/a runs/b --labels baseline ours              lines of the tables by names of one's own
+etf-report runs/a runs/b --labels baseline ours              your own names for the lines of the tables
 """
 
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="NAME",
         nargs="+",
         default=[],
-        help="names of the tables' lines, in the order of the runs",
+        help="names for the lines of the tables, in the order of the runs",
     )
     options = parser.parse_args(arguments)
 

@@ -1,10 +1,11 @@
-"""`etf-train`: from a recipe and flags to a trained run folder, or with `etf-train sweep` to several."""
+"""`etf-train`: train one run from a recipe and flags, or several with `etf-train sweep`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -23,20 +24,20 @@ etf-train digits --head implicit --seed 0 --output runs/x    train; seconds on a
 etf-train digits --head learned --epochs 5 --lr 1e-3         any setting of the recipe can be changed
 etf-train --data photos --backbone resnet18                  images in photos/CLASS/, or in train/, val/, test/ of these
 etf-train --data photos --backbone timm:resnet50 --pretrained     fine-tune a network; or --weights FILE
-etf-train --resume --output runs/x                           go on where a run stopped
+etf-train --resume --output runs/x                           resume a run that stopped
 etf-train --resume --output runs/x --epochs 40               extend it; --data FOLDER: its images have moved
 etf-train runs/x/config.json --output runs/y                 repeat a run
 etf-train sweep digits --heads fixed implicit --seeds 3      several runs; finished ones are skipped
 etf-train --list                                             the recipes
 etf-train --show cifar10-resnet18                            the text of a recipe
 """
-# torchrun of Python 3.11 takes --start for the beginning of an option of its own.
-LOST = ("gloo", "NCCL", "Connection", "torch.distributed.Dist")  # in errors about a process that is gone
+LOST = ("gloo", "NCCL", "Connection", "torch.distributed.Dist")  # in errors about a lost process
+# torchrun on Python 3.11 takes --start for an abbreviation of one of its own options.
 ALIASES = {"optimizer": ["--optimiser"], "lr": ["--learning-rate"], "start": ["--head-start"]}
 
 
 def build_parser(sweeping: bool = False) -> Parser:
-    """All flags; those of the settings are made from the fields of `Settings`."""
+    """The parser; flags of settings come from the fields of `Settings`."""
     parser = Parser(
         "etf-train sweep" if sweeping else "etf-train",
         "Train a network with a linear, learned, fixed-ETF, nearest-ETF, class-mean or tight-frame classifier head.",
@@ -53,16 +54,16 @@ def build_parser(sweeping: bool = False) -> Parser:
         run.add_argument("--output", metavar="DIR", help="folder of the run folders HEAD-seedN [runs/RECIPE-DATA]")
     else:
         run.add_argument("--output", metavar="DIR", help="run folder [runs/RECIPE-DATA-HEAD-seedN]")
-        run.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
+        run.add_argument("--resume", action="store_true", help="resume the run in the output folder")
     run.add_argument("--overwrite", action="store_true", help="replace runs that exist")
     run.add_argument(
         "--recalibrate",
         action=argparse.BooleanOptionalAction,
-        help="implicit, class-mean, tight-frame: at the end (of a finished run with --resume: now) set means, W and b "
+        help="implicit, class-mean, tight-frame: at the end (with --resume of a finished run: now) set means, W and b "
         "from one exact pass [on]",
     )
-    run.add_argument("--data-dir", metavar="DIR", help="where data sets lie [$NEAREST_ETF_DATA, or a cache folder]")
-    run.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … [a GPU where there is one]")
+    run.add_argument("--data-dir", metavar="DIR", help="folder of the data sets [$NEAREST_ETF_DATA, or a cache folder]")
+    run.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 … [a GPU if there is one]")
     group = parser.add_argument_group("settings (defaults in brackets; a recipe changes some of them)")
     for f in fields(Settings):
         if f.name == "recipe" or (sweeping and f.name in ("head", "seed")):
@@ -80,7 +81,7 @@ def build_parser(sweeping: bool = False) -> Parser:
 
 
 def read_value(kind: type, words: Sequence[str], text: str) -> Any:
-    """The value of a flag: of that type, or one of the words that may stand in its place."""
+    """The value of a flag: of the given type, or one of `words`."""
     if text in words:
         return text
     try:
@@ -93,14 +94,18 @@ def read_value(kind: type, words: Sequence[str], text: str) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command: 0 on success, 1 if training failed, 2 for a usage error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    sweeping = words[:1] == ["sweep"]
-    parser = build_parser(sweeping)
-    values = vars(parser.parse_args(words[1:] if sweeping else words))
-    return run_command(parser.prog, lambda: sweep_command(values) if sweeping else train_command(values))
+    sweeping = build_parser(sweeping=True)
+    swept = sweeping.after("sweep", words)
+    if swept is None:
+        values = vars(build_parser().parse_args(words))
+        return run_command("etf-train", lambda: train_command(values))
+    values = vars(sweeping.parse_args(swept))
+    again = ["sweep", *(word for word in swept if word != "--overwrite")]
+    return run_command(sweeping.prog, lambda: sweep_command(values, again))
 
 
 def train_command(values: dict[str, Any]) -> int:
-    """Train one run, or list or show recipes; the exit status."""
+    """Train one run, or list or show recipes; return the exit status."""
     recipe, output, show, listing = (values.pop(name) for name in ("recipe", "output", "show", "list"))
     if listing or show:
         print(recipe_text(show).rstrip() if show else "\n".join(recipe_names()))
@@ -121,14 +126,17 @@ def train_command(values: dict[str, Any]) -> int:
         run = read_run(output)
         first = {level: epochs_to(run.rows, level) for level in (0.95, 0.99)}
         words = {level: "not reached" if epoch is None else f"in epoch {epoch}" for level, epoch in first.items()}
-        reached = ", ".join(f"{level:.0%} {word}" for level, word in words.items())
+        reached = ", ".join(f"{100 * level:.0f} % {word}" for level, word in words.items())
         result = f"{output}/{run.result}.pt: {', '.join(accuracies(run.result_row))}"
         printer(options["quiet"])(f"{result}; training accuracy {reached}")
     return 0
 
 
-def sweep_command(values: dict[str, Any]) -> int:
-    """Train every head with every seed, and list what became of them; the exit status."""
+def sweep_command(values: dict[str, Any], again: Sequence[str]) -> int:
+    """Train every head with every seed and print the outcomes; return the exit status.
+
+    `again` are the words of the command that resumes the sweep: the given ones without --overwrite.
+    """
     recipe, output, show, listing = (values.pop(name) for name in ("recipe", "output", "show", "list"))
     if listing or show:
         raise SettingsError(f"--{'list' if listing else 'show'} is not for sweeps: use etf-train --list, --show RECIPE")
@@ -148,6 +156,7 @@ def sweep_command(values: dict[str, Any]) -> int:
         with process_group():
             outcomes = sweep(runs, folder, **options)
     except Stopped as stopped:
+        stopped.command = f"{stopped.launcher} {shlex.join(again)}"
         return stopped_status("etf-train sweep", stopped)
     status = 0
     for name, outcome in outcomes.items():
@@ -161,11 +170,10 @@ def sweep_command(values: dict[str, Any]) -> int:
 def gather_settings(
     recipe: str | None, values: dict[str, Any], output: str | None = None, resume: bool = False
 ) -> tuple[Settings, str]:
-    """Settings and run folder: of a recipe, or of the run that is resumed, or the defaults; then the flags.
+    """Settings and run folder: from a recipe, the resumed run or the defaults, overridden by the flags.
 
-    An image folder without a recipe has the defaults of one: "fine-tune" where weights are given, else "photos".
-
-    A resumed run keeps its own epochs, workers and data where no flag says otherwise.
+    * An image folder without a recipe takes the recipe "fine-tune" if weights are given, else "photos".
+    * A resumed run keeps its epochs, workers and data unless a flag changes them.
     """
     if not (recipe or values or (resume and output)):
         raise SettingsError("name a recipe (etf-train --list) or settings (etf-train --help)")
@@ -183,7 +191,7 @@ def gather_settings(
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """The processes of torchrun, which part in order when all have ended well, or been stopped.
+    """Destroy torchrun's process group after a success or a stop in all processes.
 
     Raises
     ------
@@ -204,14 +212,15 @@ def process_group() -> Iterator[None]:
         if not dist.is_initialized() or not any(name in f"{type(error)}: {error}" for name in LOST):
             raise
         raise TrainingError(
-            f"process {dist.get_rank()} of {dist.get_world_size()} has lost another one ({describe(error)}): its own "
-            "message, or torchrun's, has the reason; go on from the last checkpoint with --resume"
+            f"process {dist.get_rank()} of {dist.get_world_size()} lost the connection to another one "
+            f"({describe(error)}): that process's message, or torchrun's, has the reason; resume from the last "
+            "checkpoint with --resume"
         ) from error
     part()
 
 
 def part() -> None:
-    """End the process group, if there is one: threads of its own may abort a process that leaves without."""
+    """Destroy the process group, if any: otherwise its threads may abort the process at exit."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -219,7 +228,7 @@ def part() -> None:
 
 
 def stopped_status(command: str, error: Any) -> int:
-    """Print once for all processes how to go on; the exit status."""
+    """Print the command that resumes the run, once for all processes; return the exit status."""
     status = int(error.code or 1)
     return status if int(os.environ.get("RANK", 0)) else fail(command, error.message, status)
 

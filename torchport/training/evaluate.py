@@ -26,25 +26,25 @@ from .confusion import count_pairs
 from .data.batches import Loader
 from .run.reading import Row
 
-KEPT_BYTES = 2**31  # features of larger splits are not kept for the figures that need them twice
-TOP5_FROM = 10  # classes; with fewer, five guesses say little
+KEPT_BYTES = 2**31  # features of larger splits are not kept for a second pass
+TOP5_FROM = 10  # classes; with fewer, top-5 accuracy is close to 1
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one pass over a split has found.
+    """The result of one pass over a split.
 
     Attributes
     ----------
     figures : dict
-        `loss` (cross-entropy) and `accuracy` over the samples, `top5` from ten classes on, and the figures of
-        `NeuralCollapse` on the features that the classifier sees. A figure that is undefined or not finite is absent.
+        `loss` (cross-entropy) and `accuracy` over the samples, `top5` from ten classes on, and the metrics of
+        `NeuralCollapse` on the input of the classifier. Undefined and non-finite metrics are absent.
     class_mean_rows : (K, d) float64 Tensor
         nan for a class without samples.
     margin_histogram : (200,) int64
         Samples per interval of `reference.collapse.MARGIN_EDGES`; zeros where margins were not measured.
     pairs : (n, 3) int64
-        True class, predicted class, images, as of `Confusion`: only pairs that occur, in this process.
+        True class, predicted class, number of images, as in `Confusion`; this process's images only.
     """
 
     figures: dict[str, float]
@@ -53,7 +53,7 @@ class Evaluation:
     pairs: NDArray[np.int64] = field(repr=False, default_factory=lambda: np.empty((0, 3), np.int64))
 
     def prefixed(self, split: str) -> dict[str, float]:
-        """The figures under the names of a run's rows.
+        """The metrics with the split as prefix, as in a run's rows.
 
         >>> Evaluation({"loss": 0.5}, torch.zeros(2, 2), np.zeros(200, dtype=np.int64)).prefixed("train")
         {'train_loss': 0.5}
@@ -73,12 +73,12 @@ def evaluate(
         In eval mode during the pass; its mode is restored.
     batches : iterable of (images (B, C, H, W), labels (B,))
     numerical_rank : bool
-        Compute `numerical_rank` too, which takes all features of a class at once: an SVD per class, in one process.
+        Also compute `numerical_rank`, by an SVD of all features of each class; in a single process only.
 
     Notes
     -----
-    Features are streamed. Up to 2 GiB of them are kept for a second look; of a larger split `nc4`, the cosine
-    margins and `numerical_rank` are left out.
+    Features are streamed. Up to 2 GiB of them are kept for a second pass; for a larger split `nc4`, the cosine margins
+    and `numerical_rank` are left out.
 
     Examples
     --------
@@ -137,7 +137,7 @@ def evaluate(
 
 
 def evaluate_splits(model: Classifier[Any], loaders: Mapping[str, Loader]) -> Row:
-    """Reported metrics on every split that there is, as `train_loss`, `val_accuracy`, …"""
+    """Reported metrics on every split, as `train_loss`, `val_accuracy`, …"""
     row: Row = {}
     for name, loader in loaders.items():
         row |= evaluate(model, loader.ordered()).prefixed(name)
@@ -153,7 +153,7 @@ def solver_health(head: Head) -> Row:
 def _collapse(
     meter: NeuralCollapseMeter, weight: Tensor, bias: Tensor, kept: list[tuple[Tensor, Tensor]] | None
 ) -> NeuralCollapse | None:
-    """Neural collapse by both passes, or by the first alone where no features were kept; None where undefined."""
+    """Neural collapse from both passes, or from the first alone if no features were kept; None if undefined."""
     try:
         if kept is None:
             return meter.compute(weight, bias)

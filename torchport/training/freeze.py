@@ -1,6 +1,6 @@
-"""Parts of a backbone that stay as they are, and the order of its layers.
+"""Frozen parts of a backbone, and the order of its layers.
 
-A frozen part does not learn, and is in eval mode while the rest trains: its batch norm and dropout do as in evaluation.
+A frozen part does not learn and stays in eval mode, batch norm and dropout included, while the rest trains.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ CONTAINERS = (nn.Sequential, nn.ModuleList)
 
 
 def freeze(model: Classifier[Any], settings: Settings) -> list[nn.Module]:
-    """Freeze what the settings name; the modules that `train_mode` has to keep in eval mode.
+    """Freeze the parts that the settings name; return the modules that `train_mode` keeps in eval mode.
 
-    `freeze = "all"` is the whole backbone: only the head learns. The name of a module (`layer4`, `blocks.10`) freezes
-    everything that is defined before it; it and what follows learn on. `freeze_bn` keeps the statistics of every batch
-    norm in the backbone, while its scale and shift learn on.
+    `freeze = "all"` freezes the whole backbone: only the head learns. The name of a module (`layer4`, `blocks.10`)
+    freezes everything defined before it; that module and all later ones learn. `freeze_bn` freezes the statistics of
+    every batch norm in the backbone; its scale and shift still learn.
 
     Raises
     ------
@@ -59,19 +59,19 @@ def freeze(model: Classifier[Any], settings: Settings) -> list[nn.Module]:
 
 
 def train_mode(model: nn.Module, still: Iterable[nn.Module]) -> None:
-    """Training mode for a model, but for the modules that stay in eval mode."""
+    """Put a model into training mode, except the modules that stay in eval mode."""
     model.train()
     for module in still:
         module.eval()
 
 
 def _before(backbone: nn.Module, name: str) -> list[nn.Module]:
-    """Freeze all that is defined before a module; the outermost modules of it."""
+    """Freeze everything defined before a module; return the outermost frozen modules."""
     modules = dict(backbone.named_modules())
     if name not in modules or not name:
         near = [known for known in modules if known and known.count(".") <= name.count(".")]
         raise SettingsError(nearest_name("module to freeze up to", name, near[:40] or ["all"]))
-    path = [".".join(name.split(".")[:depth]) for depth in range(name.count(".") + 1)]  # of what holds it
+    path = [".".join(name.split(".")[:depth]) for depth in range(name.count(".") + 1)]  # the containers of the module
     still = []
     for holder in path:
         module = modules[holder]
@@ -97,12 +97,13 @@ def _is_stack(module: nn.Module) -> bool:
 
 
 def layer_numbers(backbone: nn.Module) -> dict[str, int]:
-    """Which layer each parameter of a backbone belongs to, from 0 on, by the order of definition.
+    """The layer of each parameter of a backbone, numbered from 0 in the order of definition.
 
-    Opened are `nn.Sequential` and `nn.ModuleList`, a module that holds such a stack of blocks of one kind (the encoder
-    of a transformer, say), and modules around the network; any other module counts as one layer. A module of vectors
-    alone, such as a normalisation, belongs to the layer before it, and so do parameters that an opened module has
-    itself.
+    * A container of layers is opened: `nn.Sequential` and `nn.ModuleList`; a module that holds a stack of blocks of one
+      kind, such as the encoder of a transformer; a wrapper around the whole network.
+    * Every other module is one layer.
+    * A module that has vectors only, such as a normalisation, belongs to the layer before it; so do the parameters that
+      an opened module has itself.
 
     >>> layer_numbers(nn.Sequential(nn.Linear(2, 2, bias=False), nn.LayerNorm(2), nn.Linear(2, 2, bias=False)))
     {'0.weight': 0, '1.weight': 0, '1.bias': 0, '2.weight': 1}

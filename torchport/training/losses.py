@@ -1,4 +1,4 @@
-"""Training losses on logits z = W h + b, with ‖h‖ = τ and rows of W of length one, or of a linear layer.
+"""Training losses on logits z = W h + b, with ‖h‖ = τ and unit rows of W, or on those of a linear layer.
 
 Each is a mean over the samples i of a batch, with class yᵢ:
 
@@ -11,11 +11,11 @@ Each is a mean over the samples i of a batch, with class yᵢ:
 Sources: dot regression, Yang et al. 2022, arXiv 2203.09081, eq. 7; mean squared error, Han, Papyan & Donoho 2022,
 arXiv 2106.02073; NTCE and NONL, Koromilas et al. 2026, arXiv 2605.20302, in the symmetric form that its authors use.
 
-The target of `mse` is what a simplex ETF answers at full collapse: W h for h = τ w_y. The theory's one-hot target less
-its mean has the same direction, and 1/2τ makes the gradient in z as large as that of the cross-entropy. For K > d+1,
-where no simplex ETF exists, the loss stays above zero.
+The target of `mse` is the logits of a simplex ETF at full collapse, W h for h = τ w_y. It is parallel to the theory's
+centred one-hot target; the factor 1/2τ gives the gradient in z the scale of the cross-entropy's. For K > d+1, where no
+simplex ETF exists, the loss stays above zero.
 
-NTCE and NONL compare samples instead of classes, in each column of z by itself, so a bias cancels. The authors' unit
+NTCE and NONL compare samples instead of classes, within each column of z, so that a bias cancels. The authors' unit
 features and temperature 0.1, which divides, are τ = 10 here. Under several processes, and under gradient accumulation,
 the batch that j runs over is each process's own microbatch: with fewer samples there are fewer negatives.
 """
@@ -55,9 +55,9 @@ def training_loss(
     Parameters
     ----------
     kind : {"cross-entropy", "dot-regression", "mse", "ntce", "nonl"}
-        Dot regression pulls the true class's logit to the largest value that unit weights allow, and pushes nothing
-        away: it is for heads whose rows a frame keeps apart, since with learned ones all classes may meet at one point.
-        The formulas of all of them stand at the head of this file.
+        The module docstring has the formulas. Dot regression pulls the true class's logit to τ, its maximum with unit
+        weights, and pushes no other logit down. It suits heads whose frame keeps the rows apart; with learned rows all
+        classes may collapse to one point.
     logits : (N, K)
     labels : (N,) integers in 0…K−1, or (N, K) soft labels
         Soft labels for cross-entropy and mse. Cross-entropy alone ignores rows of label −100.
@@ -71,9 +71,9 @@ def training_loss(
     Raises
     ------
     LossError
-        For an unknown loss; for soft labels of a loss that has none; for dot regression without a temperature. On the
-        CPU also for a negative label of a loss other than cross-entropy, and for a batch of one class with nonl, which
-        has nothing to compare with then: on other devices, where the check would make the host wait, it is −∞.
+        For an unknown loss, for soft labels where the loss has none, and for dot regression without a temperature. On
+        the CPU also for a negative label of a loss other than cross-entropy, and for nonl on a batch of one class; on
+        other devices, where these checks would synchronise, that loss is −∞.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def training_loss(
 
 
 def loss_options(settings: Settings, data: ImageData, device: torch.device) -> dict[str, Any]:
-    """The keywords of `training_loss` that settings and class sizes decide."""
+    """Keyword arguments of `training_loss` from settings and class sizes."""
     if settings.loss != "cross-entropy":
         return {}
     weights = None
@@ -112,7 +112,7 @@ def loss_options(settings: Settings, data: ImageData, device: torch.device) -> d
 
 
 def _refuse_undefined(kind: str, labels: Tensor, temperature: float | None) -> None:
-    """Refuse what a loss other than cross-entropy has no value for; values are looked at on the CPU only."""
+    """Refuse labels on which a loss other than cross-entropy is undefined; values are checked on the CPU only."""
     if labels.is_floating_point() and kind not in SOFT:
         raise LossError(
             f"loss {kind} is not defined for soft labels {tuple(labels.shape)}: use {' or '.join(SOFT)}, or labels (N,)"

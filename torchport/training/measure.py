@@ -1,4 +1,4 @@
-"""Every figure of a run's checkpoints, on all splits of its data set, by the evaluation pass of training."""
+"""All metrics of a run's checkpoints on every split of its data, from the evaluation pass of training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def measure_run(
     device: str | torch.device | None = None,
     log: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Measurement]:
-    """Measure checkpoints of a run, and keep each measurement in the run folder.
+    """Measure checkpoints of a run, and store each measurement in the run folder.
 
     Parameters
     ----------
@@ -42,13 +42,13 @@ def measure_run(
     checkpoint : {"best", "last", "recalibrated"}, optional
         Default: all that exist.
     data : str, optional
-        Where the image folder of the run lies by now, if it has moved.
+        The new location of the run's image folder, if it has moved.
     data_dir : path, optional
-        Where data sets lie, as for `etf-train`.
+        Folder of the data sets, as for `etf-train`.
     device : str or torch.device, optional
-        "cpu", "cuda", …; default: a GPU where there is one.
+        "cpu", "cuda", …. Default: a GPU if there is one.
     log : function
-        Called with a line where the data are others than those of the run.
+        Called with a line if the data differ from those of the run.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def measure_run(
 
 
 def chosen_checkpoints(run: Run, checkpoint: str | None) -> list[str]:
-    """The checkpoints to measure, all of which exist."""
+    """The existing checkpoints to measure."""
     chosen = [name for name in run.checkpoints if checkpoint in (None, name)]
     if not chosen:
         wanted = f"{checkpoint}.pt" if checkpoint else "checkpoint to measure"
@@ -125,7 +125,7 @@ def measure(
 
 @torch.no_grad()
 def singular_values(head: SolvingHead) -> NDArray[np.float64]:
-    """Singular values of the A that the head's next solve would decompose, descending, (m,)."""
+    """Singular values of A in the head's next solve, descending, (m,)."""
     H = head.running.class_means.double()
     norm = H.norm().clamp_min(torch.finfo(H.dtype).tiny)
     return head.solve(H / norm, head.frame.double(), "svd", None).singular_values.cpu().numpy()

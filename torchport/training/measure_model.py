@@ -1,7 +1,7 @@
-"""Neural collapse of a network that was not trained here: built by name or function, filled from a file, run on images.
+"""Neural collapse of a network trained elsewhere: built by name or function, weights from a file, measured on images.
 
-On the input of its classifier the figures are those of `etf-measure RUN`, by the same evaluation pass; on the output of
-another layer they are those of `measure_collapse`.
+At the input of the classifier the metrics are those of `etf-measure RUN`, from the same evaluation pass; at the output
+of another layer they are those of `measure_collapse`.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class ModelError(UserError):
 
 @dataclass(frozen=True)
 class ImagesFor:
-    """What the images are, and how they look to the network; None: as the network says, else as for ImageNet.
+    """The images and their preprocessing. None: the network's own, else ImageNet's.
 
     Attributes
     ----------
     data : str
         An image folder, root/CLASS/… or root/{train,val,test}/CLASS/…, or the name of a data set.
     size : int
-        Side of the images cut from a folder.
+        Side in pixels of the images cropped from a folder's photos.
     mean, std : per channel, on the 0…1 scale
     data_dir : path
-        Where data sets lie, as for `etf-train`.
+        Folder of the data sets, as for `etf-train`.
     """
 
     data: str
@@ -73,29 +73,29 @@ def measure_model(
     Parameters
     ----------
     model : str
-        PACKAGE.MODULE:FUNCTION or FILE.py:FUNCTION, which makes the whole network, or timm:NAME, torchvision:NAME.
+        PACKAGE.MODULE:FUNCTION or FILE.py:FUNCTION that returns the whole network, or timm:NAME, torchvision:NAME.
     images : ImagesFor
     weights : path, optional
-        A file that fills the network, see `load_weights`. Default: the library's own, or those that the function gave.
+        A file of weights, see `load_weights`. Default: the library's own, or those that the function sets.
     classifier : str, optional
-        The linear layer that gives the logits. Without it `layer` is needed, and figures of W are left out.
+        The linear layer that outputs the logits. Without it, `layer` is required and metrics of W are left out.
     layer : str, optional
-        The layer whose output is measured; default: what enters the classifier.
+        The layer whose output is measured. Default: the input of the classifier is measured.
     device : str or torch.device, optional
-        Default: a GPU where there is one.
+        Default: a GPU if there is one.
     log : function
         Called with lines about the weights and the images.
 
     Returns
     -------
     Measurement
-        Of epoch None. Images of a folder without splits have the prefix `images_`. `loss`, `accuracy`, `top5` and
-        `numerical_rank` are only there for the input of the classifier.
+        Its `epoch` is None. Metrics of a folder without splits have the prefix `images_`. `loss`, `accuracy`, `top5`
+        and `numerical_rank` exist only for the input of the classifier.
 
     Raises
     ------
     UserError
-        If network, weights or images cannot be had, do not fit each other, or there is no such layer.
+        If network, weights or images are missing or do not fit each other, or there is no such layer.
 
     Examples
     --------
@@ -112,7 +112,7 @@ def measure_model(
         data=images.data,
         image_size=images.size,
         val_fraction=0.0,
-        batch_size=2,  # of training alone, but a loader looks at it
+        batch_size=2,  # unused here, but loaders check it
     )
     data = _images(named, images)
     height, width, _ = data.image_shape
@@ -127,14 +127,14 @@ def measure_model(
     if part is None:
         names = linear_names(network)
         raise ModelError(
-            f"{model}: name the layer that gives the logits (--classifier) or the one whose output is measured "
-            f"(--layer). Its linear layers: {', '.join(names[-8:]) or 'none'}"
+            f"{model}: name the layer that outputs the logits (--classifier) or the layer whose output is "
+            f"measured (--layer). Its linear layers: {', '.join(names[-8:]) or 'none'}"
         )
     if linear is not None and len(linear.weight) != data.num_classes:
         raise ModelError(
-            f"{classifier} gives {len(linear.weight)} logits, but {images.data} has {data.num_classes} classes: give "
-            "images of the classes that the network was trained on, a folder for each, named so that their order is "
-            "that of the logits; or measure features alone, --layer without --classifier"
+            f"{classifier} outputs {len(linear.weight)} logits, but {images.data} has {data.num_classes} classes: use "
+            "images of the classes that the network was trained on, one folder per class, named in the order of the "
+            "logits; or measure features alone (--layer without --classifier)"
         )
     place = computing_device(device)
     network = network.to(place).eval()
@@ -162,7 +162,7 @@ def measure_model(
 
 
 def _images(named: Settings, images: ImagesFor) -> ImageData:
-    """The data set, whole, as the network looks at it."""
+    """The whole data set with the network's preprocessing."""
     data = training_data(named, images.data_dir)
     channels = data.image_shape[2]
     for name in ("mean", "std"):
@@ -185,26 +185,26 @@ def _network(
     else:
         network = call(named.backbone)
     if not named.weights:
-        log(f"weights as {model} made them")
+        log(f"weights set by {model}")
         return network
-    if any(is_lazy(tensor) for tensor in network.state_dict().values()):  # they have no sizes before the first batch
+    if any(is_lazy(tensor) for tensor in network.state_dict().values()):  # no shape before the first batch
         _try(network.eval(), model, data)
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
-            tensor.fill_(math.nan)  # what is still nan afterwards was not in the file
+            tensor.fill_(math.nan)  # a tensor that stays nan is not in the file
     words = load_weights(network, named.weights)
     unused = tuple(f"{name}." for name in linear_names(network)[-1:] if classifier is None)
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and tensor.numel() and tensor.isnan().all() and not name.startswith(unused):
             raise ModelError(
-                f"{named.weights} lacks values for {name}, and for random ones figures say nothing: {words}"
+                f"{named.weights} lacks values for {name}, and random ones have no meaningful metrics: {words}"
             )
     log(f"weights of {named.weights}: {words}")
     return network
 
 
 def _library_network(model: str, channels: int, num_classes: int | None, *, pretrained: bool) -> nn.Module:
-    """A network of timm or torchvision with its classifier, for so many classes, or as many as the library has it."""
+    """A network of timm or torchvision with its classifier, for `num_classes` or the library's number of classes."""
     library, _, name = model.partition(":")
     models = library_models(library, name)
     if library == "torchvision" and channels != 3:
@@ -216,12 +216,12 @@ def _library_network(model: str, channels: int, num_classes: int | None, *, pret
         plain, _, tag = name.partition(".")
         return models.get_model(plain, weights=(tag or "DEFAULT") if pretrained else None, **options)  # type: ignore[no-any-return]
     except Exception as error:
-        remedy = ": without network, give a file of its weights (--weights FILE)" if pretrained else ""
+        remedy = ": offline, pass a file of its weights (--weights FILE)" if pretrained else ""
         raise ModelError(f"{model} cannot be made: {first_line(error)}{remedy}") from error
 
 
 class _Features(nn.Module):
-    """The features (N, d) that a layer of a network takes, or gives."""
+    """Features (N, d): the input or the output of a layer of a network."""
 
     def __init__(self, network: nn.Module, layer: nn.Module, of_input: bool) -> None:
         super().__init__()
@@ -242,15 +242,15 @@ def _try(network: nn.Module, model: str, data: ImageData) -> None:
             network(torch.zeros(2, channels, height, width, device=place))
     except ValueError as error:
         raise ModelError(f"{model}: {error}") from error
-    except Exception as error:  # whatever a network of somebody else's raises
+    except Exception as error:  # third-party networks raise errors of any type
         raise ModelError(
             f"{model} does not take images of {height}×{width} pixels and {channels} channels ({first_line(error)}): "
-            "check --image-size, and that the network is for such channels"
+            "check --image-size and the number of channels"
         ) from error
 
 
 def _as_head(linear: nn.Linear | Head) -> Head:
-    """The classifier as a head: itself, or W and b on features as they come."""
+    """The classifier as a head: itself, or a `LinearHead` with its W and b."""
     if isinstance(linear, Head):
         return linear
     head = LinearHead(linear.in_features, linear.out_features).to(linear.weight)
@@ -261,7 +261,7 @@ def _as_head(linear: nn.Linear | Head) -> Head:
 
 
 class _Passes:
-    """An iterable that begins anew each time."""
+    """An iterable that restarts with every iteration."""
 
     def __init__(self, begin: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> None:
         self.begin = begin

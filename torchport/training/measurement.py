@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...common.errors import UserError
-from ...common.files import reading, replacing
+from ...common.files import opened, reading, replacing
 from ...common.seals import check_zip, seal_zip, zip_seal
 from .confusion import Confusion, confusion_lines
 
@@ -32,20 +32,20 @@ class MeasurementError(UserError):
 
 @dataclass(frozen=True)
 class Measurement:
-    """A checkpoint, measured on the splits that its data set has.
+    """Metrics and arrays of a checkpoint on every split of its data.
 
     Attributes
     ----------
     epoch : int or None
-        Epochs that the checkpoint was trained for; None of a network that was not trained here, which has no arrays.
+        Epochs that the checkpoint was trained for; None for a network trained elsewhere, which has no arrays.
     figures : dict
         Flat: `train_accuracy`, `test_nc1`, …
     arrays : dict
-        `weight` (K, d); per split `…_class_mean_rows` (K, d), nan for a class without samples, and `…_margins`
-        (200,), the histogram of cosine margins; for a head that solves `singular_values` (m,) of A, descending. Of
-        held-out splits, or of the training split where there is none, `…_pairs` (n, 3), see `Confusion`.
+        `weight` (K, d); per split `…_class_mean_rows` (K, d), nan for a class without samples, and `…_margins` (200,),
+        the histogram of cosine margins; for heads that solve, `singular_values` (m,) of A, descending; for held-out
+        splits, or without any for the training split, `…_pairs` (n, 3), see `Confusion`.
     source : str
-        What the seal of the checkpoint says; empty of a checkpoint without one.
+        The seal of the checkpoint; empty for a checkpoint without one.
     """
 
     epoch: int | None
@@ -55,47 +55,47 @@ class Measurement:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that were measured, in the order of the figures: train, val, test, or `images` without splits."""
+        """The measured splits, in the order train, val, test; "images" for a folder without splits."""
         return tuple(dict.fromkeys(name.partition("_")[0] for name in self.figures))
 
     @property
     def held_out(self) -> str:
-        """The split that a model is judged by: "test", else "val", else "train"."""
+        """The split on which a model is judged: "test", else "val", else "train"."""
         measured = (split for split in ("test", "val") if f"{split}_class_mean_rows" in self.arrays)
         return next(measured, "train")
 
     def confusion(self, split: str) -> Confusion | None:
-        """Which classes were taken for which; None of a split without it, or where an earlier version measured."""
+        """The confusion counts of a split; None if they were not counted (other splits, earlier versions)."""
         pairs = self.arrays.get(f"{split}_pairs")
         return None if pairs is None else Confusion(pairs.astype(np.int64), len(self.arrays["weight"]))
 
 
 def measurement_file(run: str | Path, checkpoint: str) -> Path:
-    """Where a run folder keeps the measurement of a checkpoint."""
+    """The file of a checkpoint's measurement in a run folder."""
     return Path(run) / f"measured-{checkpoint}.npz"
 
 
 def save_measurement(run: str | Path, checkpoint: str, measurement: Measurement) -> None:
-    """Keep a measurement in the run folder."""
-    assert measurement.epoch is not None  # a run's has one
+    """Store a measurement in the run folder."""
+    assert measurement.epoch is not None  # set for the checkpoints of a run
+    entries: dict[str, Any] = {
+        "format": FORMAT,
+        "epoch": measurement.epoch,
+        "figures": json.dumps(measurement.figures),
+        "source": measurement.source,
+        **measurement.arrays,
+    }
     with replacing(measurement_file(run, checkpoint)) as file:
-        np.savez_compressed(
-            file,
-            allow_pickle=False,
-            format=FORMAT,
-            epoch=measurement.epoch,
-            figures=json.dumps(measurement.figures),
-            source=measurement.source,
-            **measurement.arrays,
-        )
+        np.savez_compressed(file, **entries)
         seal_zip(file)
 
 
 def saved_measurement(run: str | Path, checkpoint: str, log: Callable[[str], object] = print) -> Measurement | None:
-    """The measurement that the run folder keeps.
+    """The stored measurement of a checkpoint, or None if the checkpoint has to be measured (again):
 
-    None where there is none, where it is of another checkpoint (by the seal, or where there is none by the time), and,
-    with a line to `log`, where the file is damaged or of another version: the checkpoint has to be measured again then.
+    * there is no measurement;
+    * it belongs to another checkpoint, by the seal, or without a seal by the modification time;
+    * the file is damaged or of another version, which `log` reports.
     """
     path, source = measurement_file(run, checkpoint), Path(run) / f"{checkpoint}.pt"
     if not path.is_file() or not source.is_file():
@@ -118,7 +118,7 @@ def read_measurement(path: str | Path) -> Measurement:
     MeasurementError
         If it is missing, damaged or of another version.
     """
-    with reading(path, "a measurement that etf-measure wrote", MeasurementError), open(path, "rb") as file:
+    with reading(path, "a measurement that etf-measure wrote", MeasurementError), opened(path) as file:
         check_zip(file, LARGEST)
         with np.load(file, allow_pickle=False) as saved:
             arrays = dict(saved)
@@ -156,7 +156,7 @@ def measurement_table(measurements: Mapping[str, Measurement]) -> str:
 
 
 def class_accuracies(measurement: Measurement, class_names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Accuracy by class name on each split that it was counted on; a class without images is left out."""
+    """Accuracy by class name on each split with confusion counts; classes without images are left out."""
     found: dict[str, dict[str, float]] = {}
     for split in SPLITS:
         if (confusion := measurement.confusion(split)) is not None:
@@ -167,8 +167,8 @@ def class_accuracies(measurement: Measurement, class_names: Sequence[str]) -> di
 
 
 def mistakes_text(measurement: Measurement, class_names: Sequence[str]) -> str:
-    """The least accurate classes and the most frequent mistakes on the split that a model is judged by."""
+    """The least accurate classes and the most frequent mistakes on the split on which a model is judged."""
     split, confusion = measurement.held_out, measurement.confusion(measurement.held_out)
-    assert confusion is not None  # of a measurement made now
+    assert confusion is not None  # counted in every new measurement
     names = class_names or tuple(map(str, range(confusion.num_classes)))
     return "\n  ".join([f"{SPLIT_NAMES[split]} images:", *confusion_lines(confusion, names)])

@@ -64,7 +64,7 @@ def build_head(settings: Settings, num_features: int, num_classes: int) -> Head:
 def random_frame(num_features: int, num_classes: int, seed: int) -> torch.Tensor:
     """A Haar-distributed frame (d, K), a tight one for K > d+1.
 
-    It comes from a generator of its own, so that the backbone's weights do not depend on it.
+    It uses its own generator, so that the backbone's weights do not depend on it.
 
     >>> F = random_frame(2, 5, seed=0)
     >>> (F @ F.T).allclose(torch.eye(2), atol=1e-6), F.sum(1).abs().max().item() < 1e-6
@@ -93,7 +93,7 @@ def build_model(settings: Settings, image_shape: tuple[int, int, int], num_class
     backbone = build_backbone(settings, image_shape)
     num_features = backbone.num_features
     if not isinstance(num_features, int):
-        raise SettingsError(f"backbone {settings.backbone} has no number of features (num_features) as an integer")
+        raise SettingsError(f"backbone {settings.backbone} has no integer attribute num_features")
     try:
         return Classifier(backbone, build_head(settings, num_features, num_classes))
     except ValueError as error:
@@ -109,14 +109,14 @@ def load_model(run: Run | str | Path, checkpoint: str | None = None) -> tuple[Cl
     Parameters
     ----------
     run : Run or path
-        A run folder, read or not.
+        A run, or the path of its folder.
     checkpoint : {"best", "last", "recalibrated"}, optional
         Default: the run's result, see `Run.result`.
 
     Raises
     ------
     RunError
-        If there is no run there.
+        If the path is not a run folder.
     CheckpointError
         If the checkpoint is missing, damaged, or does not fit the settings that it holds.
     """

@@ -1,4 +1,4 @@
-"""Optimizers, with weight decay on matrices and kernels only, and learning rates."""
+"""Optimizers with weight decay on matrices and kernels only, and learning rates."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ WARMUP_FROM = 0.01  # of the learning rate
 def build_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that the settings name, for the parameters that learn.
 
-    Weight decay leaves out vectors (biases, batch-norm scales) and a learned head's rows, of which only the direction
-    counts. Each group's `lr_scale` is its learning rate as a multiple of `learning_rate`: `layer_decay` to the power of
-    the layers that follow, and `head_lr` for the head. Automatic gradient descent has neither.
+    Weight decay excludes vectors (biases, batch-norm scales) and a learned head's rows, whose length has no effect.
+    Each group's `lr_scale` is its learning rate as a multiple of `learning_rate`: `layer_decay` to the power of the
+    layers that follow, and `head_lr` for the head. Automatic gradient descent has neither.
 
     >>> build_optimizer(Settings(optimizer="adamw"), nn.ModuleDict({"backbone": nn.Linear(2, 2)})).defaults["lr"]
     0.1
@@ -61,11 +61,11 @@ def learning_rate_scales(settings: Settings, model: nn.Module) -> dict[str, floa
 
 
 def learning_rate(settings: Settings, progress: float) -> float:
-    """Learning rate when `progress` (0…1) of the run's steps are done.
+    """Learning rate after a share `progress` (0…1) of the run's steps.
 
-    "step" divides by ten at a half and at three quarters; "cosine" falls to zero; "one-cycle" rises linearly
-    from a tenth over the first fifth and then falls to zero along a cosine. For `warmup_epochs` it rises linearly from
-    a hundredth to the peak instead, and goes on as if there had been no such rise.
+    "step" divides by ten after a half and after three quarters of the run; "cosine" falls to zero; "one-cycle" rises
+    linearly from a tenth over the first fifth and then falls to zero along a cosine. During `warmup_epochs` the rate
+    rises linearly from a hundredth of the peak instead; afterwards the schedule is the one without warm-up.
 
     >>> [round(learning_rate(Settings(schedule="step", lr=1.0), p), 3) for p in (0.2, 0.5, 0.9)]
     [1.0, 0.1, 0.01]

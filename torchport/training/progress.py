@@ -1,4 +1,4 @@
-"""What a run prints and logs, and how a signal stops it after saving."""
+"""The log lines and progress bars of a run, and its stop after a signal."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from .run.reading import Row, Run, read_rows
 from .run.settings import Settings
 
 Made = TypeVar("Made")
-ONE_KEY_PRESS = 1.0  # seconds in which torchrun and the terminal may both pass on the same Ctrl-C
+ONE_KEY_PRESS = 1.0  # seconds within which torchrun and the terminal may both deliver the same Ctrl-C
 
 
 class Progress:
-    """Lines in log.txt, printed too, and a progress bar where standard error is a terminal.
+    """Lines for log.txt, also printed, and a progress bar if standard error is a terminal.
 
     Parameters
     ----------
     folder : RunFolder
     total, done : int
-        Steps of the run, and those done before it was resumed.
+        Steps of the run, and steps done before it was resumed.
     writing : bool
         False for all processes but the first: neither print nor log.
     quiet : bool
         Log only.
     warned : sequence of str
-        Warnings of before, for the log. Those inside the context are shown as ever, and logged.
+        Earlier warnings, for the log. Warnings inside the context are shown as usual and logged.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Progress:
 
 @contextlib.contextmanager
 def warnings_also(to: Callable[[str], object]) -> Iterator[None]:
-    """Inside this context, warnings go to a function, too, a line each."""
+    """Inside this context, warnings are shown as usual and also passed to a function, one line each."""
     show = warnings.showwarning
 
     def shown(
@@ -109,7 +109,7 @@ def warnings_also(to: Callable[[str], object]) -> Iterator[None]:
 
 
 def with_warnings(function: Callable[..., Made], *arguments: Any) -> tuple[Made, list[str]]:
-    """What a function returns, and its warnings, a line each, which are shown as ever."""
+    """The result of a function, and its warnings, one line each, which are shown as usual."""
     lines: list[str] = []
     with warnings_also(lines.append):
         return function(*arguments), lines
@@ -118,7 +118,7 @@ def with_warnings(function: Callable[..., Made], *arguments: Any) -> tuple[Made,
 def run_line(
     settings: Settings, data: ImageData, model: Classifier[Any], device: torch.device, world_size: int, steps: int
 ) -> str:
-    """What is trained on what, and where."""
+    """One line: data, model, optimizer, seed and device."""
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     counts = [f"{len(split)} {SPLIT_NAMES[name]}" for name, split in data.splits().items()]
     listed = " and ".join([", ".join(counts[:-1]), counts[-1]] if counts[1:] else counts)
@@ -134,7 +134,7 @@ def run_line(
 
 
 def resumed_line(before: Settings, settings: Settings, epoch: int, step: int, steps: int) -> str:
-    """Where a resumed run goes on, and what has changed.
+    """One line: where a resumed run continues, and what has changed.
 
     >>> resumed_line(Settings(epochs=3), Settings(epochs=4), 3, 5, 5)
     'resumed in epoch 3 of 4 after 5 of 5 steps; extended from 3 epochs'
@@ -147,7 +147,7 @@ def resumed_line(before: Settings, settings: Settings, epoch: int, step: int, st
 
 
 def epoch_line(row: Row, epochs: int) -> str:
-    """One line about an epoch; epoch 0 is before the first step, and has no running figures.
+    """One line about an epoch; epoch 0, before the first step, has no running metrics.
 
     >>> epoch_line({"epoch": 0, "val_accuracy": 0.5}, 20)
     'epoch  0/20  val 50.00 %'
@@ -164,7 +164,7 @@ def epoch_line(row: Row, epochs: int) -> str:
 
 
 def result_line(run: Run) -> str:
-    """Which checkpoint is the result of a run, and its accuracies.
+    """One line: the checkpoint that is the result of a run, and its accuracies.
 
     >>> result_line(Run(Path("nowhere"), {}, {}, [{"epoch": 2, "train_accuracy": 0.9, "test_accuracy": 0.8}]))
     'result: last.pt (epoch 2)  train 90.00 %  test 80.00 %'
@@ -175,7 +175,7 @@ def result_line(run: Run) -> str:
 
 
 def recalibrated_line(running: Row, exact: Row) -> str:
-    """Accuracies of the last epoch's model with running and with exact class means.
+    """One line: accuracies of the last epoch's model with running and with exact class means.
 
     >>> running, exact = ({"train_accuracy": a, "test_accuracy": b} for a, b in ((0.8, 0.5), (0.85, 0.75)))
     >>> recalibrated_line(running, exact)
@@ -188,43 +188,85 @@ def recalibrated_line(running: Row, exact: Row) -> str:
 
 
 def accuracies(row: Row) -> list[str]:
-    """As in ["train 99.00 %", "test 97.50 %"], of the splits that there are."""
+    """Accuracies of the splits in a row, as in ["train 99.00 %", "test 97.50 %"]."""
     return [f"{name} {100 * row[f'{name}_accuracy']:.2f} %" for name in SPLIT_NAMES if f"{name}_accuracy" in row]
 
 
-class Stopped(SystemExit):
-    """A run that a signal stopped after saving everything; its exit status is 128 + the signal, as in a shell."""
+def resume_flags(data_dir: str | Path | None, device: object, recalibrate: bool | None, quiet: bool) -> str:
+    """Arguments of `train` that no run folder records, as flags of the command that resumes the run.
 
-    def __init__(self, message: str, code: int) -> None:
+    >>> resume_flags("my data", "cpu", False, False), resume_flags("-x", None, None, True), resume_flags(*4 * [None])
+    ("--data-dir 'my data' --device cpu --no-recalibrate", '--data-dir=-x --quiet', '')
+    """
+    words = flag("--data-dir", data_dir) + flag("--device", device)
+    words += ["--no-recalibrate"] if recalibrate is False else []
+    return shlex.join(words + (["--quiet"] if quiet else []))
+
+
+def flag(name: str, value: object) -> list[str]:
+    """A flag and its value as words of a command line; none for None.
+
+    >>> flag("--output", "runs/x"), flag("--output", "-x")
+    (['--output', 'runs/x'], ['--output=-x'])
+    """
+    if value is None:
+        return []
+    return [f"{name}={value}"] if str(value).startswith("-") else [name, str(value)]
+
+
+def launcher() -> str:
+    """The program that runs `etf-train` here: itself, or torchrun if there are several processes."""
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return "etf-train"
+    per_node = os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())
+    return f"torchrun --nproc-per-node {per_node} -m {__package__}.etf_train"
+
+
+class Stopped(SystemExit):
+    """The end of a run after a signal; the exit status is 128 + the number of the signal, as in a shell.
+
+    Attributes
+    ----------
+    reason : str
+        The signal, and the state of the run.
+    command : str
+        The command that resumes the run; empty if there is nothing to resume.
+    launcher : str
+        The beginning of that command, see `launcher`.
+    """
+
+    def __init__(self, reason: str, command: str, launcher: str, code: int) -> None:
         super().__init__(code)
-        self.message = message
+        self.reason, self.command, self.launcher = reason, command, launcher
+
+    @property
+    def message(self) -> str:
+        """Reason and command."""
+        return f"{self.reason}: {self.command}" if self.command else self.reason
 
 
 class Interrupt:
     """Inside this context SIGINT and SIGTERM only set a flag, which the run reads between two batches.
 
-    A second Ctrl-C ends the run at once. A second SIGTERM does not: `timeout` sends one to a process, and another one
-    to its group.
+    A second Ctrl-C ends the run at once. A second SIGTERM does not, because `timeout` sends one to the process and one
+    to its group. A signal that the process was started to ignore stays ignored.
 
-    Several processes have to stop after the same step, whichever of them the signal reached. Each step starts an
-    exchange of the flags and reads the one that the step before started, on the CPU, so that nobody waits for it.
+    Several processes must stop after the same step, whichever of them receives the signal. Each step starts an
+    all-reduce of the flags on the CPU and reads the result of the previous step's, so that no process waits.
 
     Parameters
     ----------
-    run : Path
-        The run folder, for the command that goes on.
-    data_dir : path, optional
-        Also for that.
-    saved : bool
-        Whether there is a checkpoint to go on from; an attribute, too, for the loop to set.
+    folder : RunFolder
+        For the command that resumes the run.
+    flags : str
+        Further flags of that command, see `resume_flags`.
     saying : bool
         Print to standard error that the run is stopping.
     """
 
-    def __init__(
-        self, run: Path, data_dir: str | Path | None = None, *, saved: bool = False, saying: bool = True
-    ) -> None:
-        self.run, self.data_dir, self.saved, self.saying = run, data_dir, saved, saying
+    def __init__(self, folder: RunFolder, flags: str = "", *, saying: bool = True) -> None:
+        self.folder, self.flags, self.saying = folder, flags, saying
+        self.saved = folder.resumed  # whether there is a checkpoint to resume from; the loop sets it
         self.received = 0
         several = dist.is_initialized() and dist.get_world_size() > 1
         self._group = dist.new_group(backend="gloo") if several else None
@@ -247,7 +289,7 @@ class Interrupt:
         return False
 
     def anywhere(self) -> bool:
-        """Whether a signal has reached any process by now; all of them have to ask, and wait for each other."""
+        """Whether any process has received a signal; a collective call, which all processes must make."""
         if self._group is not None:
             flag = torch.tensor(self.received)
             dist.all_reduce(flag, dist.ReduceOp.MAX, self._group)
@@ -256,9 +298,11 @@ class Interrupt:
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is signal.SIG_IGN:  # as in a job that a script starts with `&`
+                continue
             try:
                 self._previous[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: leave signals alone
+            except ValueError:  # not in the main thread: signals keep their handlers
                 return self
         return self
 
@@ -284,25 +328,20 @@ class Interrupt:
 
     def stop(self) -> Stopped:
         """The exception that ends the run."""
-        per_node = os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size() if self._group else 1)
-        launch = f"torchrun --nproc-per-node {per_node} -m {__package__}.etf_train" if self._group else "etf-train"
-        where = f"--output {shlex.quote(str(self.run))}"
-        where += f" --data-dir {shlex.quote(str(self.data_dir))}" if self.data_dir else ""
-        name = signal.Signals(self.received).name
-        if not self.saved:
-            return Stopped(
-                f"{name}: stopped before there was anything to save; start anew with: {launch} --resume {where}",
-                128 + self.received,
-            )
-        return Stopped(f"{name}: saved; go on with: {launch} --resume {where}", 128 + self.received)
+        name, launch = signal.Signals(self.received).name, launcher()
+        command = f"{launch} --resume {shlex.join(flag('--output', self.folder.path))} {self.flags}".rstrip()
+        state = "saved; resume with" if self.saved else "stopped before the first checkpoint; start again with"
+        if self.folder.replacing:
+            command, state = "", f"stopped before the first checkpoint; {self.folder.path} keeps its earlier run"
+        return Stopped(f"{name}: {state}", command, launch, 128 + self.received)
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A loader whose passes in order show their progress, and stop the run between two batches where a signal came.
+    """A loader whose ordered passes show their progress and stop the run between two batches after a signal.
 
-    Of several processes each leaves its pass when it has a signal, and all stop at the end of the pass, since what
-    follows it waits for all.
+    With several processes, each leaves its pass on its own signal, and all stop at the end of the pass, because the
+    next operation is collective.
     """
 
     loader: Loader
@@ -325,7 +364,7 @@ class Watched:
         Raises
         ------
         Stopped
-            If a signal came to this process, or to another one.
+            If this or another process has received a signal.
         """
         with self.progress.part(f"evaluating {self.name}", self.size) as bar:
             for images, labels in self.loader.ordered():
@@ -348,7 +387,7 @@ def watched(
 
 @contextlib.contextmanager
 def picture(folder: RunFolder, enabled: bool) -> Iterator[None]:
-    """Draw the curves from the metrics that there are, however the run ends."""
+    """Draw the curves from the metrics written so far, however the run ends."""
     try:
         yield
     finally:

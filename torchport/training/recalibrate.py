@@ -1,4 +1,4 @@
-"""After training: class means, W and b of a head that follows them, from one exact pass instead of running means."""
+"""Recalibration after training: class means, W and b from one exact pass instead of running means."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..heads import AveragingHead, Classifier
 
 @torch.no_grad()
 def recalibrate_head(model: Classifier[Any], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Set a head's class means to those of all samples, and W and b by them.
+    """Set a head's class means to those of all samples, and W and b accordingly.
 
     Parameters
     ----------
@@ -29,9 +29,9 @@ def recalibrate_head(model: Classifier[Any], batches: Iterable[tuple[Tensor, Ten
 
 @torch.no_grad()
 def exact_means(model: Classifier[Any], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Means per class (K, d) of what a head's classifier sees, over all samples, and how many there are (K,).
+    """Exact class means (K, d) of the classifier's input over all samples, and the number of samples per class (K,).
 
-    In eval mode, in which the model is left.
+    The model computes in eval mode and is left in it.
     """
     model.eval()
     head = model.head

@@ -1,7 +1,7 @@
-"""The global random generators, from which dropout and stochastic depth draw: seeded anew for every step.
+"""The global random generators, which dropout and stochastic depth use: seeded again for every step.
 
-As with the batches, what is drawn comes from (seed, epoch, step, process) alone: a run goes on at any step with the
-same numbers, whatever evaluations, worker processes or other libraries have drawn in between, and keeps no state.
+As with batches, all draws depend on (seed, epoch, step, process) alone. A run resumes at any step with the same
+numbers, whatever evaluations, worker processes or other libraries draw in between, and stores no generator state.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-DRAWN = 3  # the stream of random numbers, beside those of `data.mixing`
+DRAWN = 3  # number of this stream of random numbers; `data.mixing` has others
 
 
 def seed_step(device: torch.device, seed: int, epoch: int, step: int, rank: int = 0) -> None:
-    """Seed the generators of the CPU and of the device for one step of training, without waiting for the device.
+    """Seed the generators of the CPU and of the device for one step of training, without synchronising.
 
     >>> cpu = torch.device("cpu")
     >>> seed_step(cpu, seed=0, epoch=1, step=5)

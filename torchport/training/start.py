@@ -1,8 +1,8 @@
 """The head's start: class means, W and b from one pass over the training images, before the first step.
 
-With a pretrained backbone this is the fair start of every head. The implicit, the class-mean and the tight-frame head
-go on averaging from these means; a fixed ETF is turned to them once, and then kept; the rows of a learned one begin as
-the class means.
+With a pretrained backbone this gives every head the same information. Implicit, class-mean and tight-frame heads
+continue averaging from these means; a fixed ETF is aligned once and then kept; the rows of a learned head start as the
+class means.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from .run.settings import Settings
 
 
 def start_head(model: Classifier[Any], settings: Settings, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Align the head of a run with its training images, where the settings say so."""
+    """Align the head of a run with its training images if the settings require it."""
     if settings.aligned:
         align_head(model, batches)
 
 
 @torch.no_grad()
 def align_head(model: Classifier[Any], batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Set a head by the class means of its features on labelled images.
+    """Set a head from the class means of its features on labelled images.
 
     Parameters
     ----------
     model : Classifier
-        With a head that has class means, any but `LinearHead`; left in eval mode, in which the features are computed.
+        With any head but `LinearHead`, which has no class means. Computes features in eval mode and is left in it.
     batches : iterable of (images (B, C, H, W), labels (B,))
-        Of the whole training split, unchanged; under several processes, the batches of all of them count.
+        Of the whole training split, without augmentation; under several processes, the batches of all of them count.
 
     Examples
     --------

@@ -2,7 +2,7 @@
 
     etf-train sweep digits --heads learned fixed implicit --seeds 3 --output runs/demo
 
-Runs go to OUTPUT/HEAD-seedN. Finished ones are skipped and interrupted ones resumed; after a failure the rest goes on.
+Runs go to OUTPUT/HEAD-seedN. Finished runs are skipped, interrupted ones resumed; a failure does not stop the others.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def sweep(
     output : path
         Folder of the run folders.
     overwrite : bool
-        Train again what exists.
+        Replace existing runs.
     recalibrate : bool, optional
-        As for `train`, for the heads that it is for.
+        As for `train`; ignored for heads that do not follow class means.
     quiet : bool
         Print nothing.
     options
@@ -75,7 +75,7 @@ def sweep(
 
 
 def is_finished(folder: Path, settings: Settings, recalibrate: bool | None) -> bool:
-    """Whether a run of these settings has nothing left to do; its metrics may be ahead of its last checkpoint.
+    """Whether a run of these settings is complete; its metrics may be newer than its last checkpoint.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def is_finished(folder: Path, settings: Settings, recalibrate: bool | None) -> b
     if saved.epochs != settings.epochs:
         raise SettingsError(
             f"{folder} was trained with epochs = {saved.epochs}, not {settings.epochs}: choose another --output, train "
-            f"anew (--overwrite), or extend it (etf-train --resume --epochs {settings.epochs} --output {folder})"
+            f"again (--overwrite), or extend it (etf-train --resume --epochs {settings.epochs} --output {folder})"
         )
     if load_checkpoint(folder / "last.pt")["epoch"] <= settings.epochs:
         return False
@@ -97,5 +97,5 @@ def is_finished(folder: Path, settings: Settings, recalibrate: bool | None) -> b
     if not table.is_file() or table.read_bytes().count(b"\n") != 1 + len(run.rows):
         return False
     exact = settings.head in FOLLOWS_MEANS and recalibrate is not False
-    done = (folder / "recalibrated.json").exists()  # 0.1.0 recorded no epoch in it
+    done = (folder / "recalibrated.json").exists()  # 0.1.0 did not record the epoch
     return not exact or (done and read_exact(folder).get("epoch", settings.epochs) == settings.epochs)

@@ -1,4 +1,4 @@
-"""A run's metrics as scalars of TensorBoard, where that is installed; never a reason for a run to fail."""
+"""A run's metrics as TensorBoard scalars, if TensorBoard is installed; errors here never end a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GROUPS = ("train", "val", "test", "running", "solver")
 
 
 class ScalarWriter:
-    """Writes rows of metrics as scalars; without a `SummaryWriter`, nothing. A context manager."""
+    """Writes rows of metrics as scalars, or nothing without a `SummaryWriter`; a context manager."""
 
     def __init__(self, writer: Any = None) -> None:
         self._writer = writer
@@ -39,7 +39,7 @@ def scalar_writer(folder: Path, first_epoch: int, *, enabled: bool = True) -> Sc
     ----------
     folder : path
     first_epoch : int
-        The epoch that is trained next.
+        The next epoch to train.
     enabled : bool
         False for all processes but the first.
     """
@@ -54,7 +54,7 @@ def scalar_writer(folder: Path, first_epoch: int, *, enabled: bool = True) -> Sc
 
 
 def tag(metric: str) -> str:
-    """A metric's name in TensorBoard, which draws metrics with the same word before the slash together.
+    """A metric's tag; TensorBoard groups tags by the word before the slash.
 
     >>> tag("train_accuracy"), tag("images_per_second")
     ('train/accuracy', 'run/images_per_second')

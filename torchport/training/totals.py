@@ -11,9 +11,9 @@ from ..heads import Classifier
 
 
 def batch_totals(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss, right answers and samples of a batch, summed, without waiting for the device.
+    """Sums of loss, correct answers and samples over a batch, without synchronising.
 
-    Of a soft label (N, K) the class with the largest share counts as the right answer.
+    For soft labels (N, K), the class with the largest share is the correct answer.
 
     >>> batch_totals(torch.tensor(0.5), torch.eye(2), torch.tensor([[0.7, 0.3], [0.6, 0.4]])).tolist()
     [1.0, 1.0, 2.0]
@@ -24,7 +24,7 @@ def batch_totals(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Losses:
-    """The losses of the last steps, kept on the device until somebody asks for the one that went wrong.
+    """The losses of recent steps, kept on the device until they are checked.
 
     >>> losses = Losses()
     >>> losses.add(0, torch.tensor(0.5)), losses.add(1, torch.tensor(torch.inf)), losses.not_finite()
@@ -41,7 +41,7 @@ class Losses:
         self._losses.append(loss.detach())
 
     def not_finite(self) -> int:
-        """The first step, from 1 on, whose loss is not finite; 0 if there is none, and then they are forgotten."""
+        """The first step, from 1 on, whose loss is not finite; 0 if all are finite, which also clears the list."""
         if self._losses:
             finite = torch.stack(self._losses).isfinite().tolist()
             if not all(finite):
@@ -51,6 +51,6 @@ class Losses:
 
 
 def is_finite(totals: Tensor, model: Classifier[Any]) -> bool:
-    """Whether the loss, the weights and the head's state are finite, and may so be saved."""
+    """Whether the loss, the weights and the head's state are finite, so that they may be saved."""
     state = [totals, *model.parameters(), *model.head.buffers()]
     return bool(torch.stack([value.isfinite().all() for value in state]).all())

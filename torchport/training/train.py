@@ -1,10 +1,10 @@
 """The training loop: train a network with the nearest simplex ETF as its classifier, from top to bottom.
 
     etf-train digits --head implicit --seed 0 --output runs/digits        # seconds on a laptop
-    etf-train cifar10-resnet18 --head implicit --val-fraction 0.1         # on the GPU, where there is one
+    etf-train cifar10-resnet18 --head implicit --val-fraction 0.1         # on a GPU if there is one
     etf-train --data path/to/images --backbone resnet50 --head implicit   # CLASS/*.jpg, or train/, val/, test/ of these
-    etf-train --resume --output runs/digits                               # goes on where that run stopped
-    etf-train --resume --epochs 40 --output runs/digits                   # extends it
+    etf-train --resume --output runs/digits                               # resumes that run where it stopped
+    etf-train --resume --epochs 40 --output runs/digits                   # trains it further
     torchrun --nproc-per-node 4 -m nearest_etf.torchport.training.etf_train cifar10-resnet18   # four GPUs
 
 In Python: `train(load_recipe("digits", {"head": "implicit"}), "runs/digits")`.
@@ -43,6 +43,7 @@ from .progress import (
     picture,
     recalibrated_line,
     result_line,
+    resume_flags,
     resumed_line,
     run_line,
     watched,
@@ -61,12 +62,12 @@ from .tensorboard import scalar_writer
 from .totals import Losses, batch_totals, is_finite
 from .weights import start_weights
 
-SAVE_EVERY = 60.0  # seconds between checkpoints, where evaluations are rarer
-CHECK_EVERY = 100  # steps between checks of the loss, each of which waits for the device
+SAVE_EVERY = 60.0  # seconds between checkpoints if evaluations are rarer
+CHECK_EVERY = 100  # steps between checks of the loss, each of which synchronises with the device
 
 
 class TrainingError(UserError):
-    """A run that cannot go on; the message is the reason, and which checkpoints stay."""
+    """A run that cannot continue; the message gives the reason and the checkpoints that remain."""
 
     exit_status = 1
 
@@ -88,36 +89,36 @@ def train(
     ----------
     settings : Settings
     output : path
-        The run folder; must not exist, unless `resume` or `overwrite`.
+        The run folder. It must not exist unless `resume` or `overwrite` is set.
     resume : bool
-        Go on from the folder's last checkpoint, bit-identically on the CPU. `epochs` may be larger than before, and
-        `workers` and the place of an image folder may be others; all other settings have to be the same.
+        Continue from the folder's last checkpoint, bit-identically on the CPU. `epochs` may grow; `workers` and the
+        location of an image folder may change; all other settings must be the same.
     overwrite : bool
         Replace the folder's contents, once the new run has a checkpoint.
     data_dir : path, optional
-        Where data sets lie; `NEAREST_ETF_DATA`, or the user's cache folder, by default.
+        Folder of the data sets. Default: `NEAREST_ETF_DATA`, or the user's cache folder.
     device : str, optional
-        "cpu", "cuda", "cuda:1", …; a GPU by default where there is one.
+        "cpu", "cuda", "cuda:1", …. Default: a GPU if there is one.
     recalibrate : bool, optional
-        At the end, set class means, W and b from one exact pass over the training split, instead of
-        relying on the last batches; writes recalibrated.pt and, with the figures before and after, recalibrated.json.
-        The default is to do so for the heads of `FOLLOWS_MEANS`: implicit, class-mean and tight-frame.
+        At the end, set class means, W and b from one exact pass over the training split instead of running means.
+        Writes recalibrated.pt, and recalibrated.json with the metrics before and after. Default: for the heads of
+        `FOLLOWS_MEANS` (implicit, class-mean, tight-frame).
     quiet : bool
-        Print nothing; log.txt is written all the same.
+        Print nothing; log.txt is still written.
 
     Returns
     -------
     dict
-        Metrics of the last epoch; under several processes, empty on all but the first.
+        Metrics of the last epoch; empty on all processes but the first.
 
     Raises
     ------
     SettingsError, RunError, DataError, CheckpointError
-        If something cannot be used; the output folder is then as it was.
+        If settings, run folder, data or checkpoint cannot be used; the output folder is unchanged.
     TrainingError
-        If the loss is no longer finite; the last good checkpoint stays.
+        If the loss is not finite; the last good checkpoint remains.
     Stopped
-        After saving, on SIGINT or SIGTERM; with the command that goes on.
+        On SIGINT or SIGTERM, after saving; the message contains the command that resumes the run.
 
     Examples
     --------
@@ -127,23 +128,22 @@ def train(
     ...     train(settings, f"{parent}/run", device="cpu", quiet=True)["epoch"]
     2
     """
-    # Where to write, and where to compute.  Under torchrun every process has a rank; rank 0 does the writing.
-    follows = settings.head in FOLLOWS_MEANS
+    # Run folder and device. Under torchrun every process has a rank; only rank 0 writes.
+    follows, flags = settings.head in FOLLOWS_MEANS, resume_flags(data_dir, device, recalibrate, quiet)
     if recalibrate and not follows:
-        raise SettingsError(f"recalibrate is for the heads {', '.join(FOLLOWS_MEANS)}, and not for {settings.head}")
+        raise SettingsError(f"recalibrate is for the heads {', '.join(FOLLOWS_MEANS)}, not for {settings.head}")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device = computing_device(device)
     if world_size > 1:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        dist.barrier()  # nobody reads the folder while rank 0 may still be writing an earlier run's end
+        dist.barrier()  # rank 0 may still be writing the end of an earlier run
     settings = located(settings)
     folder = RunFolder(output, settings, resume=resume, overwrite=overwrite)
     saved = load_checkpoint(folder.path / "last.pt", resuming=True) if folder.resumed else {}
     torch.manual_seed(settings.seed)
 
-    # The data, as 8-bit images: on the device, or behind worker processes for image folders.
-    # Rank 0 goes first, since it may have to download them.
+    # The data, as 8-bit images: on the device, or behind worker processes. Rank 0 may have to download them first.
     if rank > 0:
         dist.barrier()
     data, warned = with_warnings(training_data, settings, data_dir, saved.get("data"))
@@ -162,7 +162,7 @@ def train(
     # The model: a backbone from images to features, and the head, which holds the classifier W, b.
     model = build_model(settings, data.image_shape, data.num_classes).to(device)
     notes = [] if saved else start_weights(model.backbone, settings, data.image_shape[2])
-    still = freeze(model, settings)  # modules that stay in eval mode
+    kept_in_eval = freeze(model, settings)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     tau = model.head.temperature
@@ -175,7 +175,7 @@ def train(
         model.backbone.compile()
     network: nn.Module = nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
 
-    # Where a resumed run goes on.
+    # The state of a resumed run.
     start_epoch, start_step, best_accuracy, saved_at = 1, 0, -1.0, time.monotonic()
     totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right, samples of the epoch so far
     elapsed, solver = 0.0, {}  # seconds of the epoch so far, diagnostics of its last step
@@ -184,17 +184,17 @@ def train(
             restore(saved, model, average, optimizer, scaler)
         start_epoch, start_step, best_accuracy = saved["epoch"], resumed_step(saved, steps), saved["best_accuracy"]
         elapsed, solver = saved.get("seconds", 0.0), saved.get("solver", {})
-        if rank == 0:  # they hold the sums over all processes
+        if rank == 0:  # the saved totals are sums over all processes
             totals = saved["totals"].to(device)
 
     def save(name: str, epoch: int, step: int) -> None:
-        """Write a checkpoint from which the run goes on with step `step` of epoch `epoch`; see `trained_epochs`."""
+        """Write a checkpoint from which the run resumes at step `step` of epoch `epoch`; see `trained_epochs`."""
         state: dict[str, Any] = {
             "settings": settings.to_dict(),
             "data": kept,
             "model": model.state_dict(),
             "ema": average.state_dict(),
-            "warm_start": getattr(model.head, "warm_start", None),  # a cache, on which the last bits depend
+            "warm_start": getattr(model.head, "warm_start", None),  # a cache that affects the last bits
             "optimizer": optimizer.state_dict(),
             "scaler": scaler.state_dict(),
             "totals": totals,
@@ -212,24 +212,24 @@ def train(
         interrupt.saved = True
 
     def conclude(row: Row, *, evaluated: bool) -> None:
-        """Write the metrics of an epoch, then the checkpoint from which the next one can begin."""
+        """Write the metrics of an epoch, then the checkpoint before the next one."""
         nonlocal best_accuracy, saved_at
         if rank == 0:
             folder.append(row)
             scalars.append(row)
         if evaluated:
             progress.log(epoch_line(row, settings.epochs))
-            if row.get("val_accuracy", -1.0) > best_accuracy:  # nothing is chosen on test data
+            if row.get("val_accuracy", -1.0) > best_accuracy:  # never chosen on test data
                 best_accuracy = row["val_accuracy"]
                 save("best.pt", int(row["epoch"]) + 1, 0)
         if evaluated or time.monotonic() - saved_at > SAVE_EVERY:
             save("last.pt", int(row["epoch"]) + 1, 0)
             saved_at = time.monotonic()
 
-    # The run folder: nothing has been written, or of an earlier run deleted, before this point.
+    # The run folder. Before this point nothing is written, and nothing of an earlier run is deleted.
     done = steps * (start_epoch - 1) + start_step
     progress = Progress(folder, steps * settings.epochs, done, writing=rank == 0, quiet=quiet, warned=warned)
-    interrupt = Interrupt(folder.path, data_dir, saved=folder.resumed, saying=progress.printing)
+    interrupt = Interrupt(folder, flags, saying=progress.printing)
     loaders = watched(loaders, data, progress, interrupt)
     loader = loaders["train"]
     if rank == 0:
@@ -247,13 +247,13 @@ def train(
         progress.log(changed)
     scalars = scalar_writer(folder.path / "tensorboard", start_epoch, enabled=rank == 0)
     with folder, picture(folder, enabled=rank == 0), scalars, progress, interrupt:
-        if (settings.fine_tuning or settings.aligned) and not saved:  # epoch 0: the figures before the first step
+        if (settings.fine_tuning or settings.aligned) and not saved:  # epoch 0: metrics before the first step
             start_head(model, settings, loader.ordered())
             average.restart()
             conclude({"epoch": 0, **evaluate_splits(average.model(), loaders)}, evaluated=True)
         for epoch in range(start_epoch, settings.epochs + 1):
             began, done, stop, losses = time.perf_counter() - elapsed, start_step, False, Losses()
-            train_mode(model, still)
+            train_mode(model, kept_in_eval)
             batches = mixing(loader.epoch(epoch, start_step), epoch, start_step)
             for step, (images, labels) in enumerate(batches, start_step):
                 rate = learning_rate(settings, ((epoch - 1) * steps + step) / (settings.epochs * steps))
@@ -261,10 +261,10 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_scale", 1.0)
 
-                # Given labels, the implicit head normalises the features to h = τ f/‖f‖, moves the running
-                # class means H by this batch, solves for the simplex ETF U nearest to H, and answers with
-                # logits W h + b of the classifier W = √(K/(K−1)) M Uᵀ, b = −W μ_G that follows from it.  To the
-                # head, as to batch norm, each microbatch is a batch: the running means move by every one.
+                # Given labels, the implicit head normalises the features to h = τ f/‖f‖, updates the running
+                # class means H with this batch, solves for the simplex ETF U nearest to H, and returns the
+                # logits W h + b of the classifier W = √(K/(K−1)) M Uᵀ, b = −W μ_G. The head, like batch norm,
+                # treats each microbatch as a batch.
                 optimizer.zero_grad()
                 for microbatch, microbatch_labels in zip(
                     images.chunk(settings.grad_accum_steps), labels.chunk(settings.grad_accum_steps), strict=True
@@ -292,7 +292,7 @@ def train(
                 if stop:
                     break
 
-            # Totals of the epoch: sums over all processes, and one process's batch-norm statistics for all.
+            # Totals of the epoch, summed over all processes; batch-norm statistics of rank 0 for all.
             elapsed = time.perf_counter() - began
             if world_size > 1:
                 dist.all_reduce(totals)
@@ -302,7 +302,7 @@ def train(
                 raise diverged(epoch, losses.not_finite() or done, folder.path)
             seed_step(device, settings.seed, epoch, done, rank)
 
-            # The checkpoint comes before the evaluation, which may be stopped, too: a resumed run begins with it.
+            # The checkpoint precedes the evaluation, which a signal may stop: a resumed run begins with the evaluation.
             evaluated = epoch % settings.eval_interval == 0 or epoch == settings.epochs
             if done > start_step:
                 solver = solver_health(model.head)
@@ -311,8 +311,8 @@ def train(
             if stop:
                 raise interrupt.stop()
 
-            # Running metrics come from training batches, against the classifier that was solved with their own
-            # labels; reported metrics use eval mode and the stored classifier.
+            # Running metrics are those of training batches with the classifier solved from their own labels;
+            # reported metrics use eval mode and the stored classifier.
             loss_sum, right, count = totals.tolist()
             row: Row = {
                 "epoch": epoch,
@@ -327,7 +327,7 @@ def train(
             totals, start_step, elapsed = torch.zeros_like(totals), 0, 0.0
             conclude(row, evaluated=evaluated)
 
-        # The last classifier comes from running means; one exact pass over the training split sets W and b from it.
+        # The last classifier comes from running means; one exact pass over the training split replaces them.
         last = read_rows(folder.path)[-1] if rank == 0 else {}
         if follows and recalibrate is not False:
             recalibrate_head(average.model(), loader.ordered())
@@ -343,8 +343,9 @@ def train(
 
 
 def diverged(epoch: int, step: int, run: Path) -> TrainingError:
-    """The end of a run whose loss is no longer finite."""
+    """The error of a run whose loss is not finite."""
+    kept = f"the checkpoints of {run} are those after epoch {epoch - 1}" if epoch > 1 else "no epoch was completed"
     return TrainingError(
-        f"the loss is not finite in epoch {epoch}, step {step}: stopped, with the checkpoints of {run} as they were "
-        f"after epoch {epoch - 1}; try a lower --lr, --clip 1 or another --precision"
+        f"the loss is not finite in epoch {epoch}, step {step}: stopped; {kept}; "
+        "try a lower --lr, --clip 1 or another --precision"
     )

@@ -1,7 +1,7 @@
-"""Pretrained weights for a backbone: those of timm and torchvision, or a file of them.
+"""Pretrained weights for a backbone: from timm, torchvision or a file.
 
 A file holds tensors by name, as safetensors or as a checkpoint that `torch.load(weights_only=True)` reads. Names are
-matched after the prefix that fits best is taken off or put before them (`module.`, `backbone.`, `_orig_mod.`, …).
+matched after removing or adding the prefix that fits best (`module.`, `backbone.`, `_orig_mod.`, …).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ LISTED = 6  # names in a message
 
 
 def start_weights(backbone: nn.Module, settings: Settings, channels: int) -> list[str]:
-    """Give a backbone the weights that its training starts from; lines for the log, none where they are random.
+    """Load the weights that training starts from; return lines for the log, none for random weights.
 
     Parameters
     ----------
     backbone : nn.Module
-        As `build_backbone` made it.
+        From `build_backbone`.
     settings : Settings
     channels : int
         Of the images.
@@ -37,7 +37,7 @@ def start_weights(backbone: nn.Module, settings: Settings, channels: int) -> lis
     Raises
     ------
     SettingsError
-        If the weights cannot be had or read, or nothing in a file fits the backbone.
+        If the weights cannot be downloaded or read, or no tensor of the file fits the backbone.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def start_weights(backbone: nn.Module, settings: Settings, channels: int) -> lis
     if not settings.pretrained:
         return []
     if not settings.backbone.startswith(FOREIGN_BACKBONES):
-        return [f"weights as {settings.backbone} made them"]
+        return [f"weights set by {settings.backbone}"]
     library, _, name = settings.backbone.partition(":")
     with torch.random.fork_rng(devices=[]):
         network = without_classifier(library, name, channels, pretrained=True)
@@ -58,12 +58,12 @@ def start_weights(backbone: nn.Module, settings: Settings, channels: int) -> lis
 
 
 def load_weights(backbone: nn.Module, path: str | Path) -> str:
-    """Put what fits from a file into a backbone; what did and what did not, in words.
+    """Load the tensors of a file that fit a backbone; return a summary of what fits and what does not.
 
     Raises
     ------
     SettingsError
-        If the file is missing, damaged or of another kind, or nothing in it fits.
+        If the file is missing, damaged or of another kind, or no tensor fits.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def load_weights(backbone: nn.Module, path: str | Path) -> str:
     fitting = {name: renamed[name] for name in own if name in renamed and renamed[name].shape == own[name].shape}
     if not any(own[name].is_floating_point() for name in fitting):
         raise SettingsError(
-            f"{path}: nothing in it fits the backbone. It holds {_names(found)}; the backbone has {_names(own)}"
+            f"{path}: no tensor fits the backbone. The file holds {_names(found)}; the backbone has {_names(own)}"
         )
     backbone.load_state_dict({**own, **fitting})
     counted = [name for name in own if not name.endswith("num_batches_tracked")]
@@ -89,7 +89,7 @@ def load_weights(backbone: nn.Module, path: str | Path) -> str:
     words = [f"{sum(name in fitting for name in counted)} of {len(counted)} tensors"]
     words[0] += f", by the prefix {prefix!r}" if prefix else ""
     for what, names in (
-        ("of another size, and left out", other),
+        ("left out, of another size", other),
         ("not in the file", [name for name in counted if name not in renamed]),
         ("not used", [name for name in renamed if name not in own]),
     ):
@@ -125,7 +125,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def best_names(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """The prefix under which most of the found tensors fit, and these by a backbone's own names.
+    """The prefix with which most tensors fit, and the tensors by the backbone's names.
 
     >>> x = torch.zeros(1)
     >>> prefix, renamed = best_names({"net.a": x, "net.b": x}, {"a": x, "b": x, "c": x})

@@ -1,4 +1,4 @@
-"""Classes that arrive later: what stays, what moves and by how much, pinned rows, states, refusals."""
+"""New classes: constant and changed vectors and the angles between them, pinned rows, states, bad input."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ def test_old_classes_keep_their_means_and_new_ones_are_unseen(make: Make) -> Non
 
 
 @pytest.mark.parametrize("name", ETFS)
-def test_a_simplex_leans_by_the_least_angle_that_makes_room(name: str) -> None:
+def test_a_simplex_turns_by_the_least_angle(name: str) -> None:
     head = trained(MAKERS[name])
     old = head.weight.clone()
     drift = head.add_classes(NEW)
     wanted = math.degrees(math.atan(math.sqrt(NEW / ((OLD + NEW) * (OLD - 1)))))
     torch.testing.assert_close(drift, torch.full_like(drift, wanted), rtol=1e-4, atol=1e-3)
     assert etf_error(head.weight.double().numpy()) < 1e-5
-    # All old vectors lean the same way, so that their differences keep their directions.
+    # All old vectors turn in the same direction, so that their differences keep their directions.
     differences, before = head.weight[1:OLD] - head.weight[:1], old[1:] - old[:1]
     cosines = F.cosine_similarity(differences, before)
     torch.testing.assert_close(cosines, torch.ones_like(cosines))
@@ -115,7 +115,7 @@ def test_no_simplex_of_that_size_is_nearer_to_the_old_one() -> None:
 
 
 @every_head
-def test_pinned_rows_stay_to_the_last_bit(make: Make) -> None:
+def test_pinned_rows_do_not_change(make: Make) -> None:
     head = trained(make)
     old = head.weight.detach().clone()
     drift = head.add_classes(NEW, pin=True)
@@ -137,7 +137,7 @@ def test_pinned_rows_stay_to_the_last_bit(make: Make) -> None:
     if isinstance(head, FixedETFHead):
         head.align()
     assert torch.equal(head.weight[:OLD], old)
-    assert head.add_classes(1).tolist()[:OLD] == [0.0] * OLD  # those that are pinned stay so
+    assert head.add_classes(1).tolist()[:OLD] == [0.0] * OLD  # pinned rows stay pinned
     assert torch.equal(head.weight[:OLD], old)
     assert not torch.equal(head.weight[OLD : OLD + NEW], new)
     head(*batch(9, OLD + NEW))
@@ -149,7 +149,7 @@ def test_pinned_rows_stay_to_the_last_bit(make: Make) -> None:
 
 @pytest.mark.parametrize("pin", [False, True])
 @every_head
-def test_the_state_of_a_grown_head_loads_into_one_built_anew(make: Make, pin: bool, tmp_path: Path) -> None:
+def test_the_state_of_an_extended_head_loads_into_a_new_one(make: Make, pin: bool, tmp_path: Path) -> None:
     head = trained(make)
     head.add_classes(NEW, pin=pin)
     head(*batch(5, OLD + NEW))
@@ -163,7 +163,7 @@ def test_the_state_of_a_grown_head_loads_into_one_built_anew(make: Make, pin: bo
     assert ("pinned" in fresh.state_dict()) == pin
     for value in (copy.deepcopy(head), copy.deepcopy(fresh)):
         assert torch.equal(value.eval()(batch(8, OLD)[0]), head.eval()(batch(8, OLD)[0]))
-    # A state without pinned rows unpins: the state is the whole truth.
+    # A state without pinned rows unpins them: the state is complete.
     fresh.load_state_dict(make(D, OLD + NEW).state_dict())
     assert fresh.kind == type(fresh).kind
     assert fresh.pinned is None
@@ -175,7 +175,7 @@ def test_the_state_of_a_grown_head_loads_into_one_built_anew(make: Make, pin: bo
 
 
 @pytest.mark.parametrize("kind", [LinearHead, LearnedHead])
-def test_a_learned_heads_new_parameters_are_said_and_keep_the_old_entries(kind: type[Head]) -> None:
+def test_new_parameters_of_a_learned_head_warn_and_keep_the_old_entries(kind: type[Head]) -> None:
     head = kind(D, OLD).double()
     before = dict(head.named_parameters())
     with pytest.warns(UserWarning, match=r"new Parameter objects: give them to the optimizer.*add_param_group"):
@@ -189,7 +189,7 @@ def test_a_learned_heads_new_parameters_are_said_and_keep_the_old_entries(kind: 
     assert all(parameter.grad is not None for parameter in head.parameters())
 
 
-def test_a_head_that_averages_says_nothing_and_one_that_is_grown_early_starts_as_usual() -> None:
+def test_averaging_heads_do_not_warn_and_start_as_usual_if_extended_before_the_first_step() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ("fixed", "implicit", "gauge-free", "class-mean", "tight-frame"):
@@ -203,8 +203,8 @@ def test_a_head_that_averages_says_nothing_and_one_that_is_grown_early_starts_as
 
 @pytest.mark.parametrize(("old", "new"), [(20, 10), (25, 2), (30, 5), (24, 3)])
 @pytest.mark.parametrize("norms", ["unit", "tight", "equal"])
-def test_tight_frames_beyond_the_simplex(old: int, new: int, norms: Any) -> None:
-    """From K ≤ d+1 across the border, from the border itself, and from beyond: the frame stays tight."""
+def test_frames_stay_tight_for_any_number_of_classes(old: int, new: int, norms: Any) -> None:
+    """From K < d+1 to K > d+1, from K = d+1, and from K > d+1: the frame stays tight."""
     head = TightFrameHead(D, old, temperature=10.0, norms=norms).double()
     for step in range(3):
         head(*batch(step, min(old, OLD + NEW + 20), torch.float64))
@@ -246,19 +246,19 @@ def test_more_classes_than_a_simplex_has_vertices_are_refused_and_nothing_change
 
 @every_head
 @pytest.mark.parametrize("n", [0, -1, 1.5, True])
-def test_no_classes_are_refused(make: Make, n: Any) -> None:
+def test_the_number_of_new_classes_must_be_positive(make: Make, n: Any) -> None:
     with pytest.raises(ValueError, match="an integer of at least 1"):
         make(D, OLD).add_classes(n)
 
 
-def test_equal_norms_that_do_not_exist_are_refused() -> None:
+def test_sizes_without_equal_norms_are_refused() -> None:
     head = TightFrameHead(5, 6, norms="equal")
     with pytest.raises(ValueError, match="sums to zero"):
         head.add_classes(1)
     assert head.num_classes == 6
 
 
-def test_half_precision_keeps_its_types() -> None:
+def test_half_precision_keeps_dtypes() -> None:
     for make in MAKERS.values():
         head = make(D, OLD).bfloat16()
         head(*batch(0, OLD, torch.bfloat16))
@@ -270,7 +270,7 @@ def test_half_precision_keeps_its_types() -> None:
         assert torch.equal(head.weight[:OLD], old)
 
 
-def test_drift_is_exact_at_both_ends() -> None:
+def test_drift_is_exact_at_0_and_180_degrees() -> None:
     a = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     b = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0], [-1.0, 0.0], [1.0, 1e-5]])
     wanted = torch.tensor([0.0, 90.0, 0.0, 180.0, math.degrees(1e-5)], dtype=torch.float64)
@@ -280,7 +280,7 @@ def test_drift_is_exact_at_both_ends() -> None:
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("pin", [False, True])
 def test_digits_from_eight_to_ten_classes(name: str, pin: bool) -> None:
-    """On pixels, with no backbone: old classes stay right, and new ones are learned."""
+    """On pixels, without a backbone: old classes stay accurate, and new ones are learned."""
     data = load_data("digits")
     images = torch.as_tensor(data.train.images).float().flatten(1) / 16
     labels = torch.as_tensor(data.train.labels).long()
@@ -290,7 +290,7 @@ def test_digits_from_eight_to_ten_classes(name: str, pin: bool) -> None:
     head = MAKERS[name](images.shape[1], 8)
 
     def train(features: Tensor, targets: Tensor) -> None:
-        if isinstance(head, FixedETFHead):  # which moves by no other way
+        if isinstance(head, FixedETFHead):  # its only way to change
             head.fit(features, targets)
             return
         parameters = list(head.parameters())

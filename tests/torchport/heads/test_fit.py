@@ -1,4 +1,4 @@
-"""A classifier for a frozen backbone in one call: the closed form of every head, in blocks, on labels of any type."""
+"""A classifier for a frozen backbone in one call: the closed form of every head, in blocks, for any type of labels."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_classifier_is_the_closed_form_of_the_exact_means(make: Make) -> Non
 
 
 @every_head
-def test_blocks_and_types_of_labels_do_not_matter(make: Make) -> None:
+def test_the_result_does_not_depend_on_blocks_and_types_of_labels(make: Make) -> None:
     features, labels = data()
     heads = [make(D, K) for _ in range(6)]
     for other in heads[1:]:
@@ -104,7 +104,7 @@ def test_blocks_and_types_of_labels_do_not_matter(make: Make) -> None:
 
 
 @every_head
-def test_a_class_without_samples_counts_as_never_seen(make: Make) -> None:
+def test_a_class_without_samples_counts_as_not_seen(make: Make) -> None:
     features, labels = data()
     head = make(D, K + 2)
     before = head.weight.detach().clone()
@@ -123,7 +123,7 @@ def test_a_class_without_samples_counts_as_never_seen(make: Make) -> None:
 
 
 @every_head
-def test_what_cannot_be_fitted_is_refused_and_changes_nothing(make: Make) -> None:
+def test_bad_input_is_refused_and_changes_nothing(make: Make) -> None:
     features, labels = data()
     head = make(D, K)
     before = copy.deepcopy(head.state_dict())
@@ -149,7 +149,7 @@ def test_the_linear_head_has_no_closed_form() -> None:
         LinearHead(D, K).fit(*data())
 
 
-def test_the_fixed_frame_turns_by_align_and_fit_alone() -> None:
+def test_only_align_and_fit_turn_the_fixed_frame() -> None:
     features, labels = data()
     head = FixedETFHead(D, K)
     frame = head.weight.clone()
@@ -183,7 +183,7 @@ def test_the_learned_heads_rows_start_at_the_means_and_stay_one_parameter() -> N
     head.set_means(rows, global_mean=torch.zeros(D))
     torch.testing.assert_close(head.weight, F.normalize(rows, dim=1))
     before = head.weight.detach().clone()
-    head.set_means(rows[:1].expand(K, D))  # all means are the global one: nothing to start from
+    head.set_means(rows[:1].expand(K, D))  # all means equal the global one, so the rows do not change
     torch.testing.assert_close(head.weight, before)
     with pytest.raises(ValueError, match=r"class_mean_rows has shape \(12, 5\).*class_mean_rows.T"):
         head.set_means(rows.T)
@@ -191,7 +191,7 @@ def test_the_learned_heads_rows_start_at_the_means_and_stay_one_parameter() -> N
     assert parameter.grad is not None
 
 
-def test_fit_leaves_mode_and_gradients_alone_and_training_goes_on() -> None:
+def test_fit_keeps_mode_and_gradients_and_training_continues() -> None:
     features, labels = data()
     head = ImplicitETFHead(D, K).eval()
     head.fit(features.requires_grad_(), labels)

@@ -1,4 +1,4 @@
-"""The heads: what they compute, what they keep, and how they resume."""
+"""The heads: classifiers, stored state, and resumption."""
 
 import copy
 import math
@@ -38,7 +38,7 @@ def batch(step: int, d: int = 16, K: int = 6, dtype: torch.dtype = torch.float64
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_stored_classifier_is_in_force(kind: type[Head]) -> None:
+def test_eval_mode_uses_the_stored_classifier(kind: type[Head]) -> None:
     head = kind(16, 6).double()
     for step in range(3):
         head(*batch(step))
@@ -51,7 +51,7 @@ def test_stored_classifier_is_in_force(kind: type[Head]) -> None:
     torch.testing.assert_close(head.eval()(features, batch(9)[1]), wanted)
 
 
-def test_learned_rows_have_unit_length_whatever_the_optimizer_makes_of_them() -> None:
+def test_learned_rows_have_unit_length_after_optimizer_steps() -> None:
     head = LearnedHead(16, 6).double()
     features, labels = batch(0)
     before = head(features, labels)
@@ -112,7 +112,7 @@ def test_warm_starts_stay_exact_over_many_steps() -> None:
     warm, exact = ImplicitETFHead(d, K), ImplicitETFHead(d, K, method="svd").double()
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(K, d, generator=generator)
-    for head in (warm, exact):  # as late in a run: means that are settled, and batches that weigh 1e-3
+    for head in (warm, exact):  # as late in a run: settled means, and batches with a weight of 1e-3
         head.running.set_means(head.normalise(centres))
         head.running.steps.fill_(2000)
     reused = 0
@@ -141,13 +141,13 @@ def test_every_method_takes_the_same_steps(method: str) -> None:
         torch.testing.assert_close(other(features, labels), head(features, labels), rtol=1e-7, atol=1e-9)
 
 
-def test_a_step_that_an_accelerator_cannot_solve_keeps_the_last_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsolved_step_on_an_accelerator_keeps_the_last_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     head = ImplicitETFHead(16, 6, method="matmul").double()
     for step in range(2):
         head(*batch(step))
     frame = head.frame.clone()
 
-    def unsolved(A: Tensor) -> Polar:  # what by_matmul returns where the host must not wait
+    def unsolved(A: Tensor) -> Polar:  # as by_matmul on an accelerator
         return Polar(torch.full_like(A, torch.nan), Products(torch.tensor(False)), None, torch.tensor(1))
 
     monkeypatch.setattr(decompose_module, "by_matmul", unsolved)
@@ -175,7 +175,7 @@ def test_gradient_through_the_whole_head(gradient: bool) -> None:
         return (copy.deepcopy(fresh)(features, labels) * target).sum()
 
     right = torch.autograd.gradcheck(loss, features, raise_exception=False)
-    assert right == gradient  # without the solution's share it cannot be the derivative
+    assert right == gradient  # without the gradient through the solution it is not the derivative
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -187,7 +187,7 @@ def test_state_dict_resumes_exactly(kind: type[Head], monkeypatch: pytest.Monkey
     resumed.load_state_dict(copy.deepcopy(head.state_dict()))
     if isinstance(head, ImplicitETFHead | TightFrameHead):
         assert isinstance(resumed, ImplicitETFHead | TightFrameHead)
-        resumed.warm_start = head.warm_start  # the one thing beside the state that the last bits depend on
+        resumed.warm_start = head.warm_start  # besides the state, only this changes the last bits
     for step in range(3, 6):
         features, labels = batch(step, 80, 70, torch.float32)
         assert torch.equal(head(features, labels), resumed(features, labels))
@@ -195,7 +195,7 @@ def test_state_dict_resumes_exactly(kind: type[Head], monkeypatch: pytest.Monkey
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_means_that_are_set_are_solved_for_exactly() -> None:
+def test_set_means_solves_exactly() -> None:
     head = ImplicitETFHead(16, 6).double()
     head(*batch(0))
     frame = head.frame.clone()
@@ -221,11 +221,11 @@ def test_health_is_unknown_before_the_first_step_and_known_after_each(
         assert abs(health["gap"]) < 1e-5
         assert health["orthogonality"] < 1e-4
         said = [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
-        assert bool(said) == (health["fallbacks"] > 0)  # asking for the figures is no reason to warn
+        assert bool(said) == (health["fallbacks"] > 0)  # the diagnostics themselves do not warn
 
 
 @pytest.mark.parametrize("kind", [ImplicitETFHead, ClassMeanHead, TightFrameHead])
-def test_compiled_steps_are_the_eager_ones(kind: type[Head]) -> None:
+def test_compiled_steps_agree_with_eager_ones(kind: type[Head]) -> None:
     torch._dynamo.reset()
     head = kind(16, 6)
     twin = copy.deepcopy(head)
@@ -241,7 +241,7 @@ def test_compiled_steps_are_the_eager_ones(kind: type[Head]) -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_autocast_keeps_the_classifier_in_single(kind: type[Head]) -> None:
+def test_autocast_keeps_the_classifier_in_float32(kind: type[Head]) -> None:
     head = kind(16, 6)
     features, labels = batch(0, dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -253,7 +253,7 @@ def test_autocast_keeps_the_classifier_in_single(kind: type[Head]) -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_head_in_half_precision_keeps_its_averages_in_single(kind: type[Head]) -> None:
+def test_a_head_in_half_precision_keeps_its_averages_in_float32(kind: type[Head]) -> None:
     head = kind(16, 6).bfloat16()
     features, labels = batch(0, dtype=torch.bfloat16)
     assert head(features, labels).dtype == torch.bfloat16
@@ -263,7 +263,7 @@ def test_a_head_in_half_precision_keeps_its_averages_in_single(kind: type[Head])
 
 
 @pytest.mark.parametrize("kind", [FixedETFHead, ImplicitETFHead, TightFrameHead])
-def test_fewest_features_that_hold_a_simplex(kind: type[Head]) -> None:
+def test_fewest_features_for_a_simplex(kind: type[Head]) -> None:
     head = kind(5, 6, formulation="gauge-free") if kind is ImplicitETFHead else kind(5, 6)
     for step in range(2):
         head(*batch(step, 5, 6, torch.float32))
@@ -292,7 +292,7 @@ def test_classifier_puts_a_head_on_a_backbone() -> None:
         ({"initial": torch.full((8, 5), torch.nan)}, "not a frame"),
     ],
 )
-def test_refusals(options: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImplicitETFHead(**{"num_features": 8, "num_classes": 5, **options})
 
@@ -321,7 +321,7 @@ def test_means_of_the_wrong_orientation_are_refused_and_change_nothing() -> None
     assert all(torch.equal(value, head.state_dict()[name]) for name, value in before.items())
 
 
-def test_means_that_are_set_are_kept_by_the_next_batches() -> None:
+def test_the_next_batches_change_set_means_little() -> None:
     head = ImplicitETFHead(16, 6)
     rows = head.normalise(torch.randn(6, 16, generator=torch.Generator().manual_seed(0)))
     head.set_means(rows)
@@ -336,7 +336,7 @@ def test_means_that_are_set_are_kept_by_the_next_batches() -> None:
     assert int(head.running.steps) == MEANS_AS_OLD_AS + 1
 
 
-def test_counts_weigh_the_global_mean_and_leave_out_classes_without_samples() -> None:
+def test_counts_weight_the_global_mean_and_exclude_classes_without_samples() -> None:
     head = FixedETFHead(4, 3)
     rows = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [torch.nan] * 4])
     head.set_means(rows, counts=torch.tensor([3, 1, 0]))
@@ -358,14 +358,14 @@ def test_a_forward_without_update_stores_nothing_and_computes_the_same(kind: typ
     torch.testing.assert_close(head(*batch(2)), tried, rtol=0, atol=0)
 
 
-def test_a_first_forward_without_update_leaves_the_first_step_to_come() -> None:
+def test_a_forward_without_update_is_not_the_first_step() -> None:
     head, other = ImplicitETFHead(16, 6).double(), ImplicitETFHead(16, 6).double()
     head(*batch(0), update=False)
     for step in range(3):
         assert torch.equal(head(*batch(step)), other(*batch(step)))
 
 
-def test_refresh_makes_an_etf_of_averaged_heads() -> None:
+def test_refresh_of_averaged_heads_gives_an_etf() -> None:
     heads = [ImplicitETFHead(16, 6).double() for _ in range(2)]
     for i, head in enumerate(heads):
         for step in range(3):
@@ -380,7 +380,7 @@ def test_refresh_makes_an_etf_of_averaged_heads() -> None:
     torch.testing.assert_close(averaged.bias, -averaged.weight @ averaged.running.global_mean)
 
 
-def test_a_random_initial_frame_is_the_references() -> None:
+def test_a_random_initial_frame_agrees_with_the_reference() -> None:
     head = ImplicitETFHead(16, 6, initial="random")
     wanted = initial_frame("random", np.zeros((16, 6)))
     np.testing.assert_allclose(head.frame.numpy(), wanted, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Heads in other people's loops: forgotten labels, several forwards for one backward, checkpointing, wrappers."""
+"""Heads in foreign training loops: forgotten labels, several forwards per backward, checkpointing, wrappers."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def batch(step: int, d: int = 16, K: int = 6) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("kind", AVERAGING_HEADS)
-def test_forgotten_labels_are_said_once(kind: type[Head]) -> None:
+def test_forgotten_labels_warn_once(kind: type[Head]) -> None:
     model = Classifier(nn.Identity(), kind(16, 6))
     with pytest.warns(UserWarning, match=r"model\(images, labels\).*update=False"):
         model(batch(0)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model(batch(0)[0])  # once is enough
+        model(batch(0)[0])  # no second warning
         fresh = Classifier(nn.Identity(), kind(16, 6))
-        fresh(batch(0)[0], update=False)  # it is meant
+        fresh(batch(0)[0], update=False)  # intended: no warning
         fresh(*batch(0))
         fresh.eval()(batch(0)[0])
         Classifier(nn.Identity(), LearnedHead(16, 6))(batch(0)[0])
@@ -49,7 +49,7 @@ def test_forgotten_labels_are_said_once(kind: type[Head]) -> None:
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_an_unlabelled_and_a_labelled_forward_share_one_backward(kind: type[Head], compiled: bool) -> None:
-    """Semi-supervised training, distillation and consistency losses do this."""
+    """As in semi-supervised training, distillation and consistency losses."""
     torch._dynamo.reset()
     head = kind(16, 6)
     head(*batch(0))
@@ -64,7 +64,7 @@ def test_an_unlabelled_and_a_labelled_forward_share_one_backward(kind: type[Head
 
 
 def unlabelled_again(trained: Head, kind: type[Head], features: Tensor) -> Tensor:
-    """The unlabelled loss with the classifier that was in force before the labelled forward."""
+    """The unlabelled loss with the classifier before the labelled forward."""
     torch.manual_seed(0)
     head = kind(16, 6)
     head.load_state_dict({k: v for k, v in trained.state_dict().items()})
@@ -97,7 +97,7 @@ def test_two_labelled_forwards_share_one_backward(kind: type[Head]) -> None:
 
 @pytest.mark.parametrize("kind", AVERAGING_HEADS)
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_around_a_head_is_refused_clearly(kind: type[Head], reentrant: bool) -> None:
+def test_activation_checkpointing_around_a_head_is_refused(kind: type[Head], reentrant: bool) -> None:
     head = kind(16, 6)
     features, labels = batch(0)
     loss = checkpoint(head, features, labels, use_reentrant=reentrant).sum()
@@ -105,7 +105,7 @@ def test_activation_checkpointing_around_a_head_is_refused_clearly(kind: type[He
         loss.backward()
 
 
-def test_activation_checkpointing_of_the_backbone_is_fine() -> None:
+def test_activation_checkpointing_of_the_backbone_works() -> None:
     backbone, head = nn.Linear(16, 16), ImplicitETFHead(16, 6)
     images, labels = batch(0)
     plain = copy.deepcopy((backbone, head))
@@ -125,4 +125,4 @@ def test_data_parallel_replicas_are_refused(kind: type[Head]) -> None:
 def test_devices_without_float64_are_refused(kind: type[Head]) -> None:
     head = kind(16, 6)
     with pytest.raises(RuntimeError, match="MPS lacks"):
-        head._refuse_what_cannot_work("mps")  # type: ignore[operator]
+        head._refuse_unsupported_use("mps")  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Heads for any number of classes, with more of them than dimensions: what every head must do, and their own rules."""
+"""Heads with more classes than dimensions: common properties, and those of each head."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def loss_of(head: Head, features: Tensor, labels: Tensor, **how: Any) -> Tensor:
 
 
 @every_head
-def test_state_is_the_whole_truth_and_update_false_stores_nothing(make: Make) -> None:
+def test_the_state_is_complete_and_update_false_stores_nothing(make: Make) -> None:
     head, resumed = make(D, K).double(), make(D, K).double()
     for step in range(3):
         head(*batch(step))
@@ -66,7 +66,7 @@ def test_state_is_the_whole_truth_and_update_false_stores_nothing(make: Make) ->
 @pytest.mark.parametrize("gradient", [True, False])
 @pytest.mark.parametrize("classes", [K, 4])
 def test_gradient_through_the_whole_head(make: Make, gradient: bool, classes: int) -> None:
-    """Also where only some classes have been seen, of which D+1 would be needed for a frame."""
+    """Also where fewer than D+1 classes have been seen, too few for a frame."""
     if is_equal(make) and classes < K:
         pytest.skip("alternating projections from such a symmetric start pass a saddle, which amplifies rounding")
     fresh = make(D, K, temperature=5.0, gradient=gradient).double()
@@ -79,7 +79,7 @@ def test_gradient_through_the_whole_head(make: Make, gradient: bool, classes: in
             return (copy.deepcopy(fresh)(features, labels[:12]) * target).sum()
 
         right = torch.autograd.gradcheck(loss, features, raise_exception=False)
-        assert right == gradient  # without the solution's share it cannot be the derivative
+        assert right == gradient  # without the gradient through the solution it is not the derivative
         fresh(*batch(step, classes=classes))
 
 
@@ -119,8 +119,8 @@ def test_half_precision_soft_labels_and_meta(make: Make) -> None:
 
 
 @every_head
-def test_compiled_steps_are_the_eager_ones(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tight_frame_module, "ROUNDS", 4)  # a compiler unrolls them
+def test_compiled_steps_agree_with_eager_ones(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tight_frame_module, "ROUNDS", 4)  # a compiler unrolls the rounds
     torch._dynamo.reset()
     head = make(D, K)
     twin = copy.deepcopy(head)
@@ -170,7 +170,7 @@ def test_warm_starts_stay_exact() -> None:
 
 
 @pytest.mark.parametrize("norms", ["unit", "tight", "equal"])
-def test_where_a_simplex_fits_the_tight_frame_is_the_implicit_heads(norms: Any) -> None:
+def test_for_few_classes_the_tight_frame_head_agrees_with_the_implicit_one(norms: Any) -> None:
     tight, implicit = (
         TightFrameHead(8, 5, norms=norms).double(),
         ImplicitETFHead(8, 5, formulation="gauge-free").double(),
@@ -189,7 +189,7 @@ def test_where_a_simplex_fits_the_tight_frame_is_the_implicit_heads(norms: Any) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["batch of one", "one class", "constant features", "nearly constant features"])
 @pytest.mark.filterwarnings("ignore:the polar factor")
-def test_class_means_without_extent_give_finite_gradients(make: Make, dtype: torch.dtype, kind: str) -> None:
+def test_equal_class_means_give_finite_gradients(make: Make, dtype: torch.dtype, kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     head = make(D, K).to(dtype)
     for _ in range(3):
@@ -211,7 +211,7 @@ def test_class_means_without_extent_give_finite_gradients(make: Make, dtype: tor
         assert head.weight.isfinite().all()
 
 
-def test_a_class_never_seen_has_a_row_of_zeros_in_the_class_mean_head() -> None:
+def test_an_unseen_class_has_a_zero_row_in_the_class_mean_head() -> None:
     head = ClassMeanHead(D, K).double()
     features, labels = batch(0, classes=5)
     loss_of(head, features, labels).backward()
@@ -224,10 +224,10 @@ def test_a_class_never_seen_has_a_row_of_zeros_in_the_class_mean_head() -> None:
     torch.testing.assert_close(head.weight[:5], F.normalize(H.T[:5], dim=1))
 
 
-def test_a_class_never_seen_fades_in_the_tight_frame_head_without_large_gradients() -> None:
+def test_an_unseen_class_decays_in_the_tight_frame_head_without_large_gradients() -> None:
     head = TightFrameHead(D, K).double()
     for step in range(6):
-        features, labels = batch(step, classes=12 if step else 4)  # at first, the start decides all other columns
+        features, labels = batch(step, classes=12 if step else 4)  # at first, the start determines all other columns
         loss_of(head, features, labels).backward()
         assert features.grad is not None
         assert float(features.grad.norm()) < 10.0
@@ -239,7 +239,7 @@ def test_a_class_never_seen_fades_in_the_tight_frame_head_without_large_gradient
 
 @every_head
 def test_one_head_learns_more_classes_than_dimensions(make: Make) -> None:
-    """Twelve classes on a circle's worth of directions: fit once, and every sample is right."""
+    """Twelve classes in two dimensions: after one fit, every sample is classified correctly."""
     angles = 2 * torch.pi * torch.arange(12) / 12
     features = torch.stack([angles.cos(), angles.sin()], 1).repeat(4, 1)
     labels = torch.arange(12).repeat(4)
@@ -262,12 +262,12 @@ def test_one_head_learns_more_classes_than_dimensions(make: Make) -> None:
         ({"temperature": 0.0}, "positive"),
     ],
 )
-def test_refusals(options: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TightFrameHead(**{"num_features": 4, "num_classes": 9, **options})
 
 
-def test_settings_are_shown_and_a_state_made_with_others_is_noticed() -> None:
+def test_settings_are_shown_and_a_state_with_others_warns() -> None:
     head = TightFrameHead(4, 9, temperature=7.5, delta=0.25, norms="tight", gradient=False, method="svd")
     for part in ("temperature=7.5", "delta=0.25", "norms='tight'", "gradient=False", "method='svd'"):
         assert part in repr(head)

@@ -1,4 +1,4 @@
-"""Numbers in every state: batches of one, of one class, constant features, rare classes, second derivatives."""
+"""Unusual batches: one sample, one class, constant features, rare classes; second derivatives, temperatures."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def stepped_gradient(head: Head, features: Tensor, labels: Tensor) -> Tensor:
 @pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["batch of one", "one class", "constant features", "nearly constant features"])
-def test_class_means_without_extent_give_finite_gradients(
-    method: str, formulation: Any, dtype: torch.dtype, kind: str
-) -> None:
+def test_equal_class_means_give_finite_gradients(method: str, formulation: Any, dtype: torch.dtype, kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     head = ImplicitETFHead(16, 6, formulation=formulation, method=method).to(dtype)
     for _ in range(3):
@@ -58,12 +56,12 @@ def test_class_means_without_extent_give_finite_gradients(
             features = 3.7 * (1 + torch.finfo(dtype).eps * torch.randn(12, 16, dtype=dtype, generator=generator))
         gradient = stepped_gradient(head, features, labels)
         assert gradient.isfinite().all()
-        # W stays, so that what is left is the gradient of logits with a fixed classifier: of the size of 1/‖f‖.
+        # W is constant, so this is the gradient of logits with a fixed classifier, of the size of 1/‖f‖.
         assert float(gradient.norm()) <= 2 * head.temperature * 12 / float(features.norm(dim=1).min())
         assert head.weight.isfinite().all()
 
 
-def test_where_class_means_are_only_rounding_the_solution_has_no_gradient() -> None:
+def test_class_means_at_rounding_level_give_no_gradient() -> None:
     with_gradient, without = (ImplicitETFHead(16, 6, gradient=g) for g in (True, False))
     features, labels = torch.full((12, 16), 1e5), torch.arange(12) % 6
     for _ in range(2):
@@ -72,7 +70,7 @@ def test_where_class_means_are_only_rounding_the_solution_has_no_gradient() -> N
 
 
 def errors_of_class_means(averaging: Any, steps: int, num_classes: int) -> Tensor:
-    """Relative errors of the running means of fixed centres, after so many batches of 16."""
+    """Relative errors of the running means of fixed centres, after the given number of batches of 16."""
     generator = torch.Generator().manual_seed(0)
     centres = F.normalize(torch.randn(num_classes, 32, generator=generator), dim=1)
     running = ClassMeans(32, num_classes, averaging=averaging)
@@ -86,12 +84,12 @@ def errors_of_class_means(averaging: Any, steps: int, num_classes: int) -> Tenso
 
 def test_late_classes_enter_at_their_full_length() -> None:
     by_step, by_class = (errors_of_class_means(averaging, 250, 250).median() for averaging in ("step", "class"))
-    assert float(by_step) < 0.3  # the centring by a batch's own mean is the noise that is left
+    assert float(by_step) < 0.3  # the remaining noise is from the centring by a batch's own mean
     assert float(by_class) < 0.15
     assert float(by_class) < float(by_step)
 
 
-def test_both_averages_are_the_papers_where_every_batch_holds_every_class() -> None:
+def test_both_averages_are_the_papers_if_every_batch_holds_every_class() -> None:
     by_step, by_class = ClassMeans(8, 4).double(), ClassMeans(8, 4, averaging="class").double()
     H = torch.zeros(8, 4, dtype=torch.float64)
     for t in range(1, 6):
@@ -105,8 +103,8 @@ def test_both_averages_are_the_papers_where_every_batch_holds_every_class() -> N
 
 @pytest.mark.parametrize("formulation", ["paper", "gauge-free"])
 @pytest.mark.parametrize("absent", [[], [4], [1, 3]])
-def test_the_first_steps_gradient_is_that_of_finite_differences(formulation: Any, absent: list[int]) -> None:
-    """Also where the first batch lacks classes, whose columns of the frame follow the others."""
+def test_the_gradient_of_the_first_step_agrees_with_finite_differences(formulation: Any, absent: list[int]) -> None:
+    """Also if the first batch lacks classes, whose columns of the frame follow the others."""
     fresh = ImplicitETFHead(9, 6, formulation=formulation, temperature=5.0).double()
     generator = torch.Generator().manual_seed(1)
     labels = torch.tensor([k for k in range(6) if k not in absent]).repeat(3)
@@ -144,7 +142,7 @@ def test_second_derivatives_of_the_frame_without_a_proximal_point(formulation: A
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_batch_that_is_not_finite_leaves_a_compiled_heads_state_as_it_was(dtype: torch.dtype) -> None:
+def test_a_batch_that_is_not_finite_does_not_change_the_state_of_a_compiled_head(dtype: torch.dtype) -> None:
     torch._dynamo.reset()
     head = FixedETFHead(16, 6).to(dtype)
     step = torch.compile(head, backend="aot_eager")
@@ -167,7 +165,7 @@ def test_temperatures_bound_the_probabilities() -> None:
             assert logits.softmax(1).max().item() == pytest.approx(largest_probability(tau, K), rel=1e-9)
 
 
-def test_a_temperature_that_makes_the_loss_unreachable_is_said() -> None:
+def test_a_temperature_with_a_high_least_loss_warns() -> None:
     with pytest.warns(UserWarning, match="no probability exceed 0.13 with 1000 classes"):
         ImplicitETFHead(2048, 1000, temperature=5.0)
     with warnings.catch_warnings():
@@ -192,12 +190,12 @@ def test_a_learned_temperature_is_trained_and_bounded(kind: type[Any]) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan, "high", True])
-def test_impossible_temperatures_are_refused(temperature: Any) -> None:
+def test_bad_temperatures_are_refused(temperature: Any) -> None:
     with pytest.raises(ValueError, match="temperature"):
         ImplicitETFHead(16, 6, temperature=temperature)
 
 
-def test_the_linear_head_is_torchs_own() -> None:
+def test_the_linear_head_agrees_with_nn_linear() -> None:
     torch.manual_seed(0)
     head = LinearHead(16, 6)
     torch.manual_seed(0)
@@ -209,7 +207,7 @@ def test_the_linear_head_is_torchs_own() -> None:
 
 
 @pytest.mark.parametrize("initial", ["random", "frame"])
-def test_fixed_frames_may_stand_in_any_position(initial: str) -> None:
+def test_the_fixed_head_accepts_any_frame(initial: str) -> None:
     frame = torch.linalg.qr(torch.randn(16, 6, generator=torch.Generator().manual_seed(0)))[0]
     head = FixedETFHead(16, 6, initial=frame if initial == "frame" else initial)
     torch.testing.assert_close(head.weight @ head.weight.T, (6 * torch.eye(6) - 1) / 5, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""What a head keeps, casts, averages and loads: state dicts, half precision, the meta device, old versions."""
+"""The state of a head: state dicts, half precision, averages of models, the meta device, old versions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_state_dict_of_version_0_1_0_loads_strictly(kind: type[Head]) -> None:
     old = {names.get(name, name.replace("running.", "means.")): value for name, value in head.state_dict().items()}
     assert {"means.means", "means.seen", "means.steps", "means.global_mean"} < old.keys()
     old["means.seen"] = old["means.seen"] > 0
-    del old["made_with"]  # which that version did not have
+    del old["made_with"]  # not in that version
     if kind is ImplicitETFHead:
         old["basis"] = torch.eye(0)
     fresh = Classifier(nn.Identity(), kind(16, 6))
@@ -88,7 +88,7 @@ def test_the_state_is_contiguous_and_independent_of_the_method(kind: type[Head])
 
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("K", [6, 70])
-def test_heads_in_half_precision_follow_the_single_one(kind: type[Head], K: int) -> None:
+def test_heads_in_half_precision_follow_those_in_float32(kind: type[Head], K: int) -> None:
     torch.manual_seed(0)
     single = kind(80, K)
     half = copy.deepcopy(single).bfloat16()
@@ -108,7 +108,7 @@ def test_heads_in_half_precision_follow_the_single_one(kind: type[Head], K: int)
 
 
 @pytest.mark.parametrize("kind", AVERAGING_HEADS)
-def test_heads_built_under_a_half_default_keep_their_averages_in_single(kind: type[Head]) -> None:
+def test_heads_built_with_a_half_default_dtype_keep_their_averages_in_float32(kind: type[Head]) -> None:
     with default_dtype(torch.bfloat16):
         head = kind(80, 70)
     other = kind(80, 70)
@@ -156,7 +156,7 @@ def test_averaged_models_average_the_buffers_too(kind: type[Head]) -> None:
         ({"formulation": "gauge-free"}, "gauge-free = 0 and not 1"),
     ],
 )
-def test_a_state_made_with_other_settings_is_noticed(other: dict[str, Any], named: str) -> None:
+def test_a_state_with_other_settings_warns(other: dict[str, Any], named: str) -> None:
     head = ImplicitETFHead(16, 6, temperature=5.0)
     head(*batch(0))
     with pytest.warns(UserWarning, match=named):
@@ -199,7 +199,7 @@ def by_setattr_on_meta(new: Head, trained: Head) -> Head:
     return by_setattr(new.to("meta"), trained)
 
 
-def by_setattr_as_floats(new: Head, trained: Head) -> Head:  # as the same with modules that it keeps in float32
+def by_setattr_as_floats(new: Head, trained: Head) -> Head:  # as by_setattr with modules kept in float32
     by_setattr(new, trained)
     for module in list(new.modules()):
         for name, value in list(module.named_buffers(recurse=False)):
@@ -207,7 +207,7 @@ def by_setattr_as_floats(new: Head, trained: Head) -> Head:  # as the same with 
     return new
 
 
-def by_copies_in_place(new: Head, trained: Head) -> Head:  # as moving averages of models, and DDP's broadcasts
+def by_copies_in_place(new: Head, trained: Head) -> Head:  # as moving averages of models and DDP's broadcasts
     for own, value in zip(new.buffers(), trained.buffers(), strict=True):
         own.copy_(value)
     return new
@@ -245,7 +245,7 @@ def by_safetensors(new: Head, trained: Head) -> Head:
 
 def by_averaging(new: Head, trained: Head) -> Head:
     averaged = AveragedModel(new, use_buffers=True)
-    averaged.update_parameters(trained)  # the first one is taken as it is
+    averaged.update_parameters(trained)  # the first update copies the model
     module: Any = averaged.module
     return module
 
@@ -259,7 +259,7 @@ ROUTES = [
 @pytest.mark.parametrize("kind", AVERAGING_HEADS)
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("K", [6, 70])
-def test_a_head_goes_on_whichever_way_its_state_came(
+def test_a_head_continues_after_every_way_to_load_its_state(
     kind: type[Head], route: Callable[[Head, Head], Head], K: int
 ) -> None:
     trained = kind(80, K)
@@ -268,10 +268,10 @@ def test_a_head_goes_on_whichever_way_its_state_came(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         other = route(kind(80, K), trained)
-    plain = by_load_state_dict(kind(80, K), trained)  # without a warm start, on which the last bits depend
+    plain = by_load_state_dict(kind(80, K), trained)  # without a warm start, which changes the last bits
     if route in (by_deepcopy, by_pickle):
         plain = trained
-    for step in (2, 3):  # a head that has made two steps has a proximal point in the third
+    for step in (2, 3):  # after two steps, the third one has a proximal point
         assert torch.equal(other(*batch(step, 80, K)), plain(*batch(step, 80, K)))
     for name, value in plain.state_dict().items():
         assert torch.equal(other.state_dict()[name], value), name
@@ -280,7 +280,7 @@ def test_a_head_goes_on_whichever_way_its_state_came(
 
 @pytest.mark.parametrize("kind", [ImplicitETFHead, TightFrameHead])
 @pytest.mark.parametrize("route", [by_load_state_dict, by_assignment, by_setattr, by_setattr_on_meta, by_safetensors])
-def test_a_trained_head_can_become_a_new_one_again(kind: type[Head], route: Callable[[Head, Head], Head]) -> None:
+def test_a_trained_head_can_load_the_state_of_a_new_one(kind: type[Head], route: Callable[[Head, Head], Head]) -> None:
     trained, fresh = kind(80, 70), kind(80, 70)
     for step in range(2):
         trained(*batch(step, 80, 70))
@@ -290,7 +290,7 @@ def test_a_trained_head_can_become_a_new_one_again(kind: type[Head], route: Call
 
 
 @pytest.mark.parametrize("kind", [ImplicitETFHead, TightFrameHead])
-def test_a_functional_call_goes_by_the_state_that_it_is_given(kind: type[Head]) -> None:
+def test_a_functional_call_uses_the_given_state(kind: type[Head]) -> None:
     stateless, trained, fresh = (kind(16, 6) for _ in range(3))
     for step in range(2):
         trained(*batch(step))
@@ -306,7 +306,7 @@ def test_a_functional_call_goes_by_the_state_that_it_is_given(kind: type[Head]) 
     ("kind", "route"),
     [(ImplicitETFHead, by_setattr), (TightFrameHead, by_setattr), (ImplicitETFHead, by_load_state_dict)],
 )
-def test_a_compiled_head_goes_on_without_a_graph_break(kind: type[Head], route: Callable[[Head, Head], Head]) -> None:
+def test_a_compiled_head_continues_without_a_graph_break(kind: type[Head], route: Callable[[Head, Head], Head]) -> None:
     torch._dynamo.reset()
     trained = kind(16, 6)
     for step in range(2):
@@ -318,7 +318,7 @@ def test_a_compiled_head_goes_on_without_a_graph_break(kind: type[Head], route: 
     assert other._steps is other.running.steps  # type: ignore[union-attr]
 
 
-def test_a_head_that_was_moved_is_still_new_to_a_compiler() -> None:
+def test_a_compiler_treats_a_moved_untrained_head_as_new() -> None:
     torch._dynamo.reset()
     head, twin = ImplicitETFHead(16, 6), ImplicitETFHead(16, 6)
     twin._apply(lambda x: x.clone())  # as `.to(device)` does it

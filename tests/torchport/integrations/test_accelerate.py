@@ -1,4 +1,4 @@
-"""Heads in a loop with Accelerate: against a plain loop, in bfloat16, and from a checkpoint with the same bits."""
+"""Heads in a loop with Accelerate: against a plain loop, in bfloat16, and resumed from a checkpoint bit by bit."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    """Accelerate keeps its settings for a process; other tests have others."""
+    """Reset Accelerate's settings, which are global to the process."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -63,7 +63,7 @@ def assert_equal(found: nn.Module, expected: nn.Module) -> None:
 
 @pytest.mark.parametrize("kind", [ImplicitETFHead, TightFrameHead, LearnedHead])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_training_is_that_of_a_plain_loop(kind: type[Head], accumulate: int) -> None:
+def test_training_agrees_with_a_plain_loop(kind: type[Head], accumulate: int) -> None:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
     model, optimizer, batches = accelerator.prepare(*made(kind, 4), DataLoader(TensorDataset(*data(4)), 8))
     epoch(accelerator, model, optimizer, batches)
@@ -77,7 +77,7 @@ def test_training_is_that_of_a_plain_loop(kind: type[Head], accumulate: int) -> 
     assert_equal(accelerator.unwrap_model(model), expected)
 
 
-def test_mixed_precision_solves_in_single() -> None:
+def test_mixed_precision_solves_in_float32() -> None:
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     model, optimizer, batches = accelerator.prepare(*made(ImplicitETFHead, 4), DataLoader(TensorDataset(*data(4)), 8))
     seen = set[torch.dtype]()
@@ -91,7 +91,7 @@ def test_mixed_precision_solves_in_single() -> None:
 
 @pytest.mark.parametrize("registered", [True, False])
 def test_the_warm_start_of_the_solver_is_in_the_checkpoint(tmp_path: Path, registered: bool) -> None:
-    """Late in training, when the class means hardly move, the last bits depend on it."""
+    """Late in training, when the class means hardly change, the last bits depend on it."""
 
     def begun() -> tuple[Accelerator, Any, Any, Any]:
         accelerator = Accelerator(cpu=True)
@@ -115,7 +115,7 @@ def test_the_warm_start_of_the_solver_is_in_the_checkpoint(tmp_path: Path, regis
     if registered:
         assert_equal(resumed[1], straight[1])
         assert torch.equal(resumed[1].head.warm_start, straight[1].head.warm_start)
-    else:  # the same to rounding
+    else:  # equal up to rounding
         assert not torch.equal(resumed[1].head.weight, straight[1].head.weight)
         torch.testing.assert_close(resumed[1].head.weight, straight[1].head.weight)
 

@@ -82,7 +82,7 @@ def plain_loop(images: Tensor, labels: Tensor, epochs: int, accumulate: int) -> 
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_training_is_that_of_a_plain_loop(tmp_path: Path, accumulate: int) -> None:
+def test_training_agrees_with_a_plain_loop(tmp_path: Path, accumulate: int) -> None:
     training = data()
     module = ETFClassifier(**parts())
     trainer(tmp_path, max_epochs=2, accumulate_grad_batches=accumulate).fit(module, DataLoader(training, 8))
@@ -92,7 +92,7 @@ def test_training_is_that_of_a_plain_loop(tmp_path: Path, accumulate: int) -> No
     assert module.model.head.running.steps == 12  # every microbatch
 
 
-def test_the_older_name_trains_to_the_same_bits(tmp_path: Path) -> None:
+def test_the_older_name_trains_bit_by_bit_equally(tmp_path: Path) -> None:
     made = []
     for library, namespace in ((None, None), (pytorch_lightning, older)):
         module = (namespace.ETFClassifier if namespace else ETFClassifier)(**parts())
@@ -106,7 +106,7 @@ def test_the_older_name_trains_to_the_same_bits(tmp_path: Path) -> None:
 
 
 class AlsoUnderInspection(Callback):
-    """Measures on its own, after the epoch, what the callback under test has logged."""
+    """Measures after the epoch, independently, the metrics that the callback under test logs."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self.loader, self.found = loader, dict[str, float]()
@@ -117,7 +117,7 @@ class AlsoUnderInspection(Callback):
 
 
 @pytest.mark.parametrize("kind", [ImplicitETFHead, LearnedHead])
-def test_the_callback_logs_what_measuring_afterwards_finds(tmp_path: Path, kind: type[Head]) -> None:
+def test_the_callback_agrees_with_a_measurement_afterwards(tmp_path: Path, kind: type[Head]) -> None:
     module, loader = ETFClassifier(**parts(head=kind)), DataLoader(data(seed=1), 7)
     calls = list[int]()
     module.model.head.register_forward_hook(lambda *_: calls.append(1))
@@ -146,11 +146,11 @@ def test_the_callback_logs_what_measuring_afterwards_finds(tmp_path: Path, kind:
         assert abs(logged["solver_gap"]) < 1e-5
     assert not module.model.head._forward_pre_hooks
     found.test(module, [loader, loader], verbose=False)
-    assert not any(name.startswith("test_nc") for name in found.callback_metrics)  # not among the stages
+    assert not any(name.startswith("test_nc") for name in found.callback_metrics)  # not one of the stages
 
 
 class Bare(LightningModule):
-    """Somebody's own module, with an nn.Linear and batches that are mappings."""
+    """A foreign module, with an nn.Linear and mappings as batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ def test_any_linear_layer_of_any_module_on_several_loaders(tmp_path: Path) -> No
             )
 
 
-def test_of_more_features_than_fit_the_first_pass_alone_is_logged(tmp_path: Path) -> None:
+def test_above_the_limit_only_the_first_pass_is_logged(tmp_path: Path) -> None:
     found = trainer(tmp_path, NeuralCollapseCallback(kept_bytes=12 * 8 * 4, stages=["test"]))
     found.test(
         ETFClassifier(
@@ -196,16 +196,16 @@ def test_of_more_features_than_fit_the_first_pass_alone_is_logged(tmp_path: Path
     assert "test_nc1" in found.callback_metrics
 
 
-def test_an_epoch_without_two_classes_is_warned_of(tmp_path: Path) -> None:
+def test_an_epoch_without_two_classes_warns(tmp_path: Path) -> None:
     images, labels = data().tensors
     one = TensorDataset(images[labels == 1], labels[labels == 1])
     found = trainer(tmp_path, NeuralCollapseCallback(stages=["test"]))
-    with pytest.warns(UserWarning, match=r"no collapse figures of this epoch \(test\): 1 class\(es\) have been seen"):
+    with pytest.warns(UserWarning, match=r"no collapse metrics for this epoch \(test\): 1 class\(es\) have been seen"):
         found.test(ETFClassifier(**parts()), DataLoader(one, 8), verbose=False)
     assert float(found.callback_metrics["test_loss"]) > 0
 
 
-def test_what_the_callback_refuses(tmp_path: Path) -> None:
+def test_bad_input_of_the_callback_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown stage 'validation': did you mean 'val'\?"):
         NeuralCollapseCallback(stages=["validation"])
     with pytest.raises(ValueError, match=r"Bare has 0 heads.*classifier='model\.fc'"):
@@ -225,8 +225,8 @@ def test_what_the_callback_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "K"), [(ImplicitETFHead, 70), (LearnedHead, 4)])
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, kind: type[Head], K: int) -> None:
-    """Shuffled batches, dropout, AdamW, a schedule; K = 70, late in training, has a warm start of the solver."""
+def test_a_resumed_run_is_bit_by_bit_equal(tmp_path: Path, kind: type[Head], K: int) -> None:
+    """Shuffled batches, dropout, AdamW, a schedule; K = 70 late in training, with a warm start of the solver."""
 
     def run(epochs: int, checkpoint: Path | None = None) -> tuple[ETFClassifier, Any]:
         schedule: dict[str, Any] = {"scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)}
@@ -258,8 +258,8 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, kind: type[Head],
     assert_equal(loaded.state_dict(), trained.state_dict())
 
 
-def test_averaged_weights_are_resumed_with_the_same_bits_and_refreshed(tmp_path: Path) -> None:
-    """Lightning's own EMA disturbs no bit of the training; averaged vectors are no simplex until they are refreshed."""
+def test_averaged_weights_are_resumed_bit_by_bit_and_refreshed(tmp_path: Path) -> None:
+    """Lightning's EMA does not change the training; averaged vectors are a simplex only after `refresh`."""
 
     def run(name: str, epochs: int, *callbacks: Callback, checkpoint: Path | None = None) -> Any:
         module = ETFClassifier(**parts(70, 80, dropout=0.1, inputs=80))
@@ -285,7 +285,7 @@ def test_averaged_weights_are_resumed_with_the_same_bits_and_refreshed(tmp_path:
     assert etf_error(head.weight.double().numpy()) < 1e-6
 
 
-def test_mixed_precision_solves_in_single(tmp_path: Path) -> None:
+def test_mixed_precision_solves_in_float32(tmp_path: Path) -> None:
     module = ETFClassifier(**parts())
     found = trainer(tmp_path, NeuralCollapseCallback(), precision="bf16-mixed", max_epochs=2)
     seen = set[torch.dtype]()
@@ -319,12 +319,12 @@ def fitted(rank: int | None, folder: Path) -> tuple[dict[str, Tensor], dict[str,
     return module.state_dict(), figures
 
 
-def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_agree_with_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, figures = fitted(None, tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    monkeypatch.setattr(os, "environ", os.environ.copy())  # Lightning writes to it
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # Lightning changes it
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0", LOCAL_RANK="0")
     command = [sys.executable, __file__, str(tmp_path)]
     other = subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": "1"})

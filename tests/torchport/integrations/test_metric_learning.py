@@ -1,4 +1,4 @@
-"""A head as a loss object, as in pytorch-metric-learning: the example runs, and embeddings get better by it."""
+"""A head as a loss object, as in pytorch-metric-learning: the example runs and improves the embeddings."""
 
 from __future__ import annotations
 

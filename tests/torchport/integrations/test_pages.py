@@ -1,4 +1,4 @@
-"""The pages about other libraries: tests and examples that they name exist, versions are the pinned ones, flags too."""
+"""The pages about other libraries: the tests, examples and flags exist, and the versions are the pinned ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rows(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
-def test_every_cell_of_the_matrix_is_a_test() -> None:
+def test_every_cell_of_the_matrix_names_a_test() -> None:
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", MATRIX)
     assert len(named) == len(set(named)) > 25
     for file, test in named:
@@ -39,17 +39,17 @@ def test_versions_of_the_matrix_are_the_pinned_ones() -> None:
         assert pins[name.lower()] == version
 
 
-def test_versions_beside_timm_are_those_of_its_environment() -> None:
+def test_versions_of_the_timm_environment_are_the_pinned_ones() -> None:
     pins = (ROOT / ".ci" / "integrations.py").read_text(encoding="utf-8")
     for name, version in re.findall(r"\b(timm|torchvision|torch) (\d+\.\d+\.\d+)", MATRIX[MATRIX.index("| timm 1") :]):
         assert f'"{name}=={version}"' in pins
 
 
-def test_scores_of_foreign_images_are_those_of_the_study() -> None:
+def test_ood_scores_are_those_of_the_study() -> None:
     results = ROOT / "benchmarks" / "results"
     files = [json.loads((results / f"ood-{name}.json").read_text(encoding="utf-8")) for name in ("digits", "subsets")]
     measured = [row for file in files for row in file["rows"]]
-    head, _, *table = [row for row in rows(MATRIX.partition("## Images of none")[2]) if len(row) == 8]
+    head, _, *table = [row for row in rows(MATRIX.partition("## Out-of-distribution images")[2]) if len(row) == 8]
     assert len(table) == 12
     for pair, kind, *cells in table:
         data, _, foreign = pair.split()
@@ -63,12 +63,12 @@ def test_scores_of_foreign_images_are_those_of_the_study() -> None:
 
 
 @pytest.mark.parametrize("text", [MATRIX, FLAGS])
-def test_links_lead_somewhere(text: str) -> None:
+def test_link_targets_exist(text: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (ROOT / "docs" / target).exists(), target
 
 
-def test_flags_beside_those_of_timm_exist() -> None:
+def test_flags_compared_with_those_of_timm_exist() -> None:
     known = {flag for action in build_parser()._actions for flag in action.option_strings}
     table = [row for row in rows(FLAGS) if len(row) == 3][2:]
     assert len(table) > 30

@@ -1,7 +1,7 @@
-"""Networks of timm and torchvision themselves: trained, evaluated on what they are evaluated on there, and exported.
+"""Networks of timm and torchvision: training, evaluation with the preprocessing of timm, and export.
 
-`make test-integrations` runs this in an environment of its own: beside the build of torch in constraints.txt neither
-library can be imported. Nothing is downloaded.
+`make test-integrations` runs this in a separate environment, since neither library can be imported with the build of
+torch in constraints.txt. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ except (ImportError, RuntimeError) as error:
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "from-timm.md").read_text(encoding="utf-8")
-# Those that timm has for tests: convolutions of four kinds, attention of four kinds, in 160 pixels.
+# timm's networks for tests: four kinds of convolutions, four kinds of attention, at 160 pixels.
 SMALL = "test_byobnet test_convnext test_efficientnet test_mambaout test_nfnet test_resnet test_vit test_vit_relpos"
 
 
@@ -53,7 +53,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A dozen photos of each of three classes, which differ in colour."""
+    """Twelve photos of each of three classes, which differ in colour."""
     rng = np.random.default_rng(0)
     for k, name in enumerate(("cat", "dog", "emu")):
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -89,7 +89,7 @@ def test_a_network_is_trained_measured_and_exported(photos: Path, backbone: str)
 
 
 @pytest.mark.parametrize("backbone", ["timm:test_vit", "torchvision:resnet18"])
-def test_weights_that_cannot_be_fetched_are_one_line(
+def test_unavailable_weights_are_a_one_line_error(
     photos: Path, backbone: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_network(*_: Any, **__: Any) -> Any:
@@ -99,7 +99,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(
     flags = ["--data", str(photos), "--backbone", backbone, "--pretrained", "--batch-size", "12", "--output", "run"]
     assert etf_train(flags) == 2
     (said,) = capsys.readouterr().err.strip().splitlines()
-    assert said.startswith(f"etf-train: the weights of {backbone} could not be had")
+    assert said.startswith(f"etf-train: the weights of {backbone} cannot be loaded")
     assert said.endswith("give a file of them by --weights FILE in place of --pretrained")
 
 
@@ -115,8 +115,8 @@ def test_weights_from_a_file_of_the_library(library: str) -> None:
         assert torch.equal(value, theirs.state_dict()[name])
 
 
-def test_the_command_beside_timm_s_runs(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the page has it, but for the network's size, the epochs, and weights from a file instead of the hub."""
+def test_the_command_compared_with_that_of_timm_runs(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on the page, except for the size of the network, the epochs, and weights from a file instead of the hub."""
     (command,) = re.findall(r"^(etf-train --data .*?)\n```", PAGE, re.DOTALL | re.MULTILINE)
     torch.save(timm.create_model("test_resnet").state_dict(), "theirs.pth")
     for old, new in (
@@ -133,7 +133,7 @@ def test_the_command_beside_timm_s_runs(photos: Path, monkeypatch: pytest.Monkey
     assert load_model("run")[0].head.num_classes == 3
 
 
-def test_the_lines_for_timm_s_own_loop_run() -> None:
+def test_the_lines_for_the_loop_of_timm_run() -> None:
     (lines,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     names: dict[str, Any] = {"NAME": "test_resnet", "K": 5}
     exec(lines.replace("images, labels", "torch.randn(10, 3, 64, 64), torch.arange(10) % 5"), {"torch": torch}, names)
@@ -141,7 +141,7 @@ def test_the_lines_for_timm_s_own_loop_run() -> None:
     assert names["model"].head.running.steps == 1
 
 
-def test_every_network_is_seen_as_timm_sees_it() -> None:
+def test_every_pretrained_configuration_agrees_with_timm() -> None:
     """Size, normalisation, interpolation and crop of all pretrained configurations."""
     known, unlike = 0, []
     for name in timm.list_models():
@@ -159,15 +159,15 @@ def test_every_network_is_seen_as_timm_sees_it() -> None:
         if network_view(Settings(backbone=f"timm:{name}", pretrained=True)) != wanted:
             unlike.append(name)
     assert known > 1000
-    assert len(unlike) <= 3  # those that put a border around the image
+    assert len(unlike) <= 3  # those that pad the image
     assert all(timm.get_pretrained_cfg(name).crop_mode == "border" for name in unlike)
 
 
 @pytest.mark.parametrize(
     "name", ["convnext_atto", "vit_tiny_patch16_224", "resnet50.a1_in1k", "test_resnet.r160_in1k", "crossvit_tiny_240"]
 )
-def test_photos_are_prepared_as_timm_does_it(tmp_path: Path, name: str) -> None:
-    """But for half a pixel: timm scales to whole pixels and cuts then, and here it is one step."""
+def test_preprocessing_agrees_with_timm(tmp_path: Path, name: str) -> None:
+    """Up to half a pixel: timm resizes to whole pixels and then crops; here it is one step."""
     config = resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
     theirs, view = create_transform(**config), network_view(Settings(backbone=f"timm:{name}", pretrained=True))
     assert view.size is not None
@@ -195,7 +195,7 @@ def test_families_export(name: str) -> None:
     assert families.tried(name, "fp32") == "exported"
 
 
-def test_a_network_of_torchvision_that_we_did_not_train_is_measured(photos: Path, capsys: Any) -> None:
+def test_a_foreign_network_of_torchvision_is_measured(photos: Path, capsys: Any) -> None:
     torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), "theirs.pth")
     make = "import torchvision\ndef make(): return torchvision.models.resnet18(num_classes=3)\n"
     Path("mine.py").write_text(make)

@@ -1,4 +1,4 @@
-"""The metric for torchmetrics: against the meter, over processes, and through all that torchmetrics does to one."""
+"""The metric for torchmetrics: against the meter, over processes, and with all operations of torchmetrics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from nearest_etf.torchport.integrations.torchmetrics import SECOND_PASS, NeuralC
 def stream(
     seed: int = 0, d: int = 6, K: int = 4, dtype: torch.dtype = torch.float64
 ) -> tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]:
-    """Batches far from the origin, of which the first lacks a class, and a classifier."""
+    """Batches far from the origin, the first without one of the classes, and a classifier."""
     generator = torch.Generator().manual_seed(seed)
     means = 3 * torch.randn(K, d, generator=generator, dtype=torch.float64)
     batches = []
@@ -58,7 +58,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_figures_are_those_of_the_meter_and_of_the_reference(seed: int, dtype: torch.dtype) -> None:
+def test_figures_agree_with_the_meter_and_the_reference(seed: int, dtype: torch.dtype) -> None:
     batches, weight, bias = stream(seed, dtype=dtype)
     figures = fed(NeuralCollapseMetric(6, 4), batches, weight, bias).compute()
     meter = NeuralCollapseMeter(6, 4)
@@ -73,7 +73,7 @@ def test_figures_are_those_of_the_meter_and_of_the_reference(seed: int, dtype: t
         assert value.item() == pytest.approx(getattr(reference, name), rel=1e-3 if dtype == torch.float32 else 1e-8)
 
 
-def test_without_a_classifier_its_figures_are_left_out() -> None:
+def test_without_a_classifier_its_figures_are_omitted() -> None:
     batches, weight, _ = stream()
     bare = fed(NeuralCollapseMetric(6, 4), batches).compute()
     full = fed(NeuralCollapseMetric(6, 4), batches, weight).compute()
@@ -85,14 +85,14 @@ def test_without_a_classifier_its_figures_are_left_out() -> None:
     assert_same(bare, {name: full[name] for name in bare})
 
 
-def test_the_last_classifier_given_counts() -> None:
+def test_the_last_given_classifier_is_used() -> None:
     batches, weight, bias = stream()
     metric = fed(NeuralCollapseMetric(6, 4), batches[:-1], torch.ones(4, 6), bias)
     metric.update(*batches[-1], weight)
     assert_same(metric.compute(), fed(NeuralCollapseMetric(6, 4), batches, weight).compute())
 
 
-def test_a_metric_that_has_seen_nothing_says_so() -> None:
+def test_a_metric_without_samples_is_refused() -> None:
     metric = NeuralCollapseMetric(6, 4)
     with (
         pytest.warns(UserWarning, match="before the ``update``"),
@@ -113,12 +113,12 @@ def test_a_metric_that_has_seen_nothing_says_so() -> None:
         ((torch.zeros(2, 6), torch.tensor([0, 1]), torch.zeros(4, 6), torch.zeros(6)), r"bias has shape \(6,\)"),
     ],
 )
-def test_what_does_not_fit_is_refused(arguments: tuple[Tensor, ...], named: str) -> None:
+def test_wrong_shapes_are_refused(arguments: tuple[Tensor, ...], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         NeuralCollapseMetric(6, 4).update(*arguments)
 
 
-def test_reset_begins_anew() -> None:
+def test_reset_clears_the_state() -> None:
     batches, weight, bias = stream()
     metric = fed(NeuralCollapseMetric(6, 4), stream(seed=1)[0], torch.ones(4, 6))
     metric.reset()
@@ -128,7 +128,7 @@ def test_reset_begins_anew() -> None:
     )
 
 
-def test_merged_states_are_those_of_one_metric() -> None:
+def test_merged_states_agree_with_one_metric() -> None:
     batches, weight, bias = stream()
     whole = fed(NeuralCollapseMetric(6, 4), batches, weight, bias)
     for cut in range(len(batches) + 1):
@@ -140,7 +140,7 @@ def test_merged_states_are_those_of_one_metric() -> None:
             assert_same(left.compute(), whole.compute(), 1e-12)
 
 
-def test_forward_gives_the_batch_and_keeps_the_whole() -> None:
+def test_forward_returns_the_batch_and_accumulates() -> None:
     batches, weight, bias = stream()
     metric = NeuralCollapseMetric(6, 4)
     for batch in batches:
@@ -149,11 +149,11 @@ def test_forward_gives_the_batch_and_keeps_the_whole() -> None:
     assert_same(metric.compute(), fed(NeuralCollapseMetric(6, 4), batches, weight, bias).compute(), 1e-12)
 
 
-def test_copies_state_dicts_pickles_and_devices_keep_what_was_seen() -> None:
+def test_copies_state_dicts_pickles_and_devices_keep_the_state() -> None:
     batches, weight, bias = stream()
     metric = fed(NeuralCollapseMetric(6, 4), batches, weight, bias)
     expected = metric.compute()
-    assert metric.state_dict() == {}  # as all of torchmetrics, unless asked for
+    assert metric.state_dict() == {}  # as in all of torchmetrics, unless requested
     metric.persistent(True)
     stored = io.BytesIO()
     torch.save(metric.state_dict(), stored)
@@ -161,7 +161,7 @@ def test_copies_state_dicts_pickles_and_devices_keep_what_was_seen() -> None:
     loaded = NeuralCollapseMetric(6, 4)
     loaded.persistent(True)
     loaded.load_state_dict(torch.load(stored, weights_only=True))
-    loaded._update_count = 1  # torchmetrics keeps it outside of the state
+    loaded._update_count = 1  # torchmetrics keeps it outside the state
     same = [pickle.loads(pickle.dumps(metric)), copy.deepcopy(metric), metric.clone(), loaded, metric.to("cpu").half()]
     for other in same:
         assert_same(other.compute(), expected)
@@ -216,17 +216,17 @@ def one_of_two(rank: int, folder: str) -> tuple[list[dict[str, Tensor]], Tensor]
     mine = [batches[:2], batches[2:]][rank]
     metric = fed(NeuralCollapseMetric(6, 4), mine[:1], weight, bias)
     metric.compute()
-    figures = [fed(metric, mine[1:], weight, bias).compute(), metric.compute()]  # syncing changes nothing for later
+    figures = [fed(metric, mine[1:], weight, bias).compute(), metric.compute()]  # syncing does not change later results
     figures.append(fed(NeuralCollapseMetric(6, 4), [[], batches][rank], weight, bias).compute())
-    dist.barrier()  # neither leaves while the other still reads from it
+    dist.barrier()  # no process exits while the other still reads from it
     dist.destroy_process_group()
     return figures, metric.totals
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     other = subprocess.Popen([sys.executable, __file__, str(tmp_path)])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchmetrics: this rank computes a metric that it has not updated
+        warnings.simplefilter("ignore")  # torchmetrics warns: this rank has not updated the metric
         own = one_of_two(0, str(tmp_path))
     assert other.wait(timeout=100) == 0
     batches, weight, bias = stream(seed=5)
@@ -235,7 +235,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         for found in figures:
             assert_same(found, whole, 1e-12)
         assert_same(figures[1], figures[0])
-        assert torch.equal(totals, fed(NeuralCollapseMetric(6, 4), part, weight, bias).totals)  # not synced any more
+        assert torch.equal(totals, fed(NeuralCollapseMetric(6, 4), part, weight, bias).totals)  # no longer synced
 
 
 if __name__ == "__main__":

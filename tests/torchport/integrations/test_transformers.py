@@ -70,7 +70,7 @@ def language(pooling: str = "pooler", head: str = "implicit") -> ETFForClassific
 
 
 def step(model: ETFForClassification, seed: int) -> Tensor:
-    """The loss of a batch, which moves the class means."""
+    """The loss of a batch, which updates the class means."""
     loss = model.train()(**images(seed=seed)).loss
     assert loss is not None
     return loss
@@ -86,7 +86,7 @@ def assert_equal(found: nn.Module, expected: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_trainer_is_a_plain_loop(tmp_path: Path, accumulate: int) -> None:
+def test_trainer_agrees_with_a_plain_loop(tmp_path: Path, accumulate: int) -> None:
     columns = images(32)
     model, expected = vision(), vision()
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.1)
@@ -109,7 +109,7 @@ def test_trainer_is_a_plain_loop(tmp_path: Path, accumulate: int) -> None:
         logging_strategy="no",
     )
     if accumulate == 2:
-        model.activation_checkpointing_enable()  # of the backbone alone
+        model.activation_checkpointing_enable()  # of the backbone only
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     constant = torch.optim.lr_scheduler.LambdaLR(sgd, lambda step: 1.0)
     trainer = Trainer(
@@ -125,7 +125,7 @@ def test_trainer_is_a_plain_loop(tmp_path: Path, accumulate: int) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_saved_model_goes_on_with_the_same_bits(tmp_path: Path, head: str) -> None:
+def test_a_saved_model_continues_bit_by_bit(tmp_path: Path, head: str) -> None:
     model = vision(head, head_settings={} if head == "linear" else {"temperature": 7.0})
     for seed in range(2):
         step(model, seed)
@@ -140,12 +140,12 @@ def test_a_saved_model_goes_on_with_the_same_bits(tmp_path: Path, head: str) -> 
     assert isinstance(loaded.head.weight, nn.Parameter) == isinstance(loaded.head, LinearHead)
     pixels = images(seed=7)["pixel_values"]
     assert torch.equal(loaded.eval()(pixel_values=pixels).logits, model.eval()(pixel_values=pixels).logits)
-    for seed in (2, 3):  # the proximal term of the third step, too, is that of a head that has made two
+    for seed in (2, 3):  # after two steps, the third one has a proximal point
         assert torch.equal(step(loaded, seed), step(model, seed))
     assert_equal(loaded, model)
 
 
-def test_half_precision_leaves_the_head_as_it_is(tmp_path: Path) -> None:
+def test_half_precision_keeps_the_head_in_float32(tmp_path: Path) -> None:
     model = vision()
     step(model, 0)
     model.save_pretrained(tmp_path)
@@ -163,7 +163,7 @@ def test_half_precision_leaves_the_head_as_it_is(tmp_path: Path) -> None:
     assert etf_error(half.head.weight.double().numpy()) < 1e-6
 
 
-def test_the_config_is_plain_json_and_autoclasses_know_it(tmp_path: Path) -> None:
+def test_the_config_is_plain_json_and_registered_with_autoclasses(tmp_path: Path) -> None:
     model = language(head="tight-frame")
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -198,7 +198,7 @@ def test_text_of_any_length_trains(pooling: str) -> None:
     assert losses[-1] < 0.5 * losses[0]
     found = model.eval()(input_ids=tokens, attention_mask=mask).logits
     assert (found.argmax(1) == labels).float().mean() > 0.9
-    other = torch.where(mask > 0, tokens, 49)  # what the mask hides does not count
+    other = torch.where(mask > 0, tokens, 49)  # masked tokens do not count
     torch.testing.assert_close(model(input_ids=other, attention_mask=mask).logits, found)
 
 
@@ -211,7 +211,7 @@ def test_convolutional_backbones() -> None:
         ETFForClassification(ETFConfig(resnet, num_labels=3, pooling="mean"))(**images())
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_bad_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown head 'implict': did you mean 'implicit'"):
         ETFConfig(ViTConfig(), head="implict")
     with pytest.raises(ValueError, match="unknown pooling 'max'"):
@@ -231,7 +231,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 
 class Own(PreTrainedModel):
-    """A model of somebody's own with a head in it."""
+    """A foreign model that contains a head."""
 
     config_class = PretrainedConfig
 
@@ -244,7 +244,7 @@ class Own(PreTrainedModel):
         return F.cross_entropy(self.head(self.body(x), labels), labels)
 
 
-def test_a_head_in_a_model_of_ones_own_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_head_in_a_foreign_model_continues_bit_by_bit(tmp_path: Path) -> None:
     model = Own(PretrainedConfig())
     batches = [(torch.randn(12, 8), torch.arange(12) % 3) for _ in range(3)]
     for batch in batches[:2]:

@@ -1,4 +1,4 @@
-"""The polar factor: every method against SciPy, its derivatives of every order, and what it does when it cannot."""
+"""The polar factor: every method against SciPy, derivatives of every order, and fallbacks."""
 
 from collections.abc import Callable
 
@@ -45,14 +45,14 @@ def exact_vjp(A: Tensor, G: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("dtype", "condition"), [(torch.float32, 10.0), (torch.float32, 1e3), (F64, 10.0), (F64, 1e3), (F64, 1e6)]
 )
-def test_factor_and_gradient_are_right(method: str, d: int, m: int, dtype: torch.dtype, condition: float) -> None:
+def test_factor_and_gradient_are_accurate(method: str, d: int, m: int, dtype: torch.dtype, condition: float) -> None:
     A64 = conditioned(d, m, condition)
     G = torch.randn(d, m, dtype=F64, generator=torch.Generator().manual_seed(1))
     A = A64.to(dtype, copy=True).requires_grad_()
     U = polar(A, torch.eye(d, m, dtype=dtype), method).frame
     U.backward(G.to(dtype))
     assert A.grad is not None
-    # Rounding A's entries alone changes the result by eps · condition; the promise in float32 is 1e-4.
+    # Rounding A's entries alone changes the result by eps · condition; the guarantee in float32 is 1e-4.
     bound = min(200 * torch.finfo(dtype).eps * (condition + 10), 1e-4)
     assert relative(U.detach().double(), torch.from_numpy(scipy.linalg.polar(A64.numpy())[0])) < bound
     assert relative(A.grad.double(), exact_vjp(A64, G)) < bound
@@ -81,7 +81,7 @@ def test_a_stale_basis_gives_the_same_factor_and_gradient() -> None:
         A = new.to(dtype).requires_grad_()
         warm = polar(A, start.to(dtype), "eigh", basis.to(dtype))
         assert warm.basis is not None
-        assert torch.equal(warm.basis, basis.to(dtype))  # it was used, and no new one was made
+        assert torch.equal(warm.basis, basis.to(dtype))  # the stale basis was used
         warm.frame.backward(G.to(dtype))
         assert A.grad is not None
         assert relative(warm.frame.detach().double(), polar(new, start, "svd").frame) < bound
@@ -108,7 +108,7 @@ def test_a_basis_of_another_problem_is_replaced() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_rank_deficiency_takes_the_factor_nearest_to_the_start(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_for_deficient_rank_the_factor_is_nearest_to_the_start(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decompose_module, "_warned", set())
     A = conditioned(9, 5, 10.0)
     A[:, 3:] = 0.0
@@ -118,12 +118,12 @@ def test_rank_deficiency_takes_the_factor_nearest_to_the_start(method: str, monk
     if copes:
         found = polar(A, start, method)
     else:
-        with pytest.warns(RuntimeWarning, match=f"beyond '{method}'"):
+        with pytest.warns(RuntimeWarning, match=f"'{method}' cannot compute the polar factor"):
             found = polar(A, start, method)
     assert int(found.fallbacks) == (not copes)
     U = found.frame.detach()
     torch.testing.assert_close(U.T @ U, torch.eye(5, dtype=F64))
-    # Among all factors of A this is the nearest one: the limit for a vanishing pull towards the start.
+    # The factor of A nearest to the start is the limit for a vanishing proximal term towards it.
     limit = scipy.linalg.polar((A.detach() + 1e-7 * start).numpy())[0]
     np.testing.assert_allclose(U.numpy(), limit, atol=1e-5)
     found.frame.sum().backward()
@@ -131,7 +131,7 @@ def test_rank_deficiency_takes_the_factor_nearest_to_the_start(method: str, monk
     assert torch.isfinite(A.grad).all()
 
 
-def test_fallbacks_are_said_once(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+def test_fallbacks_warn_once(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
     monkeypatch.setattr(decompose_module, "_warned", set())
     A = torch.zeros(6, 3)
     A[0, 0] = 1.0
@@ -168,7 +168,7 @@ def test_vmap_is_a_batch() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_operator_keeps_its_promises(method: str) -> None:
+def test_the_operator_passes_opcheck(method: str) -> None:
     for A in (torch.randn(9, 4), torch.randn(2, 9, 4), torch.randn(0, 2, 9, 4), torch.randn(2, 9, 4, dtype=F64)):
         inputs = (A, torch.eye(9, 5, dtype=A.dtype).expand(*A.shape[:-1], 5), None, method)
         torch.library.opcheck(torch.ops.nearest_etf.polar.default, inputs)
@@ -183,19 +183,19 @@ def test_lyapunov_by_products_alone() -> None:
 
 
 @pytest.mark.parametrize("solve", [by_eigh, lambda A: by_basis(A, torch.eye(A.shape[1]))])
-def test_decompositions_admit_defeat(solve: Callable[[Tensor], object]) -> None:
+def test_methods_return_none_if_not_accurate_enough(solve: Callable[[Tensor], object]) -> None:
     assert solve(torch.ones(5, 3)) is None
 
 
-def test_what_is_not_finite_is_refused() -> None:
+def test_entries_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN"):
         polar(torch.full((4, 2), torch.nan), torch.eye(4, 2))
 
 
 @pytest.mark.parametrize(("d", "m"), [(40, 12), (12, 12), (64, 64), (100, 3)])
 @pytest.mark.parametrize("condition", [1e2, 1e4, 3e5])
-def test_auto_in_float32_keeps_the_digits_that_the_input_has(d: int, m: int, condition: float) -> None:
-    """On the CPU: against float64 on the same entries, so that what is lost was lost in the computation."""
+def test_auto_in_float32_keeps_the_digits_of_the_input(d: int, m: int, condition: float) -> None:
+    """On the CPU, against float64 with the same entries, so that only the computation loses digits."""
     A = conditioned(d, m, condition).float()
     G = torch.randn(d, m, generator=torch.Generator().manual_seed(1))
     leaf = A.clone().requires_grad_()
@@ -222,7 +222,7 @@ def test_a_batch_keeps_the_digits_of_each_of_its_members(d: int, m: int) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_only_members_that_need_it_are_decomposed_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_inaccurate_members_are_decomposed_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     A = torch.stack([conditioned(9, 5, 10.0, seed) for seed in range(6)]).to(dtype)
     A[2, :, 3:] = 0.0
     A[4] = 0.0
@@ -240,7 +240,7 @@ def test_only_members_that_need_it_are_decomposed_alone(dtype: torch.dtype, monk
     torch.testing.assert_close(whole.mT @ whole, torch.eye(6, dtype=dtype).expand(6, 6, 6))
 
 
-def test_a_batch_on_an_accelerator_is_nan_where_products_do_not_solve_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_on_an_accelerator_is_nan_where_products_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     A = torch.stack([conditioned(9, 5, 10.0), torch.zeros(9, 5, dtype=F64)])
     A.requires_grad_()
     monkeypatch.setattr(decompose_module, "by_matmul", as_on_an_accelerator)
@@ -253,6 +253,6 @@ def test_a_batch_on_an_accelerator_is_nan_where_products_do_not_solve_it(monkeyp
 
 
 def as_on_an_accelerator(A: Tensor) -> Polar:
-    """`by_matmul` where the host must not wait."""
+    """`by_matmul` as on an accelerator."""
     X, solved = orthonormalised(A)
     return Polar(torch.where(solved[..., None, None], X, torch.nan), Products(solved), fallbacks=(~solved).long())

@@ -195,6 +195,18 @@ def test_a_second_ctrl_c_ends_at_once_but_a_second_sigterm_does_not(
     assert capfd.readouterr().err.count("stopping") == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with Interrupt(RunFolder(tmp_path, TINY)) as interrupt:
+            signal.raise_signal(number)
+            assert not interrupt.agreed()
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
 def test_a_replacing_run_stopped_before_its_first_checkpoint_leaves_the_earlier_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ....common.files import reading, write_file
+from ....common.files import opened, reading, write_file
 from .split import DataError
 
 SUMS = "SHA256SUMS"  # as `sha256sum --check` reads it
@@ -222,7 +222,7 @@ def check_sums(folder: Path, files: Iterable[Path]) -> None:
 
 def sha256(path: Path) -> str:
     """The SHA-256 sum of a file, in hexadecimal digits."""
-    with reading(path, "a file of a data set", DataError), open(path, "rb") as file:
+    with reading(path, "a file of a data set", DataError), opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

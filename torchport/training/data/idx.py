@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ....common.files import reading
+from ....common.files import opened, reading
 from .split import DataError
 
 LARGEST = 2**29  # bytes; the official files have 4.7e7
@@ -29,7 +29,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     DataError
         If the file is not an idx file of unsigned bytes, or its length does not fit its header.
     """
-    with reading(path, "an idx file, whole, gzipped or not", DataError), open(path, "rb") as raw:
+    with reading(path, "an idx file, whole, gzipped or not", DataError), opened(path) as raw:
         gzipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         with gzip.open(raw) if gzipped else raw as file:

@@ -33,7 +33,7 @@ def verdict(group: Group) -> str:
     if group.held_out:
         result = median_with_range(group.result(f"{group.held_out}_accuracy"), percent=True)
         result = f"; {SPLIT_NAMES[group.held_out]} accuracy {result} % with {group.results}"
-    return f"{learned} ({group.extent}){result}. {_collapse(group)}{_stale(group)}"
+    return f"{learned}{result}, {group.extent}. {_collapse(group)}{_stale(group)}"
 
 
 def _stale(group: Group) -> str:
@@ -51,10 +51,8 @@ def _collapse(group: Group) -> str:
     epochs, worst = group.epochs[~np.isnan(worst)], worst[~np.isnan(worst)]
     if len(worst) == 0:
         return "Neural collapse was not measured."
-    ends = {
-        "NC1": group.final("train_nc1"),
-        "CDNV": group.final("train_cdnv"),
-    }  # CDNV includes spread outside the span of the means
+    # Unlike NC1, CDNV includes spread outside the span of the means.
+    ends = {"NC1": group.final("train_nc1"), "CDNV": group.final("train_cdnv")}
     medians = {name: float(np.median(values)) for name, values in ends.items()}
     spread = " and ".join(f"{name} at {number(value)}" for name, value in medians.items() if not math.isnan(value))
     spread = f", with {spread}" if spread else ""

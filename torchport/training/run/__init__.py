@@ -1,6 +1,6 @@
-"""A run: its settings, and what its folder holds and how that is read and written.
+"""A run: its settings, and its folder.
 
-settings.py     everything that defines a run      reading.py      a run folder, read (without torch)
-checkpoint.py   everything to go on from           folder.py       a run folder, written
-data_path.py    where the data lie
+settings.py     everything that defines a run      reading.py      reads a run folder (without torch)
+checkpoint.py   everything to resume from          folder.py       writes a run folder
+data_path.py    the location of the data           lock.py         one writing process at a time
 """

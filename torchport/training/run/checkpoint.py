@@ -1,8 +1,8 @@
-"""Checkpoints: one file with everything that a run needs to go on, or that somebody needs to use the model.
+"""Checkpoints: one file with everything needed to resume a run or to use its model.
 
 A checkpoint is a plain dictionary of tensors, numbers and strings, which `torch.load(weights_only=True)` reads.
-Version 1 of the format, which 0.1.0 wrote, is read through the table of old names. The file carries a seal, by which a
-single changed bit is noticed. Files of earlier versions have none, and are checked by their CRC-32.
+Version 1 of the format, which 0.1.0 wrote, is read through the table of old names. The file carries a seal that detects
+a single changed bit. Files of earlier versions have no seal and are checked by their CRC-32.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from .... import __version__
 from ....common.errors import UserError
-from ....common.files import reading, replacing
+from ....common.files import opened, reading, replacing
 from ....common.old_names import present_checkpoint
 from ....common.seals import Damage, check_zip, seal_zip
 from ....common.shapes import check_shape
@@ -23,9 +23,9 @@ from .reading import DATA
 
 KIND = "nearest-etf checkpoint, version "
 VERSION = 2
-SEALED = "sealed"  # the key that says that there is a seal, and so that one is missing
+SEALED = "sealed"  # the key of sealed checkpoints, by which a missing seal is detected
 
-# What every checkpoint holds of these, and what a run needs to go on.
+# Entries of a usable checkpoint, and those that a run needs to resume.
 USABLE = {
     "settings?": {str: object},
     "data?": DATA,
@@ -57,9 +57,9 @@ class CheckpointError(UserError):
 
 
 def trained_epochs(contents: Mapping[str, Any]) -> tuple[int, bool]:
-    """Whole epochs that a checkpoint was trained for, and whether it lies in the middle of the next one.
+    """Complete epochs of a checkpoint, and whether it was made in the middle of the next epoch.
 
-    A checkpoint after the last step of an epoch waits for that epoch's evaluation: `evaluated` is false.
+    A checkpoint after the last step of an epoch precedes that epoch's evaluation: its `evaluated` is false.
 
     >>> trained_epochs({"epoch": 3, "step": 0}), trained_epochs({"epoch": 3, "step": 5, "steps_per_epoch": 5})
     ((2, False), (3, False))
@@ -71,13 +71,13 @@ def trained_epochs(contents: Mapping[str, Any]) -> tuple[int, bool]:
 
 
 def resumed_step(contents: Mapping[str, Any], steps: int) -> int:
-    """The step that a run goes on with, in epochs of `steps`, which are others where the data have changed."""
+    """The step at which a run resumes, in epochs of `steps` steps, whose number changes with the data."""
     step = int(contents["step"])
     return steps if step == contents.get("steps_per_epoch") else min(step, steps)
 
 
 def save_checkpoint(path: Path, contents: dict[str, Any]) -> None:
-    """Write a checkpoint and its seal, all or nothing."""
+    """Write a checkpoint and its seal atomically."""
     about = {"format": f"{KIND}{VERSION}", "written_by": __version__, SEALED: True}
     with replacing(path) as file:
         torch.save({**about, **contents}, file)
@@ -91,7 +91,7 @@ def load_checkpoint(path: str | Path, *, resuming: bool = False) -> dict[str, An
     ----------
     path : path
     resuming : bool
-        Refuse one that a run cannot go on from.
+        Refuse a checkpoint that lacks what a run needs to resume.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def load_checkpoint(path: str | Path, *, resuming: bool = False) -> dict[str, An
         of this project.
     """
     expected = "a checkpoint of etf-train"
-    with reading(path, expected, CheckpointError), open(path, "rb") as file:
+    with reading(path, expected, CheckpointError), opened(path) as file:
         sealed = check_zip(file)
         contents = torch.load(file, map_location="cpu", weights_only=True)
         kind = str(contents.get("format")) if isinstance(contents, dict) else ""

@@ -1,4 +1,4 @@
-"""Where the data of a run lie: what a value of `data` means, from any working directory. Needs no torch."""
+"""The location of a run's data: the meaning of a value of `data`, from any working directory. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from .settings import DATA_SETS, Settings, SettingsError
 
-CLOSE = 0.75  # similarity from which a name that is no folder is taken for a data set's name, mistyped
+CLOSE = 0.75  # similarity from which a name that is not a folder counts as a mistyped data set
 
 
 def data_folder(value: str) -> Path | None:
-    """The absolute path of the image folder that a value of `data` means; None for a data set's name, or nearly one.
+    """The absolute path of the image folder that a value of `data` names; None for a data set's name, even mistyped.
 
-    What has a path separator, names a folder here, or is not close to a data set's name, means a folder, which need
-    not exist.
+    A value names a folder if it has a path separator, is a folder here, or is not close to a data set's name. The
+    folder need not exist.
 
     Examples
     --------
@@ -37,7 +37,7 @@ def data_folder(value: str) -> Path | None:
 
 
 def data_label(value: str) -> str:
-    """How data are called where a path has no place: a data set's name, or a folder's own name.
+    """A short name of the data: a data set's name, or a folder's name without its path.
 
     >>> data_label("digits"), data_label("/home/me/photos")
     ('digits', 'photos')
@@ -47,7 +47,7 @@ def data_label(value: str) -> str:
 
 
 def folder_recipe(values: Mapping[str, Any]) -> str | None:
-    """The recipe whose values are the defaults of settings that name an image folder; None where they name none.
+    """The default recipe of settings that name an image folder; None for other settings.
 
     >>> folder_recipe({"data": "./photos"}), folder_recipe({"data": "./photos", "pretrained": True})
     ('photos', 'fine-tune')
@@ -64,25 +64,27 @@ def located(settings: Settings, data: str | None = None) -> Settings:
     ----------
     settings : Settings
     data : str, optional
-        Where the image folder lies by now.
+        The new location of the image folder.
 
     Raises
     ------
     SettingsError
-        If `data` are others and either is no folder's name.
+        If `data` differs and either value does not name a folder.
     """
     folder = data_folder(settings.data)
     if data is not None and data != settings.data:
         moved = data_folder(data)
         if folder is None or moved is None:
             found = settings.data if folder is None else data
-            raise SettingsError(f"data is {data!r}, but names the new place of an image folder: {found} is none")
+            raise SettingsError(
+                f"data is {data!r}, but has to be the new location of an image folder: {found} is not a folder"
+            )
         folder = moved
     return settings if folder is None else replace(settings, data=str(folder))
 
 
 def default_output(settings: Settings) -> str:
-    """The run folder where none is given, which names the recipe, the data where these are others, head and seed.
+    """The default run folder, named after the recipe, the data unless the recipe implies them, head and seed.
 
     >>> default_output(Settings(recipe="cifar10-resnet18", data="cifar10", head="fixed"))
     'runs/cifar10-resnet18-fixed-seed0'
@@ -93,7 +95,7 @@ def default_output(settings: Settings) -> str:
 
 
 def default_sweep(settings: Settings) -> str:
-    """The folder of a sweep's run folders where none is given."""
+    """The default folder of a sweep's run folders."""
     label = data_label(settings.data)
     words = [settings.recipe] if settings.recipe not in ("custom", "photos") else []
     if label and not (words and f"{settings.recipe}-".startswith(f"{label}-")):

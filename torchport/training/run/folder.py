@@ -1,16 +1,16 @@
-"""The folder that a run leaves behind, written: settings, provenance, a line of metrics per epoch, checkpoints.
+"""Write a run folder: settings, provenance, a line of metrics per epoch, checkpoints.
 
 config.json     settings, data, versions, hardware
 metrics.jsonl   one JSON object per epoch, with the CRC-32 of it and of those before it
 metrics.csv     the same as a table, written when the run ends or is stopped
-curves.png      the same as a picture, and tensorboard/ where TensorBoard is installed (not written here)
-log.txt         what was printed
-last.pt         everything needed to go on from where the run stopped
-best.pt         the same at the best validation accuracy so far, where there is validation data
-recalibrated.*  the model with exact class means, and its figures beside the running ones
-.lock           while a process writes: which one
+curves.png      the same as a picture, and tensorboard/ if TensorBoard is installed (not written here)
+log.txt         the printed lines
+last.pt         everything needed to resume the run where it stopped
+best.pt         the same at the best validation accuracy, if there are validation data
+recalibrated.*  the model with exact class means, and its metrics beside those with running means
+.lock           the name of the process that writes, while it does
 
-`reading.py` reads it. Needs no torch.
+`reading.py` reads the folder. Needs no torch.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from ....common.files import append_line, write_file, write_json
+from ....common.files import append_line, remove_leftovers, write_file, write_json
 from ....common.seals import sealed_line
 from .data_path import data_folder
 from .lock import LOCK, FolderLock
 from .reading import FORMAT, Row, RunError, check_run_folder, read_rows, read_run, rows_and_sum
 from .settings import Settings, SettingsError, settings_from
 
-RESUMABLE = ("epochs", "workers", "data")  # may change in a resumed run: more epochs, workers, the place of a folder
+RESUMABLE = ("epochs", "workers", "data")  # may change in a resumed run: more epochs, workers, the location of a folder
 
 
 def refused_changes(saved: Settings, wanted: Settings) -> list[str]:
-    """Names of settings with which a run cannot go on.
+    """Names of changed settings with which a run cannot resume.
 
     >>> refused_changes(Settings(epochs=3, lr=0.1), Settings(epochs=4, lr=0.2, workers=0))
     ['lr']
@@ -45,7 +45,7 @@ def refused_changes(saved: Settings, wanted: Settings) -> list[str]:
         "workers": True,
         "epochs": wanted.epochs > saved.epochs,
         "data": all(folders),
-        "image_size": wanted.image_size is None or not any(folders),  # the checkpoint knows it
+        "image_size": wanted.image_size is None or not any(folders),  # stored in the checkpoint
     }
     return [name for name in changed if not allowed.get(name, False)]
 
@@ -53,16 +53,24 @@ def refused_changes(saved: Settings, wanted: Settings) -> list[str]:
 class RunFolder:
     """A run folder. The constructor only validates; `begin` creates the folder.
 
-    A context manager: however the run ends, the table is written from the metrics that there are. Of several processes
-    only the first one begins, and so writes; from then on no other run may.
+    A context manager: on exit the table is written from the metrics so far, however the run ends. Of several processes
+    only the first calls `begin` and writes; from then on the folder is locked for other runs.
+
+    Attributes
+    ----------
+    resumed : bool
+        Whether the run continues from a checkpoint.
+    replacing : bool
+        Whether an earlier run is set aside, which returns if this one ends without a checkpoint.
 
     Raises
     ------
     SettingsError
-        If the folder exists, without `resume` or `overwrite`, or if the run in it had other settings than `RESUMABLE`
-        ones; it is left as it was.
+        If the folder exists without `resume` or `overwrite`, or if a setting outside `RESUMABLE` has changed; the
+        folder is unchanged.
     RunError
-        If `resume` or `overwrite` name a folder that holds no run, or another process writes to it.
+        If the folder to resume or to overwrite holds no run, or the one to resume has lost last.pt, or another process
+        writes to it.
 
     Examples
     --------
@@ -84,6 +92,11 @@ class RunFolder:
         self._found = self._state()
         taken = self._taken()
         self.resumed = resume and (self.path / "last.pt").exists()
+        later = next((name for name in ("best.pt", "recalibrated.pt") if (self.path / name).exists()), "")
+        if resume and not self.resumed and later:  # training would begin again, and drop its metrics
+            raise RunError(
+                f"{self.path / 'last.pt'} is missing, but there is {later}: restore it, or start again (--overwrite)"
+            )
         self.saved_settings = settings_from(read_run(self.path, need_rows=False).settings) if resume else settings
         if resume:
             for name in refused_changes(self.saved_settings, settings):
@@ -94,56 +107,55 @@ class RunFolder:
                 )
         elif taken and not overwrite:
             raise SettingsError(
-                f"{self.path} exists: choose another --output, go on with it (--resume) or replace it (--overwrite)"
+                f"{self.path} exists: choose another --output, resume it (--resume) or replace it (--overwrite)"
             )
         elif taken:
             check_run_folder(self.path)  # nothing else is overwritten
         self._aside = self.path.with_name(f"{self.path.name}.replaced")
-        self._replace = overwrite and not resume and (taken or self._has_aside())
-        self._tidy = overwrite or resume  # a run that was killed may have left the one that it replaced
+        self.replacing = overwrite and not resume and (taken or self._has_aside())
+        self._tidy = overwrite or resume  # a killed run may have left the run that it replaced
         self._begun = False
         self._sum = 0  # of the lines of metrics.jsonl
 
     def begin(self) -> list[str]:
-        """Create the folder, and hold it; an earlier run, with `overwrite`, is set aside until `replaced`.
+        """Create and lock the folder; with `overwrite`, an earlier run is set aside until `replaced`.
 
         Returns lines for the log.
 
         Raises
         ------
         RunError
-            If another process writes to the folder, or has done so since the folder was looked at.
+            If another process writes to the folder, or has written to it since the constructor.
         """
         self.lock.look()
         if self._state() != self._found:
-            raise RunError(f"{self.path} has been written by another process meanwhile: start again")
-        if self._replace:
+            raise RunError(f"another process has written to {self.path} meanwhile: start again")
+        if self.replacing:
             if self._has_aside() and not (self.path / "last.pt").is_file():
-                shutil.rmtree(self.path, ignore_errors=True)  # of a run that was killed: the one aside is worth more
+                shutil.rmtree(self.path, ignore_errors=True)  # of a killed run; the run set aside has a checkpoint
             else:
                 self._drop_aside()
                 self.path.rename(self._aside)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{self.path} cannot be made ({error.strerror}): choose another --output") from error
+            raise RunError(f"{self.path} cannot be created ({error.strerror}): choose another --output") from error
         note = self.lock.take()
-        if self._state() != ([] if self._replace else self._found):
+        if self._state() != ([] if self.replacing else self._found):
             self.lock.release()
-            raise RunError(f"{self.path} has been written by another process meanwhile: start again")
-        for leftover in self.path.glob("*.tmp"):  # of a run that was killed
-            leftover.unlink(missing_ok=True)
+            raise RunError(f"another process has written to {self.path} meanwhile: start again")
+        remove_leftovers(self.path)
         self._begun = True
         return [note] if note else []
 
     def _taken(self) -> bool:
-        """Whether there is anything in the place of the folder but leavings of a run that was killed."""
+        """Whether the path exists and holds more than leftovers of a killed run."""
         if not self.path.is_dir():
             return self.path.exists()
         return any(path.suffix != ".tmp" and path.name != LOCK for path in self.path.iterdir())
 
     def _state(self) -> list[tuple[str, int]]:
-        """When the files that a run goes on from were written."""
+        """Modification times of the files that a run resumes from."""
         files = [self.path / name for name in ("config.json", "last.pt")]
         return [(file.name, file.stat().st_mtime_ns) for file in files if file.is_file()]
 
@@ -151,7 +163,7 @@ class RunFolder:
         """Delete the earlier run, now that the new one has a checkpoint."""
         if self._tidy:
             self._drop_aside()
-            self._replace = self._tidy = False
+            self.replacing = self._tidy = False
 
     def _has_aside(self) -> bool:
         """Whether an earlier run has been set aside."""
@@ -166,7 +178,7 @@ class RunFolder:
 
     def __exit__(self, *exception: object) -> None:
         try:
-            if self._begun and self._replace:  # it ends without a checkpoint: the earlier run is put back
+            if self._begun and self.replacing:  # without a checkpoint, the earlier run is put back
                 self.lock.release()
                 shutil.rmtree(self.path)
                 self._aside.rename(self.path)
@@ -184,7 +196,7 @@ class RunFolder:
         data : mapping
             `data.fingerprint.recorded(data)`.
         provenance : mapping
-            `common.machine.provenance()`; of a resumed run, the one of its beginning stays.
+            `common.machine.provenance()`; a resumed run keeps that of its beginning.
         """
         if self.resumed:
             provenance = read_run(self.path, need_rows=False).config.get("provenance", {})
@@ -192,7 +204,7 @@ class RunFolder:
         write_json(self.path / "config.json", config)
 
     def truncate(self, epochs: int) -> None:
-        """Drop the metrics of epochs after the first `epochs`, which the checkpoint does not hold."""
+        """Drop the metrics of epochs after epoch `epochs`, which are newer than the checkpoint."""
         found, _ = rows_and_sum(self.path)
         rows = [row for row in found if row["epoch"] <= epochs]
         if epochs > 0 and (not rows or rows[-1]["epoch"] < epochs):
@@ -206,7 +218,7 @@ class RunFolder:
     def append(self, row: Row) -> None:
         """Add the metrics of an epoch."""
         line, self._sum = sealed_line(row, self._sum)
-        append_line(self.path / "metrics.jsonl", line, sync=True)  # a checkpoint of later must not survive it
+        append_line(self.path / "metrics.jsonl", line, sync=True)  # on the disk before any later checkpoint
 
     def write_table(self, rows: list[Row]) -> None:
         """Write metrics.csv."""
@@ -217,7 +229,7 @@ class RunFolder:
         write_file(self.path / "metrics.csv", table.getvalue())
 
     def write_recalibrated(self, epoch: int, running: Row, exact: Row) -> None:
-        """Write recalibrated.json: the figures with running and with exact class means, side by side."""
+        """Write recalibrated.json: the metrics with running and with exact class means, side by side."""
         figures = {"epoch": epoch, "running": running, "exact": exact}
         write_json(self.path / "recalibrated.json", figures)
 

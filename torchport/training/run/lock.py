@@ -1,7 +1,7 @@
-"""One process at a time writes a run folder: a lock of the operating system, which ends with the process that holds it.
+"""A lock on a run folder, so that one process at a time writes it; the operating system releases it with the process.
 
-The file .lock in the folder names that process, for the message to another one. It goes when the run ends; one that a
-killed run leaves behind blocks nobody. Needs no torch.
+The file .lock in the folder names the process, for the error message of another one. It is removed when the run ends; a
+file left by a killed run does not lock the folder. Needs no torch.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 from .reading import RunError
 
 LOCK = ".lock"
-PATIENCE = 0.5  # seconds for a process that only looks, to have looked
-ENDING = 15.0  # seconds for the worker processes of one that was killed, to notice it
+PATIENCE = 0.5  # seconds to wait for a process that only checks the lock
+ENDING = 15.0  # seconds to wait for the worker processes of a killed run to end
 
 
 class FolderLock:
@@ -48,14 +48,14 @@ class FolderLock:
         Raises
         ------
         RunError
-            With the process and its machine.
+            If another process holds it; the message names the process and its machine.
         """
         if self._lock is None and self.path.is_file():
             with contextlib.suppress(OSError, NotImplementedError):
                 self._acquire().release()
 
     def take(self) -> str:
-        """Hold the folder, which exists; a line for the log where the file system has no locks.
+        """Lock the existing folder; return a line for the log if the file system has no locks, else an empty one.
 
         Raises
         ------
@@ -67,14 +67,14 @@ class FolderLock:
         except (OSError, NotImplementedError) as error:
             if not os.access(self.folder, os.W_OK):
                 raise RunError(f"{self.folder} cannot be written: choose another --output") from error
-            return f"{self.folder} cannot be locked ({error}): see to it that no other process writes to it"
+            return f"{self.folder} cannot be locked ({error}): make sure that no other process writes to it"
         self._lock = lock
-        with contextlib.suppress(OSError):  # Windows keeps others from writing to a file that is locked
+        with contextlib.suppress(OSError):  # Windows refuses writes to a locked file
             self.path.write_text(f"{os.getpid()} {socket.gethostname()}\n", encoding="utf-8")
         return ""
 
     def release(self) -> None:
-        """Let others have the folder."""
+        """Release the folder."""
         if self._lock is not None:
             with contextlib.suppress(OSError):
                 self.path.unlink(missing_ok=True)
@@ -105,7 +105,7 @@ class FolderLock:
 
 
 def _lives(process: int, host: str) -> bool:
-    """Whether a process is there, as far as this machine can tell."""
+    """Whether a process exists, as far as this machine can tell."""
     if host != socket.gethostname() or not hasattr(os, "getuid"):  # on Windows, signal 0 ends a process
         return True
     try:

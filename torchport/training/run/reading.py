@@ -1,7 +1,7 @@
-"""A run folder, read: settings, provenance, a line of metrics per epoch, the checkpoints that exist.
+"""Read a run folder: settings, provenance, metrics per epoch, existing checkpoints.
 
-Needs no torch. `etf-train --resume`, `etf-train sweep`, `etf-measure`, `etf-report` and `etf-export` all read runs by
-it. Names that earlier versions wrote are translated to the present ones.
+Needs no torch. `etf-train --resume`, `etf-train sweep`, `etf-measure`, `etf-report` and `etf-export` all read runs
+through it. Names of earlier versions are translated to the present ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ....common.shapes import check_shape
 FORMAT = 2  # of config.json; 1, which version 0.1.0 wrote, did not record it
 CHECKPOINTS = ("best", "last", "recalibrated")
 
-# What config.json and checkpoints record of the data, and the rest of config.json.
+# The data entry of config.json and checkpoints, and the other entries of config.json.
 DATA = {
     "name?": str,
     "class_names?": [str],
@@ -63,7 +63,7 @@ class Run:
     rows : list of dict
         Metrics, an entry per epoch.
     exact : dict
-        `epoch` and metrics of recalibrated.pt, the model with exact class means; empty where there is none.
+        `epoch` and metrics of recalibrated.pt, the model with exact class means; empty if there is none.
     """
 
     path: Path
@@ -95,11 +95,14 @@ class Run:
 
     @property
     def result(self) -> str:
-        """The checkpoint that stands for the run.
+        """The checkpoint that represents the run; test data never choose it.
 
-        "best" where validation data chose one, else "last"; but "recalibrated" where exact class means give a higher
-        accuracy than that one has, on validation data, or where there are none on training data: never on test data.
-        Version 0.1.0 chose its best.pt on test data, and it stands for nothing; it can still be named.
+        * "recalibrated" if exact class means have a higher accuracy than the checkpoint below, on validation data, or
+          without any on training data;
+        * else "best" if validation data chose one;
+        * else "last".
+
+        The best.pt of version 0.1.0, which test data chose, is not considered; it can still be named.
         """
         if not self._compared:
             return self._by_rows
@@ -115,7 +118,7 @@ class Run:
 
     @property
     def reason(self) -> str:
-        """Why the result is the result, with the figures that were compared; empty where there was no choice.
+        """Why this checkpoint is the result, with the compared accuracies; empty if there was no choice.
 
         >>> Run(Path("nowhere"), {}, {}, [{"epoch": 1, "train_accuracy": 0.5}]).reason
         ''
@@ -144,7 +147,7 @@ class Run:
 
     @property
     def _judged(self) -> str:
-        """The figure by which checkpoints are compared."""
+        """The metric that compares checkpoints."""
         return "val_accuracy" if self._by_rows == "best" else "train_accuracy"
 
     @property
@@ -162,7 +165,7 @@ def read_run(path: str | Path, *, need_rows: bool = True) -> Run:
     ----------
     path : path
     need_rows : bool
-        Refuse a run that has no metrics yet.
+        Refuse a run without metrics.
 
     Raises
     ------
@@ -195,7 +198,7 @@ def read_exact(run: str | Path) -> Row:
     RunError
         If recalibrated.json is damaged.
     """
-    path, expected = Path(run) / "recalibrated.json", "the figures of a recalibration"
+    path, expected = Path(run) / "recalibrated.json", "the metrics of a recalibration"
     if not path.exists():
         return {}
     figures = read_json(path, expected, RunError)
@@ -215,7 +218,7 @@ def check_run_folder(path: Path) -> Path:
     """
     config = path / "config.json"
     if not config.is_file():
-        raise RunError(f"{path} is no run folder: it has no config.json")
+        raise RunError(f"{path} is not a run folder: it has no config.json")
     return config
 
 
@@ -235,6 +238,8 @@ def rows_and_sum(run: str | Path) -> tuple[list[Row], int]:
     path, expected = Path(run) / "metrics.jsonl", "a JSON object with an epoch per line"
     if not path.exists():
         return [], 0
+    if not (path.is_file() or path.is_dir()):
+        raise RunError(f"{path} is a pipe or a device: expected {expected}")
     *lines, torn = read_bytes(path, expected, RunError).split(b"\n")
     if torn:
         warnings.warn(f"{path}: line {len(lines) + 1} was cut short, and is left out", stacklevel=2)

@@ -1,8 +1,8 @@
 """Everything that defines a training run, in one frozen dataclass.
 
-A recipe (`recipes/NAME.toml`) gives values for some of the fields, the command line overrides them, and what is left
-keeps the default written here. Field names are TOML keys, and command-line flags with dashes for underscores; each
-field carries its own help text and bounds. Importing this file imports neither torch nor NumPy.
+A recipe (`recipes/NAME.toml`) sets some of the fields, the command line overrides them, and the other fields keep
+their defaults. Field names are TOML keys, and command-line flags with dashes for underscores; each field has its own
+help text and bounds. Importing this file imports neither torch nor NumPy.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ BACKBONES = (
     *("small-cnn", "mlp", "resnet18", "resnet34", "resnet50", "resnet101"),
     *("vgg11", "vgg13", "vgg16", "vgg19"),
 )
-LARGEST = {int: 2**63 - 1, float: 1e30}  # that a setting without a bound of its own may be: far from any that is of use
+LARGEST = {int: 2**63 - 1, float: 1e30}  # for settings without a bound of their own: far beyond useful values
 SCALE = 0.08  # least share of a photo in a random crop
 FOLLOWS_MEANS = ("implicit", "class-mean", "tight-frame")  # heads whose classifier comes from the class means
-FOREIGN_BACKBONES = ("torchvision:", "timm:")  # before a name, which may have a tag of weights: resnet18.a1_in1k
+FOREIGN_BACKBONES = ("torchvision:", "timm:")  # before a name, which may have a weights tag: resnet18.a1_in1k
 
 
 class SettingsError(UserError):
@@ -50,9 +50,9 @@ def _option(
     default_text: str | None = None,
     words: tuple[str, ...] = (),
 ) -> Any:
-    """A field with its help text, its values or bounds and its type.
+    """A field with help text, choices or bounds, and type.
 
-    One whose default is None may stay None; `words` stand beside the numbers of a numeric one.
+    A field whose default is None accepts None; a numeric field also accepts `words`.
     """
     metadata = {
         "help": help,
@@ -96,7 +96,7 @@ class Settings:
     samples_per_class: int = _option(0, "keep this many training images per class (0: all)", least=0)
     imbalance: str = _option(
         "none",
-        "thin out classes: to a geometric profile, or half of them",
+        "reduce class sizes: geometrically, or for half of the classes",
         choices=("none", "exponential", "step"),
     )
     imbalance_ratio: float = _option(100.0, "largest class size over smallest", least=1)
@@ -104,10 +104,10 @@ class Settings:
     stratified: bool = _option(False, "spread each class evenly over the batches of an epoch")
     image_size: int | None = _option(
         None,
-        "side of the images cut from an image folder",
+        "side in pixels of the images cropped from an image folder",
         least=8,
         type_if_given=int,
-        default_text="what a network of torchvision or timm was made for, else 224",
+        default_text="that of a network of torchvision or timm, else 224",
     )
     flip: bool = _option(False, "augmentation: mirror half of the images")
     scale: float = _option(SCALE, "augmentation of image folders: least share of a photo in a crop", least=1e-3, most=1)
@@ -115,32 +115,32 @@ class Settings:
         0.0, "augmentation: change brightness, contrast, saturation by up to this share", least=0
     )
     mixup: float = _option(
-        0.0, "augmentation: alpha of mixup; images and labels are blended with others (0: not)", least=0
+        0.0, "augmentation: alpha of mixup; images and labels are blended with others (0: off)", least=0
     )
-    cutmix: float = _option(0.0, "augmentation: alpha of cutmix; boxes come from other images (0: not)", least=0)
+    cutmix: float = _option(0.0, "augmentation: alpha of cutmix; boxes come from other images (0: off)", least=0)
     crop_padding: int = _option(0, "augmentation: shift by up to this many pixels, filling with zeros", least=0)
     rotation: float = _option(0.0, "augmentation: rotate by up to this many degrees", least=0, most=180)
     workers: int = _option(4, "worker processes that read an image folder", least=0)
-    strict_images: bool = _option(False, "end at a picture that cannot be read, instead of leaving it out")
+    strict_images: bool = _option(False, "stop at an image that cannot be read instead of skipping it")
 
     backbone: str = _option(
         "small-cnn",
-        f"{', '.join(BACKBONES)}; torchvision:NAME or timm:NAME where these are installed; FILE.py:FUNCTION or "
-        "PACKAGE.MODULE:FUNCTION of one's own, which makes a module (N, C, H, W) -> (N, d)",
+        f"{', '.join(BACKBONES)}; torchvision:NAME or timm:NAME if installed; FILE.py:FUNCTION or "
+        "PACKAGE.MODULE:FUNCTION that returns a module (N, C, H, W) -> (N, d)",
     )
-    pretrained: bool = _option(False, "start from the library's own weights, or say that a function brings them along")
+    pretrained: bool = _option(False, "start from the library's weights; with FUNCTION: its network is pretrained")
     weights: str = _option("", "start the backbone from this file: safetensors, or a checkpoint of torch.save")
-    freeze: str = _option(
-        "none", "keep parts of the backbone as they are: all, or everything defined before this module"
+    freeze: str = _option("none", "freeze parts of the backbone: none, all, or everything defined before this module")
+    freeze_bn: bool = _option(False, "freeze the statistics of batch norm in the backbone")
+    width: int = _option(
+        64, "resnet, vgg: channels of the first stage; later stages have 2, 4, 8 times as many", least=1
     )
-    freeze_bn: bool = _option(False, "keep the statistics of batch norm in the backbone as they are")
-    width: int = _option(64, "channels of the first stage, of resnet and vgg; 2, 4, 8 times that later", least=1)
     stem: str = _option("cifar", "resnet: 7x7 stride 2 with pooling, or 3x3 stride 1", choices=("imagenet", "cifar"))
-    features: str = _option("relu", "the last activation before pooling, or none", choices=("relu", "signed"))
+    features: str = _option("relu", "the ReLU before pooling, or none", choices=("relu", "signed"))
 
     head: str = _option(
         "implicit",
-        "the classifier on the features; linear takes them as they come, the others at unit length",
+        "the classifier; linear takes raw features, the others normalised ones",
         choices=("linear", "learned", "fixed", "implicit", "class-mean", "tight-frame"),
     )
     temperature: float | str | None = _option(
@@ -160,7 +160,7 @@ class Settings:
     formulation: str = _option("paper", "implicit: the problem that is solved", choices=("paper", "gauge-free"))
     norms: str = _option(
         "unit",
-        "tight-frame: rows of length one, the tight frame itself, or a tight frame with rows of one length",
+        "tight-frame: rows of length one, the tight frame itself, or a tight frame with rows of equal length",
         choices=("unit", "tight", "equal"),
     )
     gradient: bool = _option(True, "implicit, class-mean, tight-frame: differentiate through the solution")
@@ -171,15 +171,15 @@ class Settings:
     )
     initial: str = _option(
         "canonical",
-        "fixed: the frame; implicit, tight-frame: the one that the first step starts from; random by the seed",
+        "fixed: the frame; implicit, tight-frame: the start of the first step; random depends on the seed",
         choices=("canonical", "random"),
     )
     start: str | None = _option(
         None,
-        "before the first step: aligned sets the class means, W and b by one pass over the training images",
+        "before the first step: aligned sets class means, W and b from one pass over the training images",
         choices=("none", "aligned"),
         type_if_given=str,
-        default_text="aligned with pretrained or weights, but for head linear, which has no class means; else none",
+        default_text="aligned with pretrained or weights, except for head linear; else none",
     )
 
     loss: str = _option(
@@ -195,7 +195,7 @@ class Settings:
     )
     optimizer: str = _option(
         "sgd",
-        "adam has its decay in the gradient; agd is automatic gradient descent, without parameters",
+        "adam adds weight decay to the gradient; agd is automatic gradient descent, without hyperparameters",
         choices=("sgd", "adam", "adamw", "agd"),
     )
     lr: float = _option(0.1, "peak learning rate (for agd: its gain)", least=0)
@@ -211,20 +211,20 @@ class Settings:
     batch_size: int = _option(256, "images per step, over all processes together", least=2)
     grad_accum_steps: int = _option(
         1,
-        "microbatches per step, to save memory; batch statistics and class means are taken by microbatches",
+        "microbatches per step, to save memory; batch statistics and class means are per microbatch",
         least=1,
     )
     clip: float = _option(0.0, "largest gradient norm (0: no clipping)", least=0)
     model_ema: bool = _option(False, "average the weights over steps; the averaged model is evaluated and exported")
-    model_ema_decay: float = _option(0.9998, "largest share that the average keeps in a step", least=0, most=1)
+    model_ema_decay: float = _option(0.9998, "largest decay of the average per step", least=0, most=1)
 
     eval_interval: int = _option(1, "epochs between evaluations; the last epoch always has one", least=1)
     precision: str = _option("float32", "arithmetic of the backbone", choices=("float32", "bfloat16", "float16"))
-    channels_last: bool = _option(False, "memory layout that convolutions prefer on GPUs")
+    channels_last: bool = _option(False, "memory layout that is faster for convolutions on GPUs")
     compile: bool = _option(False, "torch.compile the backbone")
 
     num_classes: int = _option(10, "ufm: number of classes K", least=2)
-    num_features: int = _option(512, "ufm: feature dimension d; mlp and small-cnn: features they end in", least=1)
+    num_features: int = _option(512, "ufm, mlp, small-cnn: feature dimension d", least=1)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -261,7 +261,7 @@ class Settings:
         """Refuse a loss that has no minimum, or no meaning, with this head and temperature."""
         if self.head == "linear" and self.loss in ("dot-regression", "ntce", "nonl"):
             raise SettingsError(
-                f"loss {self.loss} is for unit features, and head linear takes them as they come: use head learned, or "
+                f"loss {self.loss} is for unit features, but head linear takes raw features: use head learned, or "
                 "loss cross-entropy or mse"
             )
         if self.head == "class-mean" and self.loss == "dot-regression":
@@ -276,7 +276,7 @@ class Settings:
         learned = self.temperature == "learned" and self.head != "linear"
         if learned and self.loss in ("dot-regression", "mse", "nonl"):
             raise SettingsError(
-                f"loss {self.loss} needs a fixed temperature, since its minimum moves with it: give temperature a "
+                f"loss {self.loss} needs a fixed temperature, since its minimum moves with it: set temperature to a "
                 "number, or use loss cross-entropy or ntce"
             )
 
@@ -285,17 +285,17 @@ class Settings:
             raise SettingsError(nearest_name("backbone", self.backbone, BACKBONES))
         if self.pretrained and self.backbone in BACKBONES:
             raise SettingsError(
-                f"backbone {self.backbone} has no pretrained weights of its own: give a file of them (--weights FILE), "
-                "or a backbone of torchvision or timm"
+                f"backbone {self.backbone} has no pretrained weights: pass a file of weights (--weights FILE), "
+                "or use a backbone of torchvision or timm"
             )
         if self.optimizer == "agd" and (self.freeze != "none" or self.head_lr != 1 or self.layer_decay != 1):
             raise SettingsError(
-                "optimizer agd takes its steps from the architecture: no freeze, head_lr or layer_decay"
+                "optimizer agd takes its steps from the architecture: leave out freeze, head_lr and layer_decay"
             )
         if self.start == "aligned" and self.head == "linear":
-            raise SettingsError("start aligned is for heads of class means: head linear has none, leave start out")
+            raise SettingsError("start aligned needs class means, and head linear has none: leave start out")
         if self.pretrained and self.weights:
-            raise SettingsError("pretrained and weights are two origins of the same weights: give one of them")
+            raise SettingsError("pretrained and weights both set the weights of the backbone: use one of them")
         for name in ("backbone", "weights"):  # a run works from any working directory
             path, colon, function = (
                 getattr(self, name).rpartition(".py:") if name == "backbone" else (self.weights, "", "")
@@ -305,12 +305,12 @@ class Settings:
 
     @property
     def aligned(self) -> bool:
-        """Whether the head is set by a pass over the training images before the first step."""
+        """Whether a pass over the training images sets the head before the first step."""
         return self.head != "linear" and (self.fine_tuning if self.start is None else self.start == "aligned")
 
     @property
     def fine_tuning(self) -> bool:
-        """Whether the backbone starts from weights that were trained before."""
+        """Whether the backbone starts from pretrained weights."""
         return self.pretrained or bool(self.weights)
 
     def to_dict(self) -> dict[str, Any]:
@@ -345,7 +345,7 @@ def _translated(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by their present names; the old and the present name of the same setting are refused."""
     for old, name in SETTINGS.items():
         if old in values and name in values:
-            raise SettingsError(f"{old!r} is the old name of {name!r}: give only {name!r}")
+            raise SettingsError(f"{old!r} is the old name of {name!r}: use only {name!r}")
     return present_settings(values)
 
 
@@ -360,7 +360,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_text(name: str) -> str:
-    """The TOML text of a recipe, by its name or by the path of a TOML file of one's own."""
+    """The TOML text of a recipe, by its name or by the path of a TOML file."""
     if name.endswith(".toml"):
         return read_text(name, "a recipe", SettingsError)
     if name not in recipe_names():

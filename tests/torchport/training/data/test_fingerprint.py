@@ -35,8 +35,8 @@ def test_equal_data_are_not_a_change() -> None:
         (data(count=4), "greys has changed since the run was trained: other training images (4, 6 then)"),
         (
             data(held_out=2),
-            "greys has changed since the run was trained: other validation images (2, 0 then); held-out images may include "
-            "images that it was trained on",
+            "greys has changed since the run was trained: other validation images (2, 0 then); held-out images "
+            "may include images that it was trained on",
         ),
     ],
 )

@@ -85,6 +85,6 @@ def test_copies_of_a_run_do_not_count_as_seeds(write_run: Callable[..., Path], t
     copies = [read_run(write_run(tmp_path / name, "fixed", 0)) for name in "ab"]
     (group,) = group_runs(copies)
     assert group.extent == "2 runs of one seed"
-    assert "(2 runs of one seed)" in verdict(group)
+    assert ", 2 runs of one seed." in verdict(group)
     (group,) = group_runs([copies[0], read_run(write_run(tmp_path, "fixed", 1))])
     assert group.extent == "2 seeds"

@@ -56,6 +56,13 @@ def test_other_files_of_torch_are_refused(tmp_path: Path, contents: object) -> N
         load_checkpoint(tmp_path / "other.pt")
 
 
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no devices here")
+def test_a_device_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=r"cannot be read \(it is a pipe or a device\): expected a checkpoint"):
+        load_checkpoint(tmp_path / "last.pt")
+
+
 def test_one_changed_bit_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, {"epoch": 3, "model": {"weight": torch.arange(4.0)}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,24 @@ def test_a_folder_is_resumed_or_overwritten_only_on_request(folder: RunFolder, t
     for resume, overwrite in ((True, False), (False, True)):
         with pytest.raises(RunError, match="mine is not a run folder: it has no config"):
             RunFolder(tmp_path / "mine", TINY, resume=resume, overwrite=overwrite)
+
+
+@pytest.mark.parametrize("name", ["best.pt", "recalibrated.pt"])
+def test_a_run_that_lost_its_last_checkpoint_does_not_begin_again(folder: RunFolder, name: str) -> None:
+    folder.lock.release()
+    (folder.path / name).touch()
+    with pytest.raises(RunError, match=rf"last\.pt is missing, but there is {name}: restore it"):
+        RunFolder(folder.path, TINY, resume=True)
+    assert [row["epoch"] for row in read_rows(folder.path)] == [1, 2, 3]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_rows_in_a_pipe_are_refused(folder: RunFolder) -> None:
+    file = folder.path / "metrics.jsonl"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(RunError, match="is a pipe or a device"):
+        read_rows(folder.path)
 
 
 def test_a_file_is_not_a_run_folder(tmp_path: Path) -> None:
