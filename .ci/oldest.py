@@ -1,6 +1,6 @@
 """Run the tests with the oldest versions that pyproject.toml admits: `make test-oldest`.
 
-They are installed into build/oldest, an environment of its own; packages without a lower bound are the newest that fit.
+They are installed into build/oldest, which is made anew; packages without a lower bound are the newest that fit.
 Export asks for a newer torch than training, and for newer packages than deployment: all tests run with what export asks
 for, all but those of export with the torch of training, and those of deployment with its own versions. A pin that is
 given takes the place of the bound: `make test-oldest PINS="torch==2.13.0+cpu"`, where each oldest torch is a download
@@ -43,8 +43,7 @@ def oldest(given: list[str], extras_wanted: tuple[str, ...]) -> list[str]:
 def main() -> int:
     pins = oldest(sys.argv[1:], ("train", "export"))
     print("oldest versions:", *pins, flush=True)
-    if not (PLACE / "bin" / "python").exists():
-        venv.create(PLACE, with_pip=True)
+    venv.create(PLACE, clear=True, with_pip=True)  # two versions of torch share files of CUDA, which pip does not mend
     python = PLACE / "bin" / "python"
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     pytest = [python, "-m", "pytest", "-q", *LEFT_OUT]
