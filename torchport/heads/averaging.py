@@ -21,14 +21,14 @@ class AveragingHead(NormalisedHead):
     num_features, num_classes, temperature, settings
         As for `NormalisedHead`.
     averaging : {"step", "class"}
-        Of the running means, as for `ClassMeans`.
+        How the class means are averaged, as for `ClassMeans`.
     formulation : {"paper", "gauge-free"} or None
         The formulation of the simplex ETF, which limits the number of classes; None for a head without limit.
 
     Attributes
     ----------
     running : ClassMeans
-        Of `normalise(features)`.
+        The running class means of `normalise(features)`.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class AveragingHead(NormalisedHead):
         formulation: Formulation | None,
         settings: dict[str, float] | None = None,
     ) -> None:
-        if formulation is not None:  # before a message about the temperature
+        if formulation is not None:  # first: too many classes may also warn about the temperature
             check_sizes(num_features, num_classes, formulation)
         super().__init__(num_features, num_classes, temperature, settings)
         self._simplex = formulation
@@ -106,7 +106,7 @@ class AveragingHead(NormalisedHead):
         name = type(self).__name__
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
-                f"{name} under nn.DataParallel loses its class means with every replica: use "
+                f"{name} under nn.DataParallel discards its class means with every replica: use "
                 "nn.parallel.DistributedDataParallel, which sums them over processes."
             )
         if device == "mps":

@@ -134,8 +134,7 @@ class Head(nn.Module):
         pin : bool
             Keep the old rows of W exactly constant, also in later steps: only new rows follow means or training. Then W
             is no longer an ETF or a tight frame, its angles and its distance to the class means differ from those of
-            the solution, and `kind` becomes "pinned". The bias is not pinned. Later calls do not
-            unpin them.
+            the solution, and `kind` becomes "pinned". The bias is not pinned. Later calls do not unpin these rows.
 
         Returns
         -------

@@ -1,7 +1,7 @@
 """The class-mean head: the running class means themselves are the classifier, for any number of classes.
 
 Source: Jiang, Zhou, Wang, Qu, Mixon, You & Zhu 2023, *Generalized Neural Collapse for a Large Number of Classes*,
-arXiv 2310.05351, section 4: a classifier tied to the class means trains as well as a learned one, and saves its
+arXiv 2310.05351, section 4: a classifier tied to the class means trains as well as a learned one, without its
 parameters.
 """
 
@@ -29,7 +29,7 @@ class ClassMeanHead(AveragingHead):
     gradient : bool
         Whether gradients flow through W. The bias `b = −W μ` passes the gradient of μ in any case.
     averaging : {"step", "class"}
-        Of the running means, as for `ClassMeans`.
+        How the class means are averaged, as for `ClassMeans`.
 
     Raises
     ------

@@ -34,7 +34,7 @@ class FixedETFHead(AveragingHead):
     initial : {"canonical", "random"} or (d, K)
         The frame; "random" is one fixed Haar frame.
     averaging : {"step", "class"}
-        Of the running means, as for `ClassMeans`.
+        How the class means are averaged, as for `ClassMeans`.
 
     Raises
     ------

@@ -30,7 +30,7 @@ def extended_frame(frame: Tensor, n: int, formulation: Formulation | None) -> Te
 
 
 def lengthened(parameter: Tensor, new: Tensor) -> nn.Parameter:
-    """A Parameter with the old entries and then the new ones; dtype, device and `requires_grad` are the old ones."""
+    """A Parameter with the old entries before the new ones, and the old dtype, device and `requires_grad`."""
     entries = torch.cat([parameter.detach(), new.to(parameter)])
     return nn.Parameter(entries, requires_grad=parameter.requires_grad)
 

@@ -35,7 +35,7 @@ class ImplicitETFHead(SolvingHead):
     initial : {"canonical", "random"} or (d, K)
         The frame before the first step, which has no proximal term; "random" is one fixed Haar frame.
     averaging : {"step", "class"}
-        Of the running means, as for `ClassMeans`.
+        How the class means are averaged, as for `ClassMeans`.
 
     Attributes
     ----------

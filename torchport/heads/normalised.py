@@ -15,7 +15,7 @@ from .base import Head
 from .fitting import means_of_classes
 from .temperature import LARGEST_LEARNED, default_temperature, warn_of_unreachable_loss
 
-SHORTEST = 1e-12  # least length in the division of a row by its length, as in torch's `normalize`
+SHORTEST = 1e-12  # lower bound of the length that divides a row, as in torch's `normalize`
 Temperature = float | Literal["learned"] | None
 
 
@@ -30,7 +30,7 @@ class NormalisedHead(Head):
         classes, see `default_temperature`; the paper's is 5. "learned": its logarithm is a parameter, which starts at
         the default, with τ ≤ 100.
     settings : dict of float
-        Further settings of a stored state; loading a state with other values warns.
+        Further settings, which the state contains; loading a state with other values warns.
     """
 
     def __init__(
@@ -147,8 +147,8 @@ def _warn_of_other_settings(module: nn.Module, state_dict: dict[str, Any], prefi
         )
         if differing:
             warnings.warn(
-                f"this state of a {type(module).__name__} was made with {differing}. The head keeps its own setting, "
-                "and its classifier follows with the next step.",
+                f"this state of a {type(module).__name__} was made with {differing}. The head keeps its own setting; "
+                "the next training step updates its classifier.",
                 UserWarning,
                 stacklevel=2,
             )

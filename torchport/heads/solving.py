@@ -70,7 +70,7 @@ class SolvingHead(AveragingHead):
         raise NotImplementedError
 
     def mostly_deficient(self) -> bool:
-        """Whether most problems are rank-deficient, so that products need not be tried."""
+        """Whether most problems are rank-deficient, so that "auto" uses the SVD at once."""
         return self._first
 
     def follow(self, sums: Tensor, counts: Tensor, update: bool) -> tuple[Tensor, Tensor]:
@@ -127,11 +127,11 @@ class SolvingHead(AveragingHead):
             self._milliseconds(A, solution.variable, method),
         )
         health = dict(zip(names, values, strict=True))
-        # Other fallbacks have warned at once.
+        # Other fallbacks warn when they occur.
         if health["fallbacks"] > 0 and A.device.type != "cpu" and method in ("auto", "matmul"):
             warnings.warn(
                 f"in {int(health['fallbacks'])} steps so far, products in {A.dtype} could not solve the problem: the "
-                "last frame was kept. Class means coincide or are missing: if this persists, use a larger delta.",
+                "previous frame was kept. Class means coincide or are missing: if this persists, use a larger delta.",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -28,8 +28,7 @@ def default_temperature(num_classes: int) -> float:
     """√2 times the τ at which the largest probability is 0.999, rounded.
 
     The factor √2 compensates the loss of margin of non-negative features, such as those after a ReLU, with an ETF in
-    general position. The paper's experiments use 5 for every K, and so do the recipes of these
-    experiments.
+    general position. The paper's experiments use 5 for every K, and so do the recipes of these experiments.
 
     >>> [default_temperature(K) for K in (2, 10, 100, 1000)]
     [5.0, 12.0, 16.0, 20.0]

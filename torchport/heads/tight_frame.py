@@ -45,7 +45,7 @@ class TightFrameHead(SolvingHead):
     initial : {"canonical", "random"} or (d, K)
         The frame before the first step, which has no proximal term; "random" is one fixed Haar frame.
     averaging : {"step", "class"}
-        Of the running means, as for `ClassMeans`.
+        How the class means are averaged, as for `ClassMeans`.
 
     Attributes
     ----------
@@ -62,7 +62,8 @@ class TightFrameHead(SolvingHead):
     Notes
     -----
     As for `ImplicitETFHead`. For K > d+1 class means are centred over the classes that have been seen. Other classes
-    contribute zero: their initial columns decay with the steps, and are rows of zeros once shorter than √eps.
+    contribute zero: their initial columns decay with the steps, and once these are shorter than √eps, their rows of W
+    are zero.
 
     Examples
     --------

@@ -1,6 +1,6 @@
 """Collapse metrics in the loop of another library: the shared part of the callbacks for both namespaces of Lightning.
 
-A hook records the input of the classifier, so that there is no forward pass besides that of the loop. Features are kept
+A hook records the input of the classifier, so that no further forward pass is needed. Features are kept
 until the end of the epoch, on the CPU and up to a limit, for the metrics that depend on single samples.
 """
 
@@ -86,7 +86,7 @@ class CollapseRecorder:
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
-        """The finite metrics; under several processes, each must call this, and gets those of all samples.
+        """The finite metrics; under several processes, each must call this, and receives those of all samples.
 
         Raises
         ------
@@ -126,7 +126,7 @@ class CollapseHooks:
         The loops to measure. In "train" the features are those of the training steps, from augmented images and with
         changing weights; W is that at the end of the epoch.
     labels : function
-        From a batch to its labels (B,); default: the second of a pair, or the entry "labels" or "label" of a mapping.
+        Maps a batch to its labels (B,); default: the second of a pair, or the entry "labels" or "label" of a mapping.
     kept_bytes : int
         Up to this size, the features of an epoch are kept on the CPU of each process; for more, NC4 and the cosine
         margins are omitted. Default: 1 GiB.

@@ -1,7 +1,7 @@
 """Models in the layout of a model hub: config.json, model.safetensors, and a model card as README.md. No network.
 
-Reading executes no code from the folder: safetensors files contain only tensors, and a backbone that is code of the
-user is never imported by the name in config.json, but must be passed.
+Reading executes no code from the folder: safetensors files contain only tensors, and a user's own backbone is never
+imported by the name in config.json, but must be passed.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def save_pretrained(
     Parameters
     ----------
     model : Classifier or path
-        Or the run folder of `etf-train`, whose result is used, with its data, classes, metrics and task;
+        A path is that of a run folder of `etf-train`; its result is used, with its data, classes, metrics and task;
         `from_pretrained` then builds the backbone itself. Paths of this machine are not written.
     folder : path
-        May exist and hold other files.
+        May exist and contain other files.
     name : str
         Name of the model on the hub; default: that of the folder.
     data, metrics, certificate, licence, task
@@ -101,8 +101,8 @@ def save_pretrained(
     Raises
     ------
     HubError
-        If the folder holds such a file already, the model is not a Classifier with a head of this package, the number
-        of class names is wrong, a weight is on the meta device, or safetensors is missing.
+        If the folder contains such a file already, the model is not a Classifier with a head of this package, the
+        number of class names is wrong, a weight is on the meta device, or safetensors is missing.
     UserError
         If there is no run, or it has no checkpoint.
 
@@ -122,7 +122,7 @@ def save_pretrained(
     folder = Path(folder)
     present = [file for file in (CONFIG, WEIGHTS, CARD) if (folder / file).exists()]
     if present and not overwrite:
-        raise HubError(f"{folder} holds {', '.join(present)} already: choose another folder, or pass overwrite=True")
+        raise HubError(f"{folder} contains {', '.join(present)} already: choose another folder, or pass overwrite=True")
     run: dict[str, Any] | None = None
     if isinstance(model, str | Path):
         found = read_run(model)
@@ -188,21 +188,21 @@ def save_pretrained(
 def from_pretrained(folder: str | Path, backbone: nn.Module | None = None) -> Classifier[Any]:
     """Read a model that `save_pretrained` wrote, in eval mode on the CPU.
 
-    It includes class means, counters and the last solution, so that training continues exactly.
+    Its state includes class means, counters and the last solution, so that training continues exactly.
 
     Parameters
     ----------
     folder : path
         On this machine, for example downloaded by a hub's own client.
     backbone : nn.Module, optional
-        From images to features, of the architecture that was saved; its weights are replaced. Required, unless the
+        Maps images to features, with the architecture that was saved; its weights are replaced. Required, unless the
         model came from a run of `etf-train` with a backbone of this package, torchvision or timm.
 
     Raises
     ------
     HubError
-        If a file is missing, damaged or newer, a backbone is required, or the weights do not fit it; the message lists
-        the differences.
+        If a file is missing, damaged or from a newer version, a backbone is required, or the weights do not fit it; the
+        message lists the differences.
     """
     folder = Path(folder)
     config = pretrained_config(folder)
@@ -250,7 +250,7 @@ def _built(folder: Path, config: dict[str, Any], backbone: nn.Module | None) -> 
             raise HubError(f"{folder} has no settings of its backbone: pass backbone=, a {config['backbone']}")
         if (chosen := str(run["settings"]["backbone"])) not in BACKBONES and not LIBRARY_BACKBONE.fullmatch(chosen):
             raise HubError(
-                f"{folder} has the backbone {chosen}, code that it does not contain and that is not imported by a name "
+                f"{folder} has the backbone {chosen}, code from outside the folder, which is not imported by a name "
                 "in a file: pass backbone="
             )
         with reading(folder / CONFIG, expected, HubError):
@@ -273,7 +273,7 @@ def _head_config(head: Head) -> dict[str, Any]:
 
 
 def _independent(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Contiguous tensors on the CPU without shared memory, and for the name of each tied one the name that was kept."""
+    """Contiguous tensors on the CPU without shared memory, and for each tied name the name that is written."""
     kept: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     seen: dict[tuple[Any, ...], str] = {}

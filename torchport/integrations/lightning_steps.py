@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ..heads import Classifier, Head
 
-KEY = "nearest_etf"  # of our entry in a checkpoint
+KEY = "nearest_etf"  # of this package's entry in a checkpoint
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -117,11 +117,11 @@ class ClassifierSteps:
         checkpoint[KEY] = {"warm_start": warm_start, "random": random}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep both until training starts; the module's state is not loaded yet."""
+        """Keep the warm start and the random state until training starts; the module's state is not loaded yet."""
         self._resumed = checkpoint.get(KEY)
 
     def on_train_start(self) -> None:
-        """Restore both, after everything that draws random numbers before the first batch."""
+        """Restore them, after everything that draws random numbers before the first batch."""
         resumed, self._resumed, self._last_warm_start = self._resumed, None, None
         if resumed is None:
             return
@@ -134,7 +134,7 @@ class ClassifierSteps:
         if resumed["random"]["cuda"]:
             torch.cuda.set_rng_state_all(resumed["random"]["cuda"])
         if (fetcher := getattr(trainer.fit_loop, "_data_fetcher", None)) is not None:
-            iter(fetcher)  # Lightning has made the loaders' iterators already, which draw their seeds when made
+            iter(fetcher)  # again: the loaders' iterators draw their seeds when Lightning makes them
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> None:
         images, labels = batch

@@ -1,6 +1,6 @@
 """A model card, the README.md of a model on a hub: the model, its data, its figures and its licence.
 
-The text follows the fields for the hub, in YAML between two lines of dashes; the values are JSON, which is valid YAML.
+A card begins with the hub's fields, as YAML between two lines of dashes; the values are JSON, which is valid YAML.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def model_card(
     metrics : mapping
         Figures by name; `val_accuracy` and `test_accuracy` become results that the hub lists.
     certificate : mapping
-        The classifier's geometry, as `export` writes it; entries that are not numbers are omitted.
+        The classifier's geometry, as `export` writes it; the card lists the numbers that `GEOMETRY` names.
     licence : str
         An identifier of the hub's list, as in "apache-2.0".
     task : str

@@ -1,8 +1,8 @@
 """Neural collapse as a metric of torchmetrics (tested with 1.9), which moves, gathers and pickles its state.
 
-The sums of a `NeuralCollapseMeter` belong to its origins and cannot be added separately. So the state is one vector
-with all of them, and its reduction merges meters: the result over processes is that of one process up to rounding in
-float64.
+The sums of a `NeuralCollapseMeter` are relative to its origins and cannot be added separately. So the state is one
+vector with all of them, and its reduction merges meters: the result over processes is that of one process up to
+rounding in float64.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class NeuralCollapseMetric(Metric):
     Notes
     -----
     NC4 and the cosine margins need a second pass over the samples: `measure_collapse` and the Lightning callback
-    compute them, this metric does not. `metric(features, labels)`, torchmetrics' `forward`, also computes the metrics
+    compute them; this metric does not. `metric(features, labels)`, torchmetrics' `forward`, also computes the metrics
     of that batch, which must contain two classes; `metric.update` does not. Give arguments to a `MetricCollection` by
-    name, since each metric selects those that it knows.
+    name, since each metric selects those of its `update`.
 
     Examples
     --------
@@ -110,7 +110,7 @@ class NeuralCollapseMetric(Metric):
             b.copy_(torch.zeros_like(b) if bias is None else bias.detach())
 
     def compute(self) -> dict[str, Tensor]:
-        """The known metrics, () float64 each, by their names in `NeuralCollapse`.
+        """The available metrics, () float64 each, by their names in `NeuralCollapse`.
 
         Raises
         ------

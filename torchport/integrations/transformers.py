@@ -43,7 +43,7 @@ class ETFConfig(PretrainedConfig):
     Parameters
     ----------
     backbone : PretrainedConfig or dict
-        Configuration of any model that `AutoModel` knows.
+        Configuration of any model that `AutoModel` supports.
     head : {"linear", "learned", "fixed", "implicit", "class-mean", "tight-frame"}
     head_settings : dict, optional
         Arguments of that head, as JSON values: `{"temperature": 16.0, "formulation": "gauge-free"}`.

@@ -205,7 +205,7 @@ class _EagerFrame(_FrameWithTangents):
         return results, tuple(0 if isinstance(x, Tensor) else None for x in results)
 
 
-# `apply` reads this signature at every call; to compute it takes as long as a small eigendecomposition.
+# `apply` reads this signature at every call; computing it takes as long as a small eigendecomposition.
 for _function in (_CompiledFrame, _EagerFrame):
     _function.forward.__signature__ = inspect.signature(_function.forward)  # type: ignore[attr-defined]
 

@@ -52,7 +52,7 @@ def decompose(A: Tensor, start: Tensor, basis: Tensor | None, method: str) -> Po
         found = None
     if found is None:
         if A.device.type == "cpu" and not A.isfinite().all():
-            raise ValueError("class_means or proximal hold NaN or infinite entries.")
+            raise ValueError("class_means or proximal contain NaN or infinite entries.")
         found = by_svd(A, start)._replace(fallbacks=1)
         _warn_once(method, A)
     if found.gauge is None and start.shape[1] > A.shape[1]:

@@ -39,7 +39,7 @@ class Products(NamedTuple):
 def by_matmul(A: Tensor) -> Polar | None:
     """The polar decomposition of A (…, d, m).
 
-    If a result is not orthonormal enough, since A is nearly rank-deficient, None on the CPU; elsewhere this result is
+    If a result is not orthonormal enough, because A is nearly rank-deficient: None on the CPU; elsewhere this result is
     NaN.
     """
     X, solved = orthonormalised(A)

@@ -35,7 +35,7 @@ class Spectral(NamedTuple):
 
 
 class Deficient(NamedTuple):
-    """The same with exact zeros among σ: a curvature of zero counts as infinite, with a zero derivative.
+    """`A = L diag(σ) Vᵀ` with exact zeros among σ: a curvature of zero counts as infinite, with a zero derivative.
 
     Batches of any rank are of this kind.
     """
@@ -59,7 +59,7 @@ class Deficient(NamedTuple):
 def by_svd(A: Tensor, start: Tensor) -> Polar:
     """From LAPACK's SVD in float64: the standard of accuracy, and the fallback for a rank-deficient A.
 
-    Then the polar factor nearest to `start` (d, m) or (d, m+1) is returned.
+    For a rank-deficient A, the polar factor nearest to `start` (d, m) or (d, m+1) is returned.
     """
     m = A.shape[1]
     left, sigma, Vt = torch.linalg.svd(A.double(), full_matrices=False)

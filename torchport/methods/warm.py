@@ -20,8 +20,8 @@ from .linalg import gram, pseudo_inverse
 # eigendecomposition is faster than LAPACK's SVD at every size from (4, 3) on.
 SMALLEST_FOR_WARM_START = 64
 
-# Columns of B below this share of the longest have too much of its rounding for float32: there, the products of the
-# cold method are in float64.
+# Columns of B shorter than this share of the longest lose too many digits to its rounding in float32; the cold method
+# computes its products in float64.
 WEAKEST = 1e-2
 
 # The largest distance ‖Y/D‖_F/√m of a stale basis from diagonalising P, and the passes of the iterations that correct

@@ -89,7 +89,7 @@ def test_late_classes_enter_at_their_full_length() -> None:
     assert float(by_class) < float(by_step)
 
 
-def test_both_averages_are_the_papers_if_every_batch_holds_every_class() -> None:
+def test_both_averages_are_the_papers_if_every_batch_contains_every_class() -> None:
     by_step, by_class = ClassMeans(8, 4).double(), ClassMeans(8, 4, averaging="class").double()
     H = torch.zeros(8, 4, dtype=torch.float64)
     for t in range(1, 6):

@@ -173,7 +173,7 @@ def test_a_run_is_rebuilt_without_a_backbone(tmp_path: Path, run: Path) -> None:
 
 
 def test_no_path_of_this_machine_is_written(tmp_path: Path, run: Path) -> None:
-    """Nor is code imported by a name in a downloaded file."""
+    """Code is not imported by a name in a downloaded file either."""
     elsewhere = tmp_path / "run"
     elsewhere.mkdir()
     for path in run.iterdir():
@@ -204,7 +204,7 @@ def test_existing_files_are_replaced_only_on_request(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     save_pretrained(model, tmp_path)
     before = (tmp_path / "model.safetensors").read_bytes()
-    with pytest.raises(HubError, match=r"holds config\.json, model\.safetensors, README\.md already.*overwrite=True"):
+    with pytest.raises(HubError, match=r"contains config\.json, model\.safetensors, README.md already.*overwrite=True"):
         save_pretrained(trained(FixedETFHead), tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
     save_pretrained(trained(FixedETFHead), tmp_path, overwrite=True)

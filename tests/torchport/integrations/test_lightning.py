@@ -105,7 +105,7 @@ def test_the_older_name_trains_bit_by_bit_equally(tmp_path: Path) -> None:
     assert isinstance(made[0][1]["val_nc1"], Tensor)
 
 
-class AlsoUnderInspection(Callback):
+class IndependentMeasurement(Callback):
     """Measures after the epoch, independently, the metrics that the callback under test logs."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -121,7 +121,7 @@ def test_the_callback_agrees_with_a_measurement_afterwards(tmp_path: Path, kind:
     module, loader = ETFClassifier(**parts(head=kind)), DataLoader(data(seed=1), 7)
     calls = list[int]()
     module.model.head.register_forward_hook(lambda *_: calls.append(1))
-    inspection = AlsoUnderInspection(loader)
+    inspection = IndependentMeasurement(loader)
     found = trainer(tmp_path, NeuralCollapseCallback(stages=("train", "val")), inspection, num_sanity_val_steps=0)
     found.fit(module, DataLoader(data(), 8), loader)
     assert len(calls) == 6 + 7 + 2 * 7  # training, validation, and the two passes of measure_collapse

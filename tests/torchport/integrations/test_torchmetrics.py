@@ -136,7 +136,7 @@ def test_merged_states_agree_with_one_metric() -> None:
         left.merge_state(fed(NeuralCollapseMetric(6, 4), batches[cut:], weight, bias))
         assert left.totals[1:5].tolist() == whole.totals[1:5].tolist()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchmetrics: a metric that was only merged into was not updated
+            warnings.simplefilter("ignore")  # torchmetrics warns of a metric that was merged but never updated
             assert_same(left.compute(), whole.compute(), 1e-12)
 
 
@@ -209,7 +209,7 @@ def test_a_head_that_has_collapsed() -> None:
 
 
 def one_of_two(rank: int, folder: str) -> tuple[list[dict[str, Tensor]], Tensor]:
-    """Rank 0 has two batches, the first without class 0, and rank 1 three; of another metric rank 1 has all."""
+    """Rank 0 has two batches, the first without class 0, and rank 1 three; for a further metric, rank 1 has all."""
     wait = timedelta(seconds=100)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2, timeout=wait)
     batches, weight, bias = stream(seed=5)

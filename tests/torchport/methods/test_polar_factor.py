@@ -114,13 +114,13 @@ def test_for_deficient_rank_the_factor_is_nearest_to_the_start(method: str, monk
     A[:, 3:] = 0.0
     start = torch.linalg.qr(conditioned(9, 5, 2.0, seed=7))[0]
     A = A.requires_grad_()
-    copes = method in ("svd", "trust-region")
-    if copes:
+    solves_it = method in ("svd", "trust-region")
+    if solves_it:
         found = polar(A, start, method)
     else:
         with pytest.warns(RuntimeWarning, match=f"'{method}' cannot compute the polar factor"):
             found = polar(A, start, method)
-    assert int(found.fallbacks) == (not copes)
+    assert int(found.fallbacks) == (not solves_it)
     U = found.frame.detach()
     torch.testing.assert_close(U.T @ U, torch.eye(5, dtype=F64))
     # The factor of A nearest to the start is the limit for a vanishing proximal term towards it.
@@ -140,18 +140,18 @@ def test_fallbacks_warn_once(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.Wa
     assert len([w for w in recwarn if issubclass(w.category, RuntimeWarning)]) == 1
 
 
-@pytest.mark.parametrize("start_is_in_the_way", [False, True])
-def test_gauge_completes_the_frame(start_is_in_the_way: bool) -> None:
+@pytest.mark.parametrize("start_is_in_the_range", [False, True])
+def test_gauge_completes_the_frame(start_is_in_the_range: bool) -> None:
     A = conditioned(7, 4, 10.0)
     start = torch.eye(7, 5, dtype=F64)
-    if start_is_in_the_way:
+    if start_is_in_the_range:
         start[:, 4] = polar(A, start[:, :4], "svd").frame[:, 0]
     for method in METHODS:
         found = polar(A, start, method)
         assert found.gauge is not None
         whole = torch.cat([found.frame, found.gauge], 1)
         torch.testing.assert_close(whole.T @ whole, torch.eye(5, dtype=F64))
-        if not start_is_in_the_way:
+        if not start_is_in_the_range:
             wanted = complete_frame(found.frame, torch.eye(4, dtype=F64), start)
             torch.testing.assert_close(whole, wanted)
 
