@@ -228,9 +228,8 @@ def cut(message: str) -> str:
     >>> cut("no such folder: " + "x" * 1000)[-10:], cut("two\\nlines")
     ('xxxxxxxxx…', 'two lines')
     """
-    words = " ".join(line.strip() for line in message.splitlines() if line.strip()).split(
-        " "
-    )  # names may hold more than one blank
+    line = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    words = line.split(" ")  # not `split()`: file names may contain several blanks
     return " ".join(word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}…" for word in words)
 
 
