@@ -6,7 +6,7 @@
 
 A step is forward, backward and an SGD update on random images. The heads take turns in one process, each with its own
 backbone. A case is backbone:classes:batch:pixels. `layer ms` is the forward and backward of the head alone, on
-features, with less noise than the difference of two long steps. `to learned` is its ratio to the learned head's.
+features, with less noise than the difference of two long steps. `vs. learned` is its ratio to the learned head's.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
     rows: list[Row] = []
-    print(f"{'case':26}{'head':26}{'step ms':>10}{'overhead':>10}{'layer ms':>10}{'its share':>11}{'to learned':>12}")
+    print(f"{'case':26}{'head':26}{'step ms':>10}{'overhead':>10}{'layer ms':>10}{'its share':>11}{'vs. learned':>12}")
     for case in options.cases:
         for r in measure(case, options.device, options.runs):
             rows.append(r)

@@ -163,7 +163,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     options = parse()
     rows = measure(options)
-    print(f"{'contestant':22}{'images/s':>12}{'slowest':>12}{'fastest':>12}{'ours is':>10}")
+    print(f"{'contestant':22}{'images/s':>12}{'slowest':>12}{'fastest':>12}{'ours / it':>10}")
     for r in rows:
         ratio = f"{rows[0].median / r.median:9.1f}×"
         print(f"{r.contestant:22}{r.median:12,.0f}{r.slowest:12,.0f}{r.fastest:12,.0f}{ratio}")

@@ -35,7 +35,7 @@ def finite_matrix(name: str, value: ArrayLike) -> Array:
     if B.ndim != 2:
         raise ValueError(f"{name} has shape {B.shape}; expected a matrix (d, K) whose columns are classes.")
     if not np.isfinite(B).all():
-        raise ValueError(f"{name} holds NaN or infinite entries: {int(np.sum(~np.isfinite(B)))} of {B.size}.")
+        raise ValueError(f"{name} contains NaN or infinite entries: {int(np.sum(~np.isfinite(B)))} of {B.size}.")
     return B
 
 

@@ -1,6 +1,6 @@
 """Running class means, the input of the nearest ETF during training.
 
-Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 3. At step t = 1, 2, …
+Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248. At step t = 1, 2, …
 
     H_t = α_t · (batch class means − batch global mean) + (1 − α_t) · H_{t−1},    α_t = max(2/(t+1), 1e-4),
 
@@ -165,7 +165,7 @@ class ClassMeans:
         if mean.shape != (d,):
             raise ValueError(f"global_mean has shape {mean.shape}; expected ({d},).")
         if not (np.isfinite(rows).all() and np.isfinite(mean).all()):
-            raise ValueError("class_mean_rows or global_mean hold NaN or infinite entries of classes with samples.")
+            raise ValueError("class_mean_rows or global_mean contain NaN or infinite entries of classes with samples.")
         self.class_means = np.where(seen, rows.T - mean[:, None], 0.0)
         self.global_mean = mean.copy()
         self.batches = np.where(seen, np.maximum(self.batches, MEANS_AS_OLD_AS), 0)
@@ -189,6 +189,6 @@ class ClassMeans:
             raise ValueError(f"labels lie in {y.min()}…{y.max()}; expected 0…{K - 1} for {K} classes.")
         if not np.isfinite(h).all():
             raise ValueError(
-                f"features holds NaN or infinite entries in {int((~np.isfinite(h)).any(axis=1).sum())} rows."
+                f"features contains NaN or infinite entries in {int((~np.isfinite(h)).any(axis=1).sum())} rows."
             )
         return h, y

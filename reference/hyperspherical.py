@@ -141,5 +141,5 @@ def _checked(rows: ArrayLike, vector: ArrayLike | None, name: str) -> tuple[Arra
     if v.shape != X.shape[1:]:
         raise ValueError(f"{name} has shape {v.shape}; expected ({X.shape[1]},), for rows of shape {X.shape}.")
     if not (np.isfinite(X).all() and np.isfinite(v).all()):
-        raise ValueError(f"rows or {name} hold NaN or infinite entries.")
+        raise ValueError(f"rows or {name} contain NaN or infinite entries.")
     return X, v

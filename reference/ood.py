@@ -249,7 +249,7 @@ def auroc(scores_in: ArrayLike, scores_out: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        If one of them is empty, not a vector, or holds NaN.
+        If one of them is empty, not a vector, or contains NaN.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """Moving averages of class means and global mean, over steps and processes.
 
-Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248, section 4. Step t (from 1) mixes the batch's centred class
+Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248. Step t (from 1) mixes the batch's centred class
 means into the running ones, `H_t = α_t · batch + (1−α_t) · H_{t−1}` with `α_t = max(2/(t+1), floor)`; the gradient
-flows through the batch term only. A class that the batch does not hold keeps its running value. A class not seen yet is
+flows through the batch term only. A class that is absent from the batch keeps its running value. A class not seen yet is
 zero. A class seen for the first time enters at rate 1; with rate α_t it would stay too short for thousands of steps.
 """
 
@@ -202,7 +202,7 @@ class ClassMeans(nn.Module):
         rows = torch.where(seen[:, None], rows, 0.0)
         mean = n / n.sum() @ rows if global_mean is None else global_mean.detach().to(rows)
         if not bool(rows.isfinite().all() & mean.isfinite().all()):
-            raise ValueError("class_mean_rows or global_mean hold NaN or infinite entries of classes with samples.")
+            raise ValueError("class_mean_rows or global_mean contain NaN or infinite entries of classes with samples.")
         H = torch.where(seen[:, None], rows - mean, 0.0).T
         batches = torch.where(seen, self.batches.clamp(min=MEANS_AS_OLD_AS), 0)
         steps = self.steps.clamp(min=MEANS_AS_OLD_AS)

@@ -257,7 +257,7 @@ class NeuralCollapseMeter:
                 f"weight {tuple(W.shape)}, bias {tuple(b.shape)}; expected {(K, d)} and {(K,)}, as the meter."
             )
         if not (W.isfinite().all() and b.isfinite().all()):
-            raise ValueError("weight or bias holds NaN or infinite entries.")
+            raise ValueError("weight or bias contains NaN or infinite entries.")
         if not W.any():
             raise ValueError("weight is zero; its angles and its nearest ETF are undefined.")
         unit_of_weight = unit_of(W)
@@ -282,7 +282,7 @@ class NeuralCollapseMeter:
             raise ValueError(f"{int(present.sum())} class(es) have been seen; neural collapse compares at least two.")
         if not self.squares.isfinite().all():
             raise ValueError(
-                "the features seen hold NaN or infinite entries, or grew beyond the range of their type after the "
+                "the features seen contain NaN or infinite entries, or grew beyond the range of their type after the "
                 f"first batch, whose largest entry was about {float(self.unit):.0e}."
             )
         means = self._class_mean_rows()[present]

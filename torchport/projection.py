@@ -79,7 +79,7 @@ def project_to_etf(weight: Tensor | nn.Linear, bias: Tensor | None = None) -> tu
             raise ValueError(f"bias has shape {tuple(bias.shape)}; expected ({K},), one entry per row of weight.")
     W = weight.detach().double()
     if not W.isfinite().all():
-        raise ValueError("weight holds NaN or infinite entries.")
+        raise ValueError("weight contains NaN or infinite entries.")
     unit = unit_of(W)  # so that no square overflows or underflows
     C = centred(W.mT / unit)  # (d, K)
     if torch.linalg.vector_norm(C) <= CUTOFF * torch.linalg.vector_norm(W / unit):

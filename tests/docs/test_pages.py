@@ -125,3 +125,11 @@ def test_every_picture_has_a_script() -> None:
     assert len(pictures) >= 3
     for path in pictures:
         assert f"python -m docs.pictures.{path.stem}\n" in path.with_suffix(".py").read_text(encoding="utf-8"), path
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_table_has_a_header(page: str) -> None:
+    """A blank line within a table turns the rows below it into text, without a warning."""
+    lines = ["", *(ROOT / page).read_text(encoding="utf-8").splitlines(), ""]
+    first = [i for i, line in enumerate(lines) if line.startswith("|") and not lines[i - 1].startswith("|")]
+    assert all(re.fullmatch(r"\|[ :|-]+\|", lines[i + 1]) for i in first), [lines[i] for i in first]

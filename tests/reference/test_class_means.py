@@ -39,7 +39,7 @@ def test_class_first_seen_late_enters_at_rate_one(averaging):
     assert running.class_means[:, 2] == pytest.approx([1.5, -1.5])
 
 
-def test_both_rates_are_the_papers_if_every_batch_holds_every_class():
+def test_both_rates_are_the_papers_if_no_class_is_absent():
     rng = np.random.default_rng(0)
     by_step, by_class, papers = ClassMeans(4, 3), ClassMeans(4, 3, averaging="class"), np.zeros((4, 3))
     for step in range(1, 41):

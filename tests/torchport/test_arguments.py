@@ -367,7 +367,7 @@ def test_checks_do_not_read_values_under_vmap() -> None:
     torch.func.vmap(look)(torch.tensor([[1.0], [math.nan]]))
     torch.func.grad(lambda x: look(x).sum())(torch.ones(2))
     assert seen == [True, False]
-    with pytest.raises(ValueError, match="x holds NaN"):
+    with pytest.raises(ValueError, match="x contains NaN"):
         check_finite("x", torch.tensor([math.nan]))
     with pytest.raises(ValueError, match=r"y is on meta; expected cpu.*y\.to\('cpu'\)"):
         check_floats("y", torch.empty(1, device="meta"), "a vector", beside=torch.ones(1))

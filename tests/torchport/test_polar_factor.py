@@ -138,7 +138,7 @@ def test_half_precision_is_decomposed_in_float32_and_returned_in_its_dtype() -> 
         ({"A": torch.zeros(4)}, r"A is torch.float32 of shape \(4,\); expected a floating-point matrix"),
         ({"A": torch.zeros(4, 2, dtype=torch.int64)}, "floating-point"),
         ({"A": torch.zeros(4, 0)}, r"expected a floating-point matrix \(d, m\)"),
-        ({"A": torch.tensor([[1.0, torch.nan]])}, "A holds NaN"),
+        ({"A": torch.tensor([[1.0, torch.nan]])}, "A contains NaN"),
         ({"start": torch.zeros(3, 4)}, r"start has shape \(3, 4\); expected \(4, 3\)"),
         ({"start": torch.zeros(2, 4, 3), "A": torch.zeros(3, 4, 3)}, "broadcast"),
         ({"method": "qr"}, "'svd', 'eigh', 'matmul'"),

@@ -139,8 +139,8 @@ def _warn_once(method: str, A: Tensor) -> None:
     sigma = without_rounding(torch.linalg.svdvals(A.double()), A)
     warnings.warn(
         f"{method!r} cannot compute the polar factor of a matrix of condition number {float(sigma[0] / sigma[-1]):.1e} "
-        f"in {A.dtype}: 'svd' replaces it, now and in all such cases (shown once). Some class means coincide or are "
-        "missing: if this persists, use a larger delta or float64.",
+        f"in {A.dtype}: 'svd' replaces it, now and in all such cases (shown once). The usual cause is class means "
+        "that coincide or are missing; if it persists, use a larger delta or float64.",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -15,31 +15,26 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from ...common.errors import UserError
 from ...common.files import reading
 from ...common.machine import provenance
+from .assembly import Assembly, assemble
 from .data.fingerprint import compare_data, recorded
 from .data.held_out import uncovered
 from .data.load import training_data
-from .data.loaders import make_loader
-from .data.mixing import Mixing
-from .device import computing_device, use_precision
-from .ema import WeightAverage
+from .device import computing_device
 from .evaluate import evaluate_splits, solver_health
-from .freeze import freeze, train_mode
-from .losses import loss_options, training_loss
-from .model import build_model
-from .optim import build_optimizer, learning_rate
+from .freeze import train_mode
+from .losses import training_loss
+from .optim import learning_rate
 from .progress import (
     Interrupt,
     Progress,
-    epoch_line,
     picture,
     recalibrated_line,
     result_line,
@@ -50,19 +45,18 @@ from .progress import (
     with_warnings,
 )
 from .recalibrate import recalibrate_head
-from .run.checkpoint import CheckpointError, load_checkpoint, resumed_step, save_checkpoint
+from .records import Records
+from .run.checkpoint import CheckpointError, load_checkpoint
 from .run.data_path import located
 from .run.folder import RunFolder
 from .run.reading import Row, read_rows, read_run
 from .run.settings import FOLLOWS_MEANS, Settings, SettingsError
 from .seeding import seed_step
 from .start import start_head
-from .state import restore
+from .state import Position, restore
 from .tensorboard import scalar_writer
 from .totals import Losses, batch_totals, is_finite
-from .weights import start_weights
 
-SAVE_EVERY = 60.0  # seconds between checkpoints if evaluations are rarer
 CHECK_EVERY = 100  # steps between checks of the loss, each of which synchronises with the device
 
 
@@ -151,188 +145,63 @@ def train(
         dist.barrier()
     kept = recorded(data)
     changed = compare_data(saved["data"], kept) if saved else ""
-    loaders = {
-        name: make_loader(split, data, settings, device=device, rank=rank, world_size=world_size)
-        for name, split in data.splits().items()
-    }
-    steps = loaders["train"].steps_per_epoch()
-    mixing = Mixing(settings, data, rank=rank, world_size=world_size)
-    weighing = loss_options(settings, data, device)
 
-    # The model: a backbone from images to features, and the head, which holds the classifier W, b.
-    model = build_model(settings, data.image_shape, data.num_classes).to(device)
-    notes = [] if saved else start_weights(model.backbone, settings, data.image_shape[2])
-    kept_in_eval = freeze(model, settings)
-    if settings.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    tau = model.head.temperature
-    optimizer = build_optimizer(settings, model)
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "float16")
-    average = WeightAverage(model, settings)
-    for made in average.models():
-        use_precision(made.backbone, device, settings.precision)
-    if settings.compile:
-        model.backbone.compile()
-    network: nn.Module = nn.parallel.DistributedDataParallel(model) if world_size > 1 else model
-
-    # The state of a resumed run.
-    start_epoch, start_step, best_accuracy, saved_at = 1, 0, -1.0, time.monotonic()
-    totals = torch.zeros(3, dtype=torch.float64, device=device)  # loss, right, samples of the epoch so far
-    elapsed, solver = 0.0, {}  # seconds of the epoch so far, diagnostics of its last step
+    # Model, batches and optimizer, and the state of a resumed run.
+    run = assemble(settings, data, device, rank=rank, world_size=world_size, resumed=bool(saved))
+    at = Position(device)
     if saved:
         with reading(folder.path / "last.pt", "the state of this run", CheckpointError):
-            restore(saved, model, average, optimizer, scaler)
-        start_epoch, start_step, best_accuracy = saved["epoch"], resumed_step(saved, steps), saved["best_accuracy"]
-        elapsed, solver = saved.get("seconds", 0.0), saved.get("solver", {})
-        if rank == 0:  # the saved totals are sums over all processes
-            totals = saved["totals"].to(device)
-
-    def save(name: str, epoch: int, step: int) -> None:
-        """Write a checkpoint from which the run resumes at step `step` of epoch `epoch`; see `trained_epochs`."""
-        state: dict[str, Any] = {
-            "settings": settings.to_dict(),
-            "data": kept,
-            "model": model.state_dict(),
-            "ema": average.state_dict(),
-            "warm_start": getattr(model.head, "warm_start", None),  # a cache that affects the last bits
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-            "totals": totals,
-            "epoch": epoch,
-            "step": step,
-            "steps_per_epoch": steps,
-            "seconds": elapsed,
-            "solver": solver if step else {},
-            "evaluated": step == 0,
-            "best_accuracy": best_accuracy,
-        }
-        if rank == 0:
-            save_checkpoint(folder.path / name, state)
-            folder.replaced()
-        interrupt.saved = True
-
-    def conclude(row: Row, *, evaluated: bool) -> None:
-        """Write the metrics of an epoch, then the checkpoint before the next one."""
-        nonlocal best_accuracy, saved_at
-        if rank == 0:
-            folder.append(row)
-            scalars.append(row)
-        if evaluated:
-            progress.log(epoch_line(row, settings.epochs))
-            if row.get("val_accuracy", -1.0) > best_accuracy:  # never chosen on test data
-                best_accuracy = row["val_accuracy"]
-                save("best.pt", int(row["epoch"]) + 1, 0)
-        if evaluated or time.monotonic() - saved_at > SAVE_EVERY:
-            save("last.pt", int(row["epoch"]) + 1, 0)
-            saved_at = time.monotonic()
+            at = restore(saved, run)
 
     # The run folder. Before this point nothing is written, and nothing of an earlier run is deleted.
-    done = steps * (start_epoch - 1) + start_step
+    steps = run.steps_per_epoch
+    done = steps * (at.epoch - 1) + at.step
     progress = Progress(folder, steps * settings.epochs, done, writing=rank == 0, quiet=quiet, warned=warned)
     interrupt = Interrupt(folder, flags, saying=progress.printing)
-    loaders = watched(loaders, data, progress, interrupt)
-    loader = loaders["train"]
+    run.loaders = watched(run.loaders, data, progress, interrupt)
+    notes = [*run.notes, *uncovered(data)]
     if rank == 0:
         where = provenance(str(device))
-        notes += folder.begin()
+        notes = folder.begin() + notes
         if not folder.resumed or settings != folder.saved_settings or changed:
             folder.write_config(settings, kept, where)
-        folder.truncate(start_epoch - 1 if saved else -1)
-    progress.log(run_line(settings, data, model, device, world_size, steps))
-    for note in (*notes, *uncovered(data)):
+        folder.truncate(at.epoch - 1 if saved else -1)
+    progress.log(run_line(settings, data, run.model, device, world_size, steps))
+    for note in notes:
         progress.log(note)
     if saved:
-        progress.log(resumed_line(folder.saved_settings, settings, start_epoch, start_step, steps))
+        progress.log(resumed_line(folder.saved_settings, settings, at.epoch, at.step, steps))
     if changed:
         progress.log(changed)
-    scalars = scalar_writer(folder.path / "tensorboard", start_epoch, enabled=rank == 0)
+    scalars = scalar_writer(folder.path / "tensorboard", at.epoch, enabled=rank == 0)
+    records = Records(run, kept, folder, progress, interrupt, scalars)
+
     with folder, picture(folder, enabled=rank == 0), scalars, progress, interrupt:
         if (settings.fine_tuning or settings.aligned) and not saved:  # epoch 0: metrics before the first step
-            start_head(model, settings, loader.ordered())
-            average.restart()
-            conclude({"epoch": 0, **evaluate_splits(average.model(), loaders)}, evaluated=True)
-        for epoch in range(start_epoch, settings.epochs + 1):
-            began, done, stop, losses = time.perf_counter() - elapsed, start_step, False, Losses()
-            train_mode(model, kept_in_eval)
-            batches = mixing(loader.epoch(epoch, start_step), epoch, start_step)
-            for step, (images, labels) in enumerate(batches, start_step):
-                rate = learning_rate(settings, ((epoch - 1) * steps + step) / (settings.epochs * steps))
-                seed_step(device, settings.seed, epoch, step, rank)  # dropout, stochastic depth
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * group.get("lr_scale", 1.0)
-
-                # Given labels, the implicit head normalises the features to h = τ f/‖f‖, updates the running
-                # class means H with this batch, solves for the simplex ETF U nearest to H, and returns the
-                # logits W h + b of the classifier W = √(K/(K−1)) M Uᵀ, b = −W μ_G. The head, like batch norm,
-                # treats each microbatch as a batch.
-                optimizer.zero_grad()
-                for microbatch, microbatch_labels in zip(
-                    images.chunk(settings.grad_accum_steps), labels.chunk(settings.grad_accum_steps), strict=True
-                ):
-                    try:
-                        logits = network(microbatch, microbatch_labels)
-                    except ValueError as error:  # the head refuses features that are not finite
-                        raise diverged(epoch, losses.not_finite() or step + 1, folder.path) from error
-                    loss = training_loss(settings.loss, logits, microbatch_labels, tau, **weighing)
-                    # The gradient reaches the features through h and, in closed form, through U as well.
-                    scaler.scale(loss * len(microbatch) / len(images)).backward()
-                    totals += batch_totals(loss, logits, microbatch_labels)
-                    losses.add(step, loss)
-                if settings.clip:
-                    scaler.unscale_(optimizer)
-                    nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-                scaler.step(optimizer)
-                scaler.update()
-                average.update()
-                progress.advance()
-                done = step + 1
-                if step % CHECK_EVERY == CHECK_EVERY - 1 and (bad := losses.not_finite()):
-                    raise diverged(epoch, bad, folder.path)
-                stop = interrupt.agreed()
-                if stop:
-                    break
-
-            # Totals of the epoch, summed over all processes; batch-norm statistics of rank 0 for all.
-            elapsed = time.perf_counter() - began
-            if world_size > 1:
-                dist.all_reduce(totals)
-                for buffer in model.buffers():
-                    dist.broadcast(buffer, 0)
-            if not is_finite(totals, model):
-                raise diverged(epoch, losses.not_finite() or done, folder.path)
-            seed_step(device, settings.seed, epoch, done, rank)
-
+            start_head(run.model, settings, run.loaders["train"].ordered())
+            run.average.restart()
+            row: Row = {"epoch": 0, **evaluate_splits(run.average.model(), run.loaders)}
+            records.conclude(row, at, evaluated=True)
+        while at.epoch <= settings.epochs:
+            stopped = train_epoch(run, at, progress, interrupt)
             # The checkpoint precedes the evaluation, which a signal may stop: a resumed run begins with the evaluation.
-            evaluated = epoch % settings.eval_interval == 0 or epoch == settings.epochs
-            if done > start_step:
-                solver = solver_health(model.head)
-            if stop or evaluated:
-                save("last.pt", epoch, done)
-            if stop:
+            evaluated = at.epoch % settings.eval_interval == 0 or at.epoch == settings.epochs
+            if stopped or evaluated:
+                records.save("last.pt", at)
+            if stopped:
                 raise interrupt.stop()
-
-            # Running metrics are those of training batches with the classifier solved from their own labels;
-            # reported metrics use eval mode and the stored classifier.
-            loss_sum, right, count = totals.tolist()
-            row: Row = {
-                "epoch": epoch,
-                "seconds": round(elapsed, 4),
-                "images_per_second": round(done * settings.batch_size / elapsed, 1),
-                "lr": learning_rate(settings, (epoch * steps - 1) / (settings.epochs * steps)),
-                "running_loss": loss_sum / count,
-                "running_accuracy": right / count,
-            }
+            row = running_metrics(run, at)
             if evaluated:
-                row |= evaluate_splits(average.model(), loaders) | solver
-            totals, start_step, elapsed = torch.zeros_like(totals), 0, 0.0
-            conclude(row, evaluated=evaluated)
+                row |= evaluate_splits(run.average.model(), run.loaders) | at.solver
+            at.begin_next_epoch()
+            records.conclude(row, at, evaluated=evaluated)
 
         # The last classifier comes from running means; one exact pass over the training split replaces them.
         last = read_rows(folder.path)[-1] if rank == 0 else {}
         if follows and recalibrate is not False:
-            recalibrate_head(average.model(), loader.ordered())
-            exact = evaluate_splits(average.model(), loaders)
-            save("recalibrated.pt", settings.epochs + 1, 0)
+            recalibrate_head(run.average.model(), run.loaders["train"].ordered())
+            exact = evaluate_splits(run.average.model(), run.loaders)
+            records.save("recalibrated.pt", at)
             if rank == 0:
                 running = {name: last[name] for name in exact if name in last}
                 folder.write_recalibrated(settings.epochs, running, exact)
@@ -340,6 +209,102 @@ def train(
     if rank == 0:
         progress.log(result_line(read_run(folder.path)))
     return last
+
+
+def train_epoch(run: Assembly, at: Position, progress: Progress, interrupt: Interrupt) -> bool:
+    """Train the steps of an epoch from `at.step` on; return whether a signal has stopped them.
+
+    Raises
+    ------
+    TrainingError
+        If the loss or the weights are not finite.
+    """
+    first, began, stopped, losses = at.step, time.perf_counter() - at.seconds, False, Losses()
+    train_mode(run.model, run.kept_in_eval)
+    for images, labels in run.mixing(run.loaders["train"].epoch(at.epoch, at.step), at.epoch, at.step):
+        try:
+            train_step(run, at, images, labels, losses)
+        except FloatingPointError as error:
+            raise diverged(at.epoch, losses.not_finite() or at.step + 1, progress.folder.path) from error
+        progress.advance()
+        at.step += 1
+        if at.step % CHECK_EVERY == 0 and (bad := losses.not_finite()):
+            raise diverged(at.epoch, bad, progress.folder.path)
+        stopped = interrupt.agreed()
+        if stopped:
+            break
+
+    # Totals of the epoch, summed over all processes; batch-norm statistics of rank 0 for all.
+    at.seconds = time.perf_counter() - began
+    if run.world_size > 1:
+        dist.all_reduce(at.totals)
+        for buffer in run.model.buffers():
+            dist.broadcast(buffer, 0)
+    if not is_finite(at.totals, run.model):
+        raise diverged(at.epoch, losses.not_finite() or at.step, progress.folder.path)
+    seed_step(run.device, run.settings.seed, at.epoch, at.step, run.rank)
+    if at.step > first:
+        at.solver = solver_health(run.model.head)
+    return stopped
+
+
+def train_step(run: Assembly, at: Position, images: Tensor, labels: Tensor, losses: Losses) -> None:
+    """One step of the optimizer on a batch.
+
+    Given labels, the implicit head normalises the features to h = τ f/‖f‖, updates the running class means H with this
+    batch, solves for the simplex ETF U nearest to H, and returns the logits W h + b of the classifier
+    W = √(K/(K−1)) M Uᵀ, b = −W μ_G. The gradient reaches the features through h and, in closed form, through U as well.
+    The head, like batch norm, treats each microbatch as a batch.
+
+    Parameters
+    ----------
+    images : Tensor (B, C, H, W)
+    labels : Tensor (B,) or soft labels (B, K)
+    losses : Losses
+        The loss of each microbatch is added to it.
+
+    Raises
+    ------
+    FloatingPointError
+        If the features are not finite.
+    """
+    settings, tau, microbatches = run.settings, run.model.head.temperature, run.settings.grad_accum_steps
+    rate = learning_rate(settings, ((at.epoch - 1) * run.steps_per_epoch + at.step) / run.total_steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+    seed_step(run.device, settings.seed, at.epoch, at.step, run.rank)  # dropout, stochastic depth
+    run.optimizer.zero_grad()
+    for x, y in zip(images.chunk(microbatches), labels.chunk(microbatches), strict=True):
+        try:
+            logits = run.network(x, y)
+        except ValueError as error:  # the head refuses features that are not finite
+            raise FloatingPointError(str(error)) from error
+        loss = training_loss(settings.loss, logits, y, tau, **run.loss_options)
+        run.scaler.scale(loss * len(x) / len(images)).backward()
+        at.totals += batch_totals(loss, logits, y)
+        losses.add(at.step, loss)
+    if settings.clip:
+        run.scaler.unscale_(run.optimizer)
+        nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.average.update()
+
+
+def running_metrics(run: Assembly, at: Position) -> Row:
+    """Metrics of an epoch's training batches, each with the classifier that follows from its own labels.
+
+    All other metrics use eval mode and the stored classifier.
+    """
+    loss_sum, right, count = at.totals.tolist()
+    return {
+        "epoch": at.epoch,
+        "seconds": round(at.seconds, 4),
+        "images_per_second": round(at.step * run.settings.batch_size / at.seconds, 1),
+        "lr": learning_rate(run.settings, (at.epoch * run.steps_per_epoch - 1) / run.total_steps),
+        "running_loss": loss_sum / count,
+        "running_accuracy": right / count,
+    }
 
 
 def diverged(epoch: int, step: int, run: Path) -> TrainingError:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from nearest_etf.torchport import FixedETFHead, LearnedHead
 from nearest_etf.torchport.training import progress as progress_module
-from nearest_etf.torchport.training import train as loop
+from nearest_etf.torchport.training import records
 from nearest_etf.torchport.training.data.load import training_data
 from nearest_etf.torchport.training.etf_report import main as report
 from nearest_etf.torchport.training.etf_train import gather_settings
@@ -182,7 +182,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "save_checkpoint", killed)
+        patch.setattr(records, "save_checkpoint", killed)
         with pytest.raises(KeyboardInterrupt):
             train(settings, tmp_path / "run", device="cpu", quiet=True)
     assert [row["epoch"] for row in read_rows(tmp_path / "run")] == [0]

@@ -22,6 +22,7 @@ import torch
 
 from nearest_etf.torchport.heads import default_temperature
 from nearest_etf.torchport.simplex import centred
+from nearest_etf.torchport.training import assembly
 from nearest_etf.torchport.training import train as loop
 from nearest_etf.torchport.training.data.load import training_data
 from nearest_etf.torchport.training.data.loaders import make_loader
@@ -55,7 +56,7 @@ def in_float64(build_model: Callable[..., torch.nn.Module]) -> Callable[..., tor
 IN_PROCESSES = f"""
 from __future__ import annotations
 import json, os, signal, sys, torch
-from nearest_etf.torchport.training import progress, train as loop
+from nearest_etf.torchport.training import assembly, progress, train as loop
 from nearest_etf.torchport.training.run.settings import settings_from
 torch.set_num_threads(1)
 {inspect.getsource(in_float64)}
@@ -68,9 +69,9 @@ def interrupted(step):
         if step == 0 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
     return counting
-build_model = loop.build_model
+build_model = assembly.build_model
 for output, settings, double, resume, step in json.loads(sys.argv[1]):
-    loop.build_model = in_float64(build_model) if double else build_model
+    assembly.build_model = in_float64(build_model) if double else build_model
     progress.Progress.advance = interrupted(step)
     try:
         loop.train(settings_from(settings), output, resume=resume, device="cpu")
@@ -128,7 +129,7 @@ def test_two_processes_compute_the_same_as_one(
     two_processes: Path, tmp_path: Path, head: str, precision: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if precision == "float64":
-        monkeypatch.setattr(loop, "build_model", in_float64(build_model))
+        monkeypatch.setattr(assembly, "build_model", in_float64(build_model))
     settings = SETTINGS if precision == "float64" else GENTLE
     loop.train(Settings(**{**settings.to_dict(), "head": head}), tmp_path / "one", device="cpu")
     two = two_processes / f"{head}-{precision}"

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from nearest_etf.torchport.collapse import NeuralCollapseMeter
-from nearest_etf.torchport.training import train as loop
+from nearest_etf.torchport.training import assembly
 from nearest_etf.torchport.training.etf_train import main
 from nearest_etf.torchport.training.optim import build_optimizer
 from nearest_etf.torchport.training.progress import Interrupt, Progress, Stopped
@@ -286,7 +286,7 @@ def test_a_later_divergence_leaves_the_last_good_checkpoint_and_the_table(
 
     train(Settings(**{**TINY.to_dict(), "epochs": 1, "schedule": "none"}), tmp_path / "one")
     monkeypatch.setattr(Progress, "advance", breaking)
-    monkeypatch.setattr(loop, "build_optimizer", remembered)
+    monkeypatch.setattr(assembly, "build_optimizer", remembered)
     # After a signal the weights are looked at, else the next step's loss.
     found = f"loss is not finite in epoch 2, step {2 if signalled else 3}: stopped; the checkpoints of"
     with pytest.raises(TrainingError, match=found):
