@@ -11,6 +11,7 @@ studies contain the complete settings, those with all heads and seeds, and name 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ import fine_tune_seconds  # type: ignore[import-not-found]
 import fine_tune_tables as of_b  # type: ignore[import-not-found]
 import from_scratch  # type: ignore[import-not-found]
 import gradient  # type: ignore[import-not-found]
+import growing  # type: ignore[import-not-found]
 import relu_floor  # type: ignore[import-not-found]
 import scale  # type: ignore[import-not-found]
 from paired import Results  # type: ignore[import-not-found]
@@ -128,6 +130,11 @@ def growth() -> str:
     return str(scale.tables(rows, rows_of("from-scratch"))) if rows else "Not yet run."
 
 
+def growing_classes() -> str:
+    """The table of `growing.py`."""
+    return str(growing.table(json.loads((RESULTS / "growing.json").read_text(encoding="utf-8"))["rows"]))
+
+
 def seconds() -> str:
     """The seconds of `fine_tune_seconds.py`, if measured."""
     rows = rows_of("seconds-fine-tune")
@@ -166,6 +173,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "from-scratch-secondary": lambda: of_study("from-scratch", secondary),
     **{name: lambda name=name: of_study(name) for name in STUDIES},  # type: ignore[misc]
     "scale": growth,
+    "growing": growing_classes,
 }
 
 

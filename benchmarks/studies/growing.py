@@ -29,6 +29,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from fine_tune_tables import difference, markdown  # type: ignore[import-not-found]
+from paired import median_and_range  # type: ignore[import-not-found]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -167,6 +169,28 @@ def grown(kind: str, inputs: Inputs, old: int, new: int, epochs: int, seed: int)
     return rows
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Accuracies and drifts, median (range) over the seeds, and paired differences to the linear head."""
+    by_head: dict[tuple[str, bool], dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        by_head.setdefault((row["head"], row["pinned"]), {})[row["seed"]] = row
+
+    def column(name: str, head: tuple[str, bool]) -> dict[int, float]:
+        return {seed: row[name] for seed, row in by_head[head].items()}
+
+    after = ("old_after", "new_after")
+    lines = [["head", "old classes: before", "after", "minus linear", "new classes", "minus linear", "drift, degrees"]]
+    for head, pinned in sorted(by_head, key=lambda key: key[1]):
+        cells = [median_and_range(list(column("old_before", (head, pinned)).values()))]
+        for name in after:
+            own, linear = column(name, (head, pinned)), column(name, ("linear", False))
+            same = (head, pinned) == ("linear", False)
+            cells += [median_and_range(list(own.values())), "–" if same else difference(own, linear)]
+        drift = statistics.median(column("drift_after", (head, pinned)).values())
+        lines.append([head + (", pinned" if pinned else ""), *cells, f"{drift:.0f}"])
+    return str(markdown(lines))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("cifar100", "digits"), default="cifar100")
@@ -178,16 +202,11 @@ def main() -> None:
     old, new = (50, 10) if options.data == "cifar100" else (8, 2)
     inputs = cifar100(old + new) if options.data == "cifar100" else digits()
     rows = []
-    figures = ("old_before", "old_extended", "old_after", "new_after", "drift_extended", "drift_after")
-    print(f"{options.data}, from {old} to {old + new} classes, medians of {options.seeds} seeds")
-    print(f"{'head':22}" + "".join(f"{name.replace('_', ' '):>16}" for name in figures))
     for kind in HEADS:
-        found = [grown(kind, inputs, old, new, options.epochs, seed) for seed in range(options.seeds)]
-        for pin in (False, True):
-            of_seeds = [pair[pin] for pair in found]
-            medians = [statistics.median(row[name] for row in of_seeds) for name in figures]
-            print(f"{kind + (', pinned' if pin else ''):22}" + "".join(f"{m:16.3f}" for m in medians), flush=True)
-            rows += of_seeds
+        for seed in range(options.seeds):
+            rows += grown(kind, inputs, old, new, options.epochs, seed)
+        print(f"{kind}: {options.seeds} seeds, with free and with pinned old vectors", flush=True)
+    print(f"\n{options.data}, from {old} to {old + new} classes\n\n{table(rows)}")
     if options.json:
         write_file(options.json, json.dumps({"provenance": provenance(), "rows": rows}, indent=1) + "\n")
 

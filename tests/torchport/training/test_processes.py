@@ -55,7 +55,7 @@ def in_float64(build_model: Callable[..., torch.nn.Module]) -> Callable[..., tor
 # itself a signal after a step, from the second process only.
 IN_PROCESSES = f"""
 from __future__ import annotations
-import json, os, signal, sys, torch
+import json, os, signal, sys, torch, torch.distributed
 from nearest_etf.torchport.training import assembly, progress, train as loop
 from nearest_etf.torchport.training.run.settings import settings_from
 torch.set_num_threads(1)
@@ -81,6 +81,7 @@ for output, settings, double, resume, step in json.loads(sys.argv[1]):
         assert "resume with: torchrun --nproc-per-node 2 -m nearest_etf.torchport.training.etf_train --resume" in str(
             stopped.message
         )
+torch.distributed.destroy_process_group()  # its threads may abort the process at exit
 """
 
 
