@@ -4,9 +4,9 @@
     python benchmarks/studies/few_dimensions.py --dry-run
     python benchmarks/studies/few_dimensions.py --summary > tables.md
 
-docs/protocol.md has the rules. The recipe `digits` has 4, 6 or 8 features for its ten classes. The learned head has its
-own choice of study A, the others that of the implicit head. The first part, classes that arrive later, is
-`growing.py --seeds 5`. Two calls with different `--seeds` and `--json` may run in parallel.
+docs/protocol.md has the rules. The recipe `digits` has 4, 6 or 8 features for its ten classes. Class means and tight
+frame have the implicit head's choice of study A, the learned head has its own and that one. The first part, classes that
+arrive later, is `growing.py --seeds 5`. Two calls with different `--seeds` and `--json` may run in parallel.
 """
 
 from __future__ import annotations
@@ -24,16 +24,21 @@ def narrow(digits: Data, d: int) -> Data:
     return replace(digits, settings=replace(digits.settings, num_features=d), tuned_on="digits")
 
 
-FACTORS = tuple(Factor(f"d = {d}", HEADS, 20, data=f"digits, d = {d}") for d in DIMENSIONS)
+AS_OTHERS = {"rate": 0.003, "temperature": 5.0}  # the implicit head's choice on digits in study A
+FACTORS = (
+    *(Factor(f"d = {d}", HEADS, 20, data=f"digits, d = {d}") for d in DIMENSIONS),
+    *(Factor(f"d = {d}, as others", ("learned",), 20, AS_OTHERS, f"digits, d = {d}") for d in DIMENSIONS),
+)
 
 
 def tables(rows: Rows) -> str:
-    """By the number of features: accuracies, and differences to the learned head."""
+    """By the number of features: accuracies, and differences to the learned head at both of its settings."""
     parts = []
-    for factor in FACTORS:
-        by_head = groups(rows, lambda row: row["head"], factor=factor.name)
+    for d in DIMENSIONS:
+        by_head = groups(rows, lambda row: row["head"], factor=f"d = {d}")
+        again = groups(rows, lambda row: f"{row['head']}, rate and τ of the others", factor=f"d = {d}, as others")
         if by_head:
-            parts += [f"**{factor.name}**", comparison(by_head, "learned")]
+            parts += [f"**d = {d}**", *(comparison(again | by_head, opponent) for opponent in ("learned", *again))]
     return "\n\n".join(parts)
 
 

