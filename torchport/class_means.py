@@ -1,9 +1,10 @@
 """Moving averages of class means and global mean, over steps and processes.
 
-Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248. Step t (from 1) mixes the batch's centred class
-means into the running ones, `H_t = α_t · batch + (1−α_t) · H_{t−1}` with `α_t = max(2/(t+1), floor)`; the gradient
-flows through the batch term only. A class that is absent from the batch keeps its running value. A class not seen yet is
-zero. A class seen for the first time enters at rate 1; with rate α_t it would stay too short for thousands of steps.
+Source: Markou, Ajanthan & Gould 2024, arXiv 2411.01248. Step t (from 1) mixes the batch's centred
+class means into the running ones, `H_t = α_t · batch + (1−α_t) · H_{t−1}` with `α_t = max(2/(t+1), floor)`; the
+gradient flows through the batch term only. A class that is absent from the batch keeps its running value. A class not
+seen yet is zero. A class seen for the first time enters at rate 1; with rate α_t it would stay too short for thousands
+of steps.
 """
 
 from __future__ import annotations

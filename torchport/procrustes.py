@@ -23,6 +23,7 @@ from .arguments import check_finite, check_floats, sees_values
 from .methods.autograd import Found, nearest_frame, polar
 from .methods.completion import completed
 from .methods.decompose import METHODS
+from .methods.linalg import frobenius
 from .simplex import (
     canonical_frame,
     check_class_means_shape,
@@ -335,7 +336,7 @@ def check_basis(basis: Tensor | None, class_means: Tensor, m: int) -> None:
     size = basis.shape[-1] if basis.ndim else 0
     if basis.shape != (size, size) or not m - 1 <= size <= m + 1:
         raise ValueError(f"basis has shape {tuple(basis.shape)}; expected ({m}, {m}), as a Solution's `basis`.")
-    if sees_values(basis) and not abs(float(torch.linalg.vector_norm(basis)) ** 2 - size) <= 1e-3 * size:
+    if sees_values(basis) and not abs(float(frobenius(basis)) ** 2 - size) <= 1e-3 * size:
         raise ValueError("basis is not orthonormal; expected the `basis` of an earlier Solution.")
 
 

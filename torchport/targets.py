@@ -82,7 +82,7 @@ def _nothing_ignored(labels: Tensor) -> bool:
 def _check_values(features: Tensor, labels: Tensor, num_classes: int) -> None:
     if not (features.sum().isfinite() or features.isfinite().all()):  # the sum alone is faster
         raise ValueError(
-            "features contain NaN or infinite entries: lower the learning rate, or look for the layer that produces them."
+            "features contain NaN or infinite entries: lower the learning rate, or find the layer that produces them."
         )
     if labels.ndim == 2:
         if not (labels.isfinite().all() and (labels >= 0).all()):

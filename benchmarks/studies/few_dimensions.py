@@ -5,8 +5,8 @@
     python benchmarks/studies/few_dimensions.py --summary > tables.md
 
 docs/protocol.md has the rules. The recipe `digits` has 4, 6 or 8 features for its ten classes. Class means and tight
-frame have the implicit head's choice of study A, the learned head has its own and that one. The first part, classes that
-arrive later, is `growing.py --seeds 5`. Two calls with different `--seeds` and `--json` may run in parallel.
+frame have the implicit head's choice of study A, the learned head has its own and that one. The first part, classes
+that arrive later, is `growing.py --seeds 5`. Two calls with different `--seeds` and `--json` may run in parallel.
 """
 
 from __future__ import annotations

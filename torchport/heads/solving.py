@@ -13,6 +13,7 @@ from torch import Tensor
 from ...common.arguments import real_number, switch
 from ..class_means import Averaging, keep_integer, keep_single, only_finite, store
 from ..methods.autograd import polar
+from ..methods.linalg import frobenius
 from ..methods.warm import SMALLEST_FOR_WARM_START
 from ..procrustes import Formulation, Solution
 from .averaging import AveragingHead
@@ -160,7 +161,7 @@ class SolvingHead(AveragingHead):
         weight = self._with_pinned(self.classifier_of(frame))
         bias = -weight @ global_mean
         if update:
-            drift = torch.dist(frame.detach(), self.frame) / self.num_classes**0.5
+            drift = frobenius(frame.detach() - self.frame) / self.num_classes**0.5
             self._last = Solution(frame.detach(), *solution[1:]), drift, method
             fallbacks = self.fallbacks + solution.fallbacks
             values = {"frame": frame, "weight": weight, "bias": bias, "fallbacks": fallbacks}
@@ -171,7 +172,7 @@ class SolvingHead(AveragingHead):
 
     def _norm(self, H: Tensor) -> Tensor:
         """`‖H‖_F`, or infinity if the means differ by no more than the rounding of features of norm τ."""
-        norm = torch.linalg.vector_norm(H)
+        norm = frobenius(H)
         rounding = 16 * torch.finfo(H.dtype).eps * self.num_classes**0.5  # of features of norm 1
         return torch.where(norm.detach() > rounding * self._tau(), norm, torch.inf)
 

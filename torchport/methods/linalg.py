@@ -1,9 +1,18 @@
-"""Linear algebra that the methods share: Gram matrices, rank, and the completion of a partial frame."""
+"""Linear algebra that the methods share: norms, Gram matrices, rank, and the completion of a partial frame."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+
+def frobenius(A: Tensor) -> Tensor:
+    """‖A‖_F (…) of A (…, d, m).
+
+    `torch.linalg.vector_norm` adds up one after the other on the CPU: in float32 it is 1e-5 off for a matrix of
+    1000 × 1000, and 1e-3 for 5000 × 5000. `sum` adds up in pairs.
+    """
+    return (A * A).sum((-2, -1)).clamp_min(torch.finfo(A.dtype).tiny).sqrt()  # clamped: the gradient at 0 is 0
 
 
 def gram(A: Tensor, block: int = 256) -> Tensor:

@@ -60,7 +60,7 @@ def orthonormalised(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _frobenius(B: Tensor) -> Tensor:
-    """‖B‖_F, (…, 1, 1)."""
+    """‖B‖_F, (…, 1, 1); a scale, which need not be as exact as `linalg.frobenius`."""
     return torch.linalg.vector_norm(B, dim=(-2, -1), keepdim=True)
 
 
