@@ -297,7 +297,7 @@ def _checked(
         raise ValueError(f"labels are {y.dtype} {y.shape}; expected integers ({len(X)},), one per sample.")
     for name, values in (("features", X), ("weight", W), ("bias", b)):
         if not np.isfinite(values).all():
-            raise ValueError(f"{name} holds {int(np.sum(~np.isfinite(values)))} NaN or infinite entries.")
+            raise ValueError(f"{name} contains {int(np.sum(~np.isfinite(values)))} NaN or infinite entries.")
     if len(y) and (y.min() < 0 or y.max() >= len(W)):
         raise ValueError(f"labels span {y.min()}…{y.max()}; expected 0…{len(W) - 1}, the rows of weight.")
     if len(np.unique(y)) < 2:

@@ -37,4 +37,4 @@ def test_the_differences_are_those_of_the_evidence() -> None:
     settings = [f"centre, {n} epochs | implicit − {other}" for other in ("linear", "learned") for n in (4, 20)]
     assert list(given.groups()) == [rows[setting] for setting in settings]
     (fixed,) = re.findall(r"^\| fixed − linear \| data: cifar100 \| \+(\d\.\d) \[[^|]*\] better;", evidence, re.M)
-    assert f"by {fixed} points, the nearest one does not" in " ".join(README.split())
+    assert f"by {fixed} points, and the nearest one does not" in " ".join(README.split())

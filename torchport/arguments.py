@@ -92,7 +92,7 @@ def check_finite(name: str, value: Tensor) -> None:
         If there are any.
     """
     if sees_values(value) and not value.isfinite().all():
-        raise ValueError(f"{name} {'hold' if name in PLURAL else 'holds'} NaN or infinite entries.")
+        raise ValueError(f"{name} {'contain' if name in PLURAL else 'contains'} NaN or infinite entries.")
 
 
 def sees_values(value: Tensor) -> bool:

@@ -87,7 +87,7 @@ def _check_values(features: Tensor, labels: Tensor, num_classes: int) -> None:
     if labels.ndim == 2:
         if not (labels.isfinite().all() and (labels >= 0).all()):
             raise ValueError(
-                "soft labels hold negative, NaN or infinite entries; expected shares, each row with sum 1."
+                "soft labels contain negative, NaN or infinite entries; expected shares, each row with sum 1."
             )
         return
     low, high = (int(label) for label in labels.aminmax())

@@ -81,12 +81,13 @@ FACTORS = tuple(Factor(name, FOUR, 5, data=f"cifar10, {name}") for name in NETWO
 
 
 def tables(rows: Rows) -> str:
-    """By network: accuracies, and epochs to the targets of CIFAR-10."""
+    """By network: accuracies, differences to learned and linear, and epochs to the targets of CIFAR-10."""
     parts = []
     for factor in dict.fromkeys(row["factor"] for row in rows):
         by_head = groups(rows, lambda row: row["head"], factor=factor)
         targets = SMALL["cifar10"].targets
-        parts += [f"**{factor}**", comparison(by_head, "learned"), collapse(by_head, "learned", targets)]
+        parts += [f"**{factor}**", *(comparison(by_head, opponent) for opponent in ("learned", "linear"))]
+        parts += [collapse(by_head, "learned", targets)]
     return "\n\n".join(parts)
 
 

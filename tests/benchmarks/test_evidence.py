@@ -256,6 +256,34 @@ def test_half_of_the_energy_of_a_vertex_is_in_its_positive_part():
     assert others.mean() == pytest.approx(-1 / (math.sqrt(2) * (K - 1)), rel=0.02)
 
 
+def test_statements_on_networks_sizes_and_failures_agree_with_the_rows():
+    def of(study: str, factor: str, head: str, column: str = "accuracy") -> np.ndarray[Any, Any]:
+        rows = json.loads((RESULTS / f"{study}.json").read_text(encoding="utf-8"))["rows"]
+        found = {row["seed"]: row[column] for row in rows if (row["factor"], row["head"]) == (factor, head)}
+        return np.array([found[seed] for seed in range(len(found))])
+
+    def gain(study: str, factor: str, head: str, other: str, its_factor: str = "") -> float:
+        differences = of(study, factor, head) - of(study, its_factor or factor, other)
+        interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+        assert interval.low > 0
+        assert (differences > 0).mean() >= (1 if len(differences) < 10 else 0.9)
+        return round(100 * float(differences.mean()), 1)
+
+    said = " ".join(TEXT.split())
+    over_linear = [gain("architectures", "transformer", head, "linear") for head in ("implicit", "fixed")]
+    over_learned = gain("architectures", "transformer", "fixed", "learned")
+    text = "implicit is better than linear by {} points and `fixed` by {}, and `fixed` also better than the learned head"
+    assert f"{text.format(*over_linear)}, by {over_learned}." in said
+    gained = gain("few-dimensions", "d = 6, as others", "learned", "learned", "d = 6")
+    assert f"gains {gained} points there with those of the other heads" in said
+    ahead = [gain("few-dimensions", f"d = {d}", "tight-frame", "learned", f"d = {d}, as others") for d in (4, 6)]
+    assert "better at d = 4 and d = 6, by {} and {} points".format(*ahead) in said
+    assert not of("failures", "imbalance 0.01", "linear", "tail").any()
+    for head, batch in ((head, batch) for head in ("linear", "learned", "fixed", "implicit") for batch in (8, 16)):
+        fall = np.median(of("failures", "centre", head)) - np.median(of("failures", f"batch {batch}", head))
+        assert fall < 1.01 / 360
+
+
 def test_incomplete_settings_are_named_without_tables(evidence, monkeypatch, tmp_path):
     monkeypatch.setattr(evidence, "RESULTS", tmp_path)
     assert evidence.of_study("few-dimensions") == "Not yet run."

@@ -162,7 +162,7 @@ def test_more_classes_than_dimensions() -> None:
         ({"labels": np.linspace(0, 1, 8)}, "expected integers"),
         ({"labels": np.arange(8)}, "span 0…7; expected 0…3"),
         ({"labels": np.zeros(8, int)}, "1 class"),
-        ({"features": np.full((8, 6), np.nan)}, "features holds 48 NaN"),
+        ({"features": np.full((8, 6), np.nan)}, "features contains 48 NaN"),
         ({"weight": np.zeros((4, 6))}, "weight is zero"),
         ({"bias": np.zeros(3)}, "bias has shape"),
     ],

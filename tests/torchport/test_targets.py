@@ -86,7 +86,7 @@ def test_soft_labels_weight_the_class_means() -> None:
         (FEATURES, LABELS.float(), "labels are torch.float32"),
         (FEATURES, LABELS[:5], r"labels have shape \(5,\); expected \(12,\)"),
         (FEATURES, torch.zeros(12, 5), r"labels have shape \(12, 5\); expected \(12, 4\)"),
-        (FEATURES, torch.full((12, 4), -1.0), "soft labels hold negative"),
+        (FEATURES, torch.full((12, 4), -1.0), "soft labels contain negative"),
         (FEATURES, torch.full((12,), -1), "labels run from -1 to -1; expected 0…3, or -100"),
         (FEATURES[:0], LABELS[:0], "the batch is empty"),
     ],
