@@ -272,7 +272,7 @@ def test_statements_on_networks_sizes_and_failures_agree_with_the_rows():
     said = " ".join(TEXT.split())
     over_linear = [gain("architectures", "transformer", head, "linear") for head in ("implicit", "fixed")]
     over_learned = gain("architectures", "transformer", "fixed", "learned")
-    text = "implicit is better than linear by {} points and `fixed` by {}, and `fixed` also better than the learned head"
+    text = "better than linear by {} points and `fixed` by {}, and `fixed` also better than the learned head"
     assert f"{text.format(*over_linear)}, by {over_learned}." in said
     gained = gain("few-dimensions", "d = 6, as others", "learned", "learned", "d = 6")
     assert f"gains {gained} points there with those of the other heads" in said
