@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+KILLED_WORKER = "DataLoader worker"  # begins torch's error, which a signal handler raises at any point of a run
 LONGEST_NAME = 200  # characters of an unknown name; limits the time of its comparison with the known ones
 
 

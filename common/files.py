@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from .errors import UserError, first_line
+from .errors import KILLED_WORKER, UserError, first_line
 from .seals import Damage, opened_json, sealed_json
 
 LARGEST_TEXT = 2**28  # bytes of a text file; metrics of 100,000 epochs take half of it
@@ -191,7 +191,7 @@ def reading(path: str | os.PathLike[str], expected: str, error_type: type[UserEr
     expected : str
         What the file should be, as in "the settings of a run".
     error_type : type of UserError
-        The type that is raised. A `UserError` passes unchanged.
+        The type that is raised. A `UserError` passes unchanged, and so does the error about a killed worker process.
 
     Examples
     --------
@@ -213,6 +213,8 @@ def reading(path: str | os.PathLike[str], expected: str, error_type: type[UserEr
         reason = error.strerror or first_line(error)
         raise error_type(f"{path} cannot be read ({reason}): expected {expected}") from error
     except Exception as error:
+        if str(error).startswith(KILLED_WORKER):
+            raise
         raise error_type(f"{path} is damaged or of another kind ({describe(error)}): expected {expected}") from error
 
 

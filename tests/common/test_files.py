@@ -153,7 +153,8 @@ def test_reading_turns_any_error_into_one_line(error: Exception, message: str, k
 
 
 def test_reading_passes_our_own_errors_and_interrupts() -> None:
-    for error in (OurError("as it is"), KeyboardInterrupt()):
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")  # raised at any point of a run
+    for error in (OurError("as it is"), KeyboardInterrupt(), killed):
         with pytest.raises(type(error)) as caught, reading("x.bin", "a thing"):
             raise error
         assert caught.value is error

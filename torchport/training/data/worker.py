@@ -16,7 +16,7 @@ from multiprocessing.synchronize import Event
 from multiprocessing.util import Finalize
 from types import FrameType
 
-from ....common.errors import UserError, first_line
+from ....common.errors import KILLED_WORKER, UserError, first_line
 
 
 def ignore_signals(worker: int = 0, ending: Event | None = None) -> None:
@@ -75,7 +75,7 @@ def needing_workers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        if not str(error).startswith(KILLED_WORKER):
             raise
         raise WorkerError(
             f"a worker process that reads images was killed ({first_line(error)}), perhaps because memory ran "
