@@ -278,6 +278,9 @@ def test_statements_on_networks_sizes_and_failures_agree_with_the_rows():
     assert f"gains {gained} points there with those of the other heads" in said
     ahead = [gain("few-dimensions", f"d = {d}", "tight-frame", "learned", f"d = {d}, as others") for d in (4, 6)]
     assert "better at d = 4 and d = 6, by {} and {} points".format(*ahead) in said
+    for column in ("rate", "temperature"):
+        own, others = (("d = 6, as others", "learned"), ("d = 6", "tight-frame"))
+        assert np.array_equal(of("few-dimensions", *own, column), of("few-dimensions", *others, column))
     assert not of("failures", "imbalance 0.01", "linear", "tail").any()
     for head, batch in ((head, batch) for head in ("linear", "learned", "fixed", "implicit") for batch in (8, 16)):
         fall = np.median(of("failures", "centre", head)) - np.median(of("failures", f"batch {batch}", head))
